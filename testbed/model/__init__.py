@@ -1,0 +1,1 @@
+"""Values that cross seams: pure, frozen, standard library only. Read identity, topology, policy, placement, experiment."""

@@ -1,0 +1,118 @@
+"""A question with its grid, and what its trials give: cells, trials, measurements, findings. Pure values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How requests are sent. Open loop: `rate_rps` over `connections`, times drawn before; closed: as fast as answers come."""
+
+    kind: str = "open"
+    """`open` or `closed`."""
+    rate_rps: float = 100.0
+    arrival: str = "poisson"
+    """`uniform` or `poisson` (open loop only)."""
+    connections: int = 8
+    warmup_s: float = 1.0
+    window_s: float = 4.0
+    request_bytes: int = 0
+    response_bytes: int = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    name: str
+    question: str
+    topology: str
+    planes: tuple[str, ...]
+    client: str
+    """Workload that sends."""
+    target: str
+    """`service` (its first port) or `service:port`."""
+    load: Load
+    rounds: int = 5
+    aa_pair: bool = True
+    """Measure plane `none` twice per round, under the names `none` and `none (A/A)`: what no difference looks like."""
+    claims: tuple[str, ...] = ()
+    links: tuple[tuple[str, str, dict], ...] = ()
+    """Impairments that override the topology's: (a, b, {delay_ms: …}) both directions."""
+
+
+class Result(StrEnum):
+    HOLDS = "holds"
+    BROKEN = "broken"
+    NO_EVIDENCE = "no-evidence"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One line of findings.jsonl. Where a statement is meant to fail (cleartext under `none`), it says so and HOLDS means it did."""
+
+    id: str
+    plane: str
+    segment: str
+    statement: str
+    result: Result
+    evidence: str
+    """File and packet numbers, or the probe and its outcome."""
+    packets: tuple[int, ...] = ()
+    value: str = ""
+    """Short form for the table: `0 of 64 readable`, `TLS 1.3`, `401`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One tidy row of measurements.csv."""
+
+    round: int
+    trial: str
+    block: int
+    plane: str
+    component: str
+    metric: str
+    unit: str
+    value: float
+    valid: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRow:
+    """One request: seconds on CLOCK_MONOTONIC. `sent` minus `intended` is the generator's lag; latency is `last_byte - intended`."""
+
+    intended_s: float
+    sent_s: float
+    first_byte_s: float
+    last_byte_s: float
+    status: int
+    bytes: int
+    connection: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadRecord:
+    rows: tuple[RequestRow, ...]
+    started_s: float
+    ended_s: float
+    cpu_s: float
+    """CPU that the generator itself used, to see saturation."""
+    notes: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkReading:
+    """What a link really did, beside what was asked; ms, RTT unless said."""
+
+    link: str
+    asked_rtt_ms: float
+    rtt_p50_ms: float
+    rtt_p90_ms: float
+    asked_loss: float
+    loss: float
+    probes: int
+    within_tolerance: bool
+    backend: str = ""

@@ -1,0 +1,93 @@
+"""What a plane says: which proxies go where, what is captured into them, and what must then be true on the wire.
+
+A `Placement` is data and adds up (`none + x == x`), so hybrid is a sum. Nothing here is applied by the plane itself:
+`deploy` writes the files, installs the captures, starts the programs and waits for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from testbed.model.identity import Identity
+
+
+class CaptureKind(StrEnum):
+    IN_POD = "in-pod"
+    """ztunnel: all outbound TCP to 15001, all inbound TCP but 15008 to 15006, mark 0x539 exempt (facts/hbone 2.15)."""
+    SIDECAR = "sidecar"
+    """Istio's sidecar rules: 15001 and 15006, the proxy's user id exempt (facts/hbone 4.1)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capture:
+    """Redirect a workload's traffic into a proxy's ports."""
+
+    workload: str
+    kind: CaptureKind
+    proxy_uid: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proxy:
+    """One proxy process. It is started as `python -m <program> --config <dir>/config.json` with its folder as its world."""
+
+    name: str
+    role: str
+    """`ztunnel`, `waypoint`, `sidecar`, `gateway`, … or `envoy-<role>`."""
+    node: str
+    sandbox: str
+    """The sandbox it runs in: a node's name (ztunnel), or a workload's (sidecar), or its own (waypoint, see `own_address`)."""
+    program: str
+    """Dotted module, e.g. `planes.ztunnel`; or `@envoy` for a binary that the deployer resolves."""
+    serves: tuple[str, ...]
+    """Names of workloads (or services) it acts for."""
+    identities: tuple[Identity, ...]
+    """Whose keys it is given; the boundary experiments count these."""
+    view: dict
+    """The mesh as this proxy sees it: ztunnel's LOCAL config shape (`workloads`, `services`, `policies`), plain JSON."""
+    options: dict = field(default_factory=dict)
+    """Everything else of config.json: role options, text of other files."""
+    own_address: str | None = None
+    """A waypoint is a workload of its own: the address it needs in the lab; None for proxies that live in others' sandboxes."""
+    enters: tuple[str, ...] = ()
+    """Workloads whose network namespaces are handed to it by descriptor (ztunnel's in-pod model)."""
+
+
+class Encryption(StrEnum):
+    MTLS = "mtls"
+    CLEAR = "clear"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What must be true of traffic from workload `source` to workload `destination` on a segment.
+
+    `segment` is `wire` (between nodes, and from a workload's veth to its node) or `local` (inside a workload's sandbox).
+    """
+
+    source: str
+    destination: str
+    segment: str
+    encryption: Encryption
+    hbone: bool = False
+    """CONNECT to port 15008 with `authority`."""
+    authority: str | None = None
+    client_identity: Identity | None = None
+    server_identity: Identity | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    plane: str
+    proxies: tuple[Proxy, ...] = ()
+    captures: tuple[Capture, ...] = ()
+    claims: tuple[Claim, ...] = ()
+
+    def __add__(self, other: Placement) -> Placement:
+        return Placement(
+            plane=self.plane,
+            proxies=self.proxies + other.proxies,
+            captures=self.captures + other.captures,
+            claims=self.claims + other.claims,
+        )
