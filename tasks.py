@@ -1,11 +1,224 @@
-"""Invoke verbs; each a line or two over `testbed.cli`."""
+"""Invoke verbs (`./inv --list`); each a line or two over `testbed.cli`. Noun first."""
 
-from invoke import task
+from invoke import Collection, task
+
+from testbed import cli
+
+JSON = "print JSON for programs"
+NAME = "the lab's name; not needed while only one is up"
+PLANE = "plane name, or several with commas"
+LINK = "netem, wire or auto (netem where the kernel has it)"
 
 
-@task(help={"only": "pytest -k expression", "fast": "only what needs neither root nor Docker"})
+@task(help={"only": "pytest -k expression", "fast": "only what needs neither root, Docker, Envoy nor qemu"})
 def test(c, only="", fast=False):
-    """Run every test this machine can run; what it cannot run is counted and named."""
-    from testbed import cli
-
+    """Every test this machine can run; what it cannot run is counted and named."""
     cli.exit_with(cli.test, only=only, fast=fast)
+
+
+@task(help={"rounds": "rounds of all planes (5)", "plane": PLANE, "link": LINK, "seed": "seed of order and schedules"})
+def quickstart(c, rounds=None, plane="", link="auto", seed=None):
+    """The main job: planes in turn on two zones, load, proof from packets, one table, a report. Some minutes."""
+    cli.exit_with(cli.quickstart, rounds=_int(rounds), plane=plane, link=link, seed=_int(seed))
+
+
+@task(help={"json": JSON})
+def doctor(c, json=False):
+    """What this machine can do; each lack with its mend."""
+    cli.exit_with(cli.doctor, as_json_text=json)
+
+
+@task(help={"write": "write topologies/schema.json instead of printing"})
+def schema(c, write=False):
+    """JSON Schema of topology files."""
+    cli.exit_with(cli.schema, write=write)
+
+
+@task(
+    help={
+        "topology": "name of a shipped topology, or a file",
+        "plane": "plane to put on it",
+        "runtime": "netns or auto",
+        "link": LINK,
+        "name": "name of the lab (the topology's)",
+    }
+)
+def lab_up(c, topology, plane="none", runtime="auto", link="auto", name=""):
+    """Bring up a lab that stays; prints measured delay beside asked."""
+    cli.exit_with(cli.lab_up, topology, plane=plane, runtime=runtime, link=link, name=name)
+
+
+@task(help={"name": NAME})
+def lab_down(c, name=""):
+    """Take a lab down: all of it and nothing else."""
+    cli.exit_with(cli.lab_down, name)
+
+
+@task(help={"json": JSON})
+def lab_list(c, json=False):
+    """Labs that are up."""
+    cli.exit_with(cli.lab_list, as_json_text=json)
+
+
+@task(help={"name": NAME, "json": JSON})
+def lab_inspect(c, name="", json=False):
+    """Nodes, workloads, services, proxies and links of a lab."""
+    cli.exit_with(cli.lab_inspect, name, as_json_text=json)
+
+
+@task(help={"workload": "workload (or node) to run in", "name": NAME})
+def lab_exec(c, workload, name=""):
+    """Run a command in a workload's namespace: lab.exec client -- ping -c1 10.0.2.2. Its exit code is ours."""
+    cli.exit_with(cli.lab_exec, workload, c.remainder, name=name)
+
+
+@task(help={"workload": "workload (or node) to enter", "name": NAME})
+def lab_shell(c, workload, name=""):
+    """A shell in a workload's namespace."""
+    cli.exit_with(cli.lab_exec, workload, "exec ${SHELL:-/bin/sh}", name=name)
+
+
+@task(help={"topology": "name of a shipped topology, or a file"})
+def lab_graph(c, topology):
+    """The topology as text: zones, nodes, workloads, links."""
+    cli.exit_with(cli.lab_graph, topology)
+
+
+@task(help={"dry-run": "only say what would go", "all": "also labs that are up and healthy"})
+def lab_gc(c, dry_run=False, all=False):
+    """Remove what killed runs left behind: ours only."""
+    cli.exit_with(cli.lab_gc, dry_run=dry_run, everything=all)
+
+
+@task(help={"name": NAME, "json": JSON})
+def link_show(c, name="", json=False):
+    """Links: asked and measured."""
+    cli.exit_with(cli.link_show, name, as_json_text=json)
+
+
+@task(
+    help={
+        "a": "sending node",
+        "b": "receiving node",
+        "name": NAME,
+        "delay-ms": "one-way delay",
+        "jitter-ms": "standard deviation",
+        "loss": "probability 0..1",
+        "rate-mbit": "rate, 0 = unlimited",
+    }
+)
+def link_set(c, a, b, name="", delay_ms=None, jitter_ms=None, loss=None, rate_mbit=None):
+    """Change the direction a→b of a live link; what is not named stays."""
+    values = {"delay_ms": delay_ms, "jitter_ms": jitter_ms, "loss": loss, "rate_mbit": rate_mbit}
+    cli.exit_with(cli.link_set, a, b, name, **{key: _float(key, value) for key, value in values.items()})
+
+
+@task(help={"pcap": "pcap or pcapng file", "keylog": "TLS key log, where the file has no secrets inside", "json": JSON})
+def capture_verify(c, pcap, keylog="", json=False):
+    """What packets prove: TLS, identities, HBONE, cleartext."""
+    cli.exit_with(cli.capture_verify, pcap, keylog, as_json_text=json)
+
+
+@task
+def experiment_list(c):
+    """Experiments and their questions."""
+    cli.exit_with(cli.experiment_list)
+
+
+@task(
+    help={
+        "name": "experiment",
+        "plane": PLANE,
+        "trials": "rounds",
+        "runtime": "netns or auto",
+        "link": LINK,
+        "resume": "folder of a run to go on with",
+        "seed": "seed of order and schedules",
+        "dry-run": "print the plan only",
+    }
+)
+def experiment_run(c, name, plane="", trials=None, runtime="auto", link="auto", resume="", seed=None, dry_run=False):
+    """Run an experiment, print its table and the report's path."""
+    cli.exit_with(
+        cli.experiment_run,
+        name,
+        plane=plane,
+        trials=_int(trials),
+        runtime=runtime,
+        link=link,
+        resume=resume,
+        seed=_int(seed),
+        dry_run=dry_run,
+    )
+
+
+@task(help={"run": "folder of a run"})
+def experiment_show(c, run):
+    """A run's table again."""
+    cli.exit_with(cli.experiment_show, run)
+
+
+@task(help={"run": "folder of a run"})
+def report_build(c, run):
+    """Build report.html of a run again."""
+    cli.exit_with(cli.report_build, run)
+
+
+@task(help={"before": "folder of a run", "after": "folder of a run"})
+def report_compare(c, before, after):
+    """Differences between two runs."""
+    cli.exit_with(cli.report_compare, before, after)
+
+
+@task
+def bench_bringup(c):
+    """Bring-up of 10, 100 and 1,000 hosts, Mininet beside ours. Options of its own behind --."""
+    cli.exit_with(cli.bench, "bringup", c.remainder.split())
+
+
+@task
+def bench_links(c):
+    """Link accuracy asked and measured, throughput, many links. Options of its own behind --."""
+    cli.exit_with(cli.bench, "links", c.remainder.split())
+
+
+@task
+def bench_proxy(c):
+    """CPU per request of our proxies, real Envoy beside them. Options of its own behind --."""
+    cli.exit_with(cli.bench, "proxy", c.remainder.split())
+
+
+def _int(text):
+    from testbed.errors import UsageError
+
+    if text is None:
+        return None
+    if not str(text).isdigit():
+        cli.exit_with(_raise, UsageError(f"{text!r} is not a whole number"))
+    return int(text)
+
+
+def _float(name, text):
+    from testbed.errors import UsageError
+
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        cli.exit_with(_raise, UsageError(f"--{name.replace('_', '-')} {text!r} is not a number"))
+
+
+def _raise(error):
+    raise error
+
+
+NOUNS = ("lab", "link", "capture", "experiment", "report", "bench")
+
+namespace = Collection()
+for _name, _task in [(n, t) for n, t in sorted(globals().items()) if hasattr(t, "body")]:
+    _noun, _, _verb = _name.partition("_")
+    if _noun in NOUNS and _verb:
+        if _noun not in namespace.collections:
+            namespace.add_collection(Collection(_noun))
+        namespace.collections[_noun].add_task(_task, name=_verb.replace("_", "-"))
+    else:
+        namespace.add_task(_task, name=_name)

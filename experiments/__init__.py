@@ -1,0 +1,1 @@
+"""Questions, one a module: each holds a constant `EXPERIMENT`."""

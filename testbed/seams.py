@@ -56,6 +56,8 @@ class Process(Protocol):
     """As the host sees it."""
     cgroup: str | None
     """Name under which `observe.procstat` reads its CPU and memory; None where cgroups are not ours to make."""
+    log: Path | None
+    """What it prints, both streams."""
 
     def poll(self) -> int | None: ...
     def signal(self, number: int) -> None: ...

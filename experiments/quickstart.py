@@ -1,0 +1,18 @@
+"""The main job in a few minutes: what does mutual TLS through a shared L4 proxy cost, and what does it hide?
+
+Two zones at a small RTT, every plane in turn, the same open-loop load, proof from packets, boundaries tried.
+"""
+
+from testbed.model.experiment import Experiment, Load
+
+EXPERIMENT = Experiment(
+    name="quickstart",
+    question="What does each data plane add in latency, CPU and memory, and what can be read on the wire?",
+    topology="two-zones",
+    planes=("none", "ambient-l4"),
+    client="client",
+    target="server",
+    load=Load(kind="open", rate_rps=200, arrival="poisson", connections=8, warmup_s=1.0, window_s=5.0, response_bytes=256),
+    rounds=5,
+    claims=("l4-suffices-for-mtls", "hbone-carries-metadata"),
+)

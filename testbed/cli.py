@@ -1,0 +1,214 @@
+"""The verbs as plain functions; `tasks.py` shares them. Each returns its exit code (contracts.md); data to stdout, the rest to stderr."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from testbed.errors import TestbedError, UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def exit_with(verb: Callable[..., int | None], *args: object, **options: object) -> None:
+    """Run a verb and leave with its code. Our errors are one clear text; anything else is a bug and shows its traceback."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = verb(*args, **options) or 0
+    except TestbedError as error:
+        print(error, file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; everything of this run was taken down", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        code = 0  # the reader (head, less) had enough
+        sys.stdout = None  # type: ignore[assignment]
+    sys.exit(code)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def test(only: str = "", fast: bool = False) -> int:
+    """pytest over `tests/`; its own summary counts and names what was skipped."""
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    if fast:
+        argv += ["-m", "not root and not docker and not envoy and not qemu"]
+    if only:
+        argv += ["-k", only]
+    return subprocess.run(argv, cwd=ROOT).returncode
+
+
+def as_json(value: object) -> None:
+    print(json.dumps(value, indent=1, default=str))
+
+
+def schema(write: bool = False) -> int:
+    from testbed import topofile
+
+    text = json.dumps(topofile.json_schema(), indent=1) + "\n"
+    if write:
+        (ROOT / "topologies" / "schema.json").write_text(text)
+    else:
+        print(text, end="")
+    return 0
+
+
+def doctor(as_json_text: bool = False) -> int:
+    from testbed import doctor as doctor_module
+
+    return doctor_module.main(json_output=as_json_text)
+
+
+# experiments
+
+
+def quickstart(rounds: int | None = None, plane: str = "", link: str = "auto", seed: int | None = None) -> int:
+    return experiment_run("quickstart", plane=plane, trials=rounds, link=link, seed=seed)
+
+
+def experiment_list() -> int:
+    from testbed.registry import load, names
+
+    for name in names("experiment"):
+        print(f"{name:<20} {load('experiment', name).question}")
+    return 0
+
+
+def experiment_run(
+    name: str,
+    *,
+    plane: str = "",
+    trials: int | None = None,
+    runtime: str = "auto",
+    link: str = "auto",
+    resume: str = "",
+    seed: int | None = None,
+    dry_run: bool = False,
+) -> int:
+    """Run an experiment, print its table and the report's path. 3 when trials were left out, 4 when no trial of a plane counts."""
+    from testbed import runs
+
+    return runs.run(
+        name,
+        planes=[p for p in plane.split(",") if p],
+        rounds=trials,
+        runtime=runtime,
+        link=link,
+        resume=resume,
+        seed=seed,
+        dry_run=dry_run,
+    )
+
+
+def experiment_show(run: str) -> int:
+    from testbed import runs
+
+    return runs.show(Path(run))
+
+
+def report_build(run: str) -> int:
+    from testbed import report
+    from testbed.store import Run
+
+    print(report.build(Run.open(Path(run)).path))
+    return 0
+
+
+def report_compare(before: str, after: str) -> int:
+    from testbed import report
+
+    print(report.compare(Path(before), Path(after)))
+    return 0
+
+
+# labs
+
+
+def lab_up(topology: str, plane: str = "none", runtime: str = "auto", link: str = "auto", name: str = "") -> int:
+    from testbed import labs
+
+    return labs.up(topology, plane=plane, runtime=runtime, link=link, name=name)
+
+
+def lab_down(name: str = "") -> int:
+    from testbed import labs
+
+    return labs.down(name)
+
+
+def lab_list(as_json_text: bool = False) -> int:
+    from testbed import labs
+
+    return labs.list_all(as_json_text)
+
+
+def lab_inspect(name: str = "", as_json_text: bool = False) -> int:
+    from testbed import labs
+
+    return labs.inspect(name, as_json_text)
+
+
+def lab_exec(workload: str, command: str, name: str = "") -> int:
+    from testbed import labs
+
+    if not command:
+        raise UsageError("nothing to run; write it behind --: ./inv lab.exec client -- curl http://10.96.0.10:8080/")
+    return labs.execute(name, workload, command)
+
+
+def lab_graph(topology: str) -> int:
+    from testbed import labs
+
+    return labs.graph(topology)
+
+
+def lab_gc(dry_run: bool = False, everything: bool = False) -> int:
+    from testbed.runtime import ownership
+
+    removed = ownership.gc(dry_run=dry_run, everything=everything)
+    for line in removed:
+        print(("would remove " if dry_run else "removed ") + line)
+    say(f"{len(removed)} leftovers" + (" found" if dry_run else " removed"))
+    return 0
+
+
+def link_show(name: str = "", as_json_text: bool = False) -> int:
+    from testbed import labs
+
+    return labs.link_show(name, as_json_text)
+
+
+def link_set(a: str, b: str, name: str = "", **fields: float | None) -> int:
+    from testbed import labs
+
+    return labs.link_set(name, a, b, {key: value for key, value in fields.items() if value is not None})
+
+
+def capture_verify(pcap: str, keylog: str = "", as_json_text: bool = False) -> int:
+    from testbed.verify.judge import verify_file
+
+    path = Path(pcap)
+    if not path.is_file():
+        raise UsageError(f"{pcap}: no such file; captures of a run are in results/<experiment>/<run>/captures/")
+    found = verify_file(path, Path(keylog) if keylog else None)
+    if as_json_text:
+        as_json(found)
+    else:
+        print(found if isinstance(found, str) else json.dumps(found, indent=1, default=str))
+    return 0
+
+
+def bench(what: str, arguments: list[str]) -> int:
+    """The project measuring itself, with a peer beside it: `bringup`, `links`, `proxy`."""
+    return subprocess.run([sys.executable, "-m", f"testbed.bench.{what}", *arguments], cwd=ROOT).returncode

@@ -1,0 +1,195 @@
+"""A placement applied to a lab: keys, configuration, captures, programs, readiness.
+
+The order is Istio's: proxies are ready before traffic is captured into them, so that no workload meets a closed port while its
+proxy starts. Everything a proxy needs lies in its own folder (0700, its own user id); no application's mount namespace shows it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from testbed import nftables, program
+from testbed.errors import PeerError
+from testbed.lab import Lab, http_get, log_tail
+from testbed.model.identity import Identity
+from testbed.model.placement import Capture, CaptureKind, Placement, Proxy
+from testbed.nodeagent import NodeAgent, PodNetns
+from testbed.pki import CertificateAuthority, write_identity
+from testbed.seams import Process, Progress, Spawn
+
+PROXY_UID = 1337
+"""First of the proxies' user ids (Istio's own number); each further proxy gets one of its own."""
+READY_PORT = 15021
+ZTUNNEL_CAPABILITIES = ("sys_admin", "net_admin", "net_raw")
+"""To enter workloads' namespaces, to set marks and transparent addresses: what Istio's ztunnel holds (facts/hbone 2.14)."""
+ENTERING_CAPABILITIES = {"ztunnel": ZTUNNEL_CAPABILITIES}
+
+
+@dataclass(slots=True)
+class Deployment:
+    """A lab with a plane on it."""
+
+    lab: Lab
+    placement: Placement
+    authority: CertificateAuthority
+    proxies: dict[str, Process] = field(default_factory=dict)
+    agents: list[NodeAgent] = field(default_factory=list)
+
+    def folder(self, proxy: str) -> Path:
+        return self.lab.folder / "proxies" / proxy
+
+    def keylogs(self) -> list[Path]:
+        """The key logs that proxies have written, where the deployment asked for them."""
+        return [path for proxy in self.placement.proxies if (path := self.folder(proxy.name) / "keys.log").exists()]
+
+    def dead(self) -> list[str]:
+        gone = [f"proxy {name} (exit {code})" for name, process in self.proxies.items() if (code := process.poll()) is not None]
+        return self.lab.dead() + gone
+
+    def configure(self, proxy: Proxy, view: Mapping[str, object]) -> None:
+        """Replace a running proxy's view; it reloads the file when it changes."""
+        _write_owned(self.folder(proxy.name) / "view.json", json.dumps(view), owner=None)
+
+
+@contextmanager
+def deploy(
+    lab: Lab,
+    placement: Placement,
+    *,
+    keylog: bool = False,
+    leaf_lifetime_s: float = 24 * 3600.0,
+    progress: Progress = lambda _line: None,
+) -> Iterator[Deployment]:
+    """The placement on the lab for as long as the `with`. `keylog` makes proxies write TLS secrets into their own folders."""
+    with ExitStack() as stack:
+        yield start(lab, placement, keylog=keylog, leaf_lifetime_s=leaf_lifetime_s, progress=progress, stack=stack)
+
+
+def start(
+    lab: Lab,
+    placement: Placement,
+    *,
+    keylog: bool = False,
+    leaf_lifetime_s: float = 24 * 3600.0,
+    progress: Progress = lambda _line: None,
+    stack: ExitStack,
+) -> Deployment:
+    deployment = Deployment(lab=lab, placement=placement, authority=CertificateAuthority.create(lab.topology.trust_domain))
+    if placement.proxies:
+        progress(f"plane {placement.plane}: {len(placement.proxies)} proxies")
+    spawns = [
+        _prepare(deployment, proxy, uid=PROXY_UID + number, keylog=keylog, leaf_lifetime_s=leaf_lifetime_s)
+        for number, proxy in enumerate(placement.proxies)
+    ]
+    for proxy, spawn in zip(placement.proxies, spawns, strict=True):
+        if proxy.enters:
+            agent = NodeAgent(spawn.folder / "ztunnel.sock", _pods(lab, proxy), owner=spawn.uid)
+            agent.start()
+            stack.callback(agent.close)
+            deployment.agents.append(agent)
+    for proxy, process in zip(placement.proxies, lab.running.spawn(spawns), strict=True):
+        deployment.proxies[proxy.name] = process
+    for proxy in placement.proxies:
+        _wait_ready(deployment, proxy)
+    for capture in placement.captures:
+        nftables.apply(lab.netns(capture.workload), _capture_batch(capture))
+    return deployment
+
+
+def _capture_batch(capture: Capture) -> list[bytes]:
+    if capture.kind is CaptureKind.IN_POD:
+        return nftables.in_pod_capture()
+    return nftables.sidecar_capture(capture.proxy_uid)
+
+
+def _pods(lab: Lab, proxy: Proxy) -> list[PodNetns]:
+    pods = []
+    for name in proxy.enters:
+        workload = lab.topology.workload(name)
+        pods.append(
+            PodNetns(
+                uid=workload.name,
+                name=workload.name,
+                namespace=workload.namespace,
+                service_account=workload.service_account,
+                open_netns=lambda name=name: lab.running.open_netns(name),
+            )
+        )
+    return pods
+
+
+def _prepare(deployment: Deployment, proxy: Proxy, *, uid: int, keylog: bool, leaf_lifetime_s: float) -> Spawn:
+    lab, folder = deployment.lab, deployment.folder(proxy.name)
+    # A folder of an earlier deployment of the same proxy in this lab holds keys of a CA that is gone.
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, mode=0o700)
+    os.chown(folder, uid, uid) if os.geteuid() == 0 else None
+    identities = {}
+    for identity in proxy.identities:
+        place = folder / "identities" / _file_name(identity)
+        leaf = deployment.authority.issue(identity, lifetime_s=leaf_lifetime_s, now_s=time.time())
+        write_identity(place, leaf, deployment.authority.bundle_pem, uid=uid)
+        relative = place.relative_to(folder)
+        identities[str(identity)] = {
+            "cert": str(relative / "cert.pem"),
+            "key": str(relative / "key.pem"),
+            "ca": str(relative / "ca.pem"),
+        }
+    config = {
+        "name": proxy.name,
+        "role": proxy.role,
+        "node": proxy.node,
+        "view": "view.json",
+        "identities": identities,
+        "access_log": "-",
+        **({"uds": "ztunnel.sock"} if proxy.enters else {}),
+        **({"keylog": "keys.log"} if keylog else {}),
+        **proxy.options,
+    }
+    _write_owned(folder / "view.json", json.dumps(proxy.view), owner=uid)
+    _write_owned(folder / "config.json", json.dumps(config, indent=1), owner=uid)
+    return Spawn(
+        name=f"{proxy.role}.{proxy.node}" if proxy.enters else f"{proxy.role}.{proxy.name}",
+        sandbox=proxy.sandbox,
+        argv=program.argv(proxy.program, "--config", str(folder / "config.json")),
+        env=program.environment(folder),
+        uid=uid,
+        folder=folder,
+        capabilities=ENTERING_CAPABILITIES.get(proxy.role, ()),
+    )
+
+
+def _file_name(identity: Identity) -> str:
+    return f"{identity.trust_domain}.{identity.namespace}.{identity.service_account}"
+
+
+def _write_owned(path: Path, text: str, *, owner: int | None) -> None:
+    """Whole or not at all, 0600. The file of a running proxy keeps its owner (`owner=None`)."""
+    if owner is None:
+        owner = path.stat().st_uid
+    temporary = path.with_name(path.name + ".new")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+        file.write(text)
+        if os.geteuid() == 0:
+            os.fchown(file.fileno(), owner, owner)
+    temporary.replace(path)
+
+
+def _wait_ready(deployment: Deployment, proxy: Proxy, limit_s: float = 20.0) -> None:
+    process = deployment.proxies[proxy.name]
+    deadline = time.monotonic() + limit_s
+    while True:
+        status, _ = http_get(deployment.lab, proxy.sandbox, "127.0.0.1", READY_PORT, "/healthz/ready")
+        if status == 200:
+            return
+        if process.poll() is not None or time.monotonic() > deadline:
+            state = f"ended with {process.poll()}" if process.poll() is not None else f"not ready within {limit_s:g} s (last status {status})"
+            raise PeerError(f"{process.name}: {state}; its log ends:\n{log_tail(process)}")
+        time.sleep(0.01)

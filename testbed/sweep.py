@@ -1,0 +1,171 @@
+"""An experiment run: rounds of freshly deployed planes in shuffled order, then proof and boundaries, all into a run's folder.
+
+In each round the planes come in an order drawn from the run's seed, and each is deployed anew on a fresh lab, so that drift of the
+machine and the luck of one deployment show as spread between rounds and not as an effect. The A/A pair is plane `none` under two
+names: what the table says between them is what no difference looks like on this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from testbed import deploy, lab, proof, topofile, trial
+from testbed.errors import PeerError, TrialError
+from testbed.links.gauge import measure
+from testbed.model.experiment import Experiment, LinkReading
+from testbed.model.placement import Placement
+from testbed.model.topology import Impairment, Topology
+from testbed.registry import load
+from testbed.seams import LinkMaker, Progress, Runtime
+from testbed.store import Run
+
+AA_NAME = "none (A/A)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """One deployment of one plane in one round."""
+
+    round: int
+    number: int
+    plane: str
+    label: str
+    seed: int
+
+
+def plan_blocks(experiment: Experiment, planes: Sequence[str], seed: int) -> list[Block]:
+    """Pure: the whole order of the run from its seed. Both sides of a round send the same schedule (same load seed)."""
+    draw = random.Random(seed)
+    blocks: list[Block] = []
+    for number in range(1, experiment.rounds + 1):
+        labelled = [(plane, plane) for plane in planes]
+        if experiment.aa_pair and "none" in planes:
+            labelled.append(("none", AA_NAME))
+        draw.shuffle(labelled)
+        load_seed = draw.randrange(2**31)
+        for plane, label in labelled:
+            blocks.append(Block(round=number, number=len(blocks) + 1, plane=plane, label=label, seed=load_seed))
+    return blocks
+
+
+def resolve(experiment: Experiment) -> Topology:
+    """The experiment's topology with its links overridden."""
+    topology = topofile.load(topofile.find(experiment.topology))
+    for a, b, fields in experiment.links:
+        impairment = Impairment(**fields)
+        topology = topology.with_link(a, b, a_to_b=impairment, b_to_a=impairment)
+    return topology
+
+
+def run(
+    experiment: Experiment,
+    into: Run,
+    *,
+    topology: Topology,
+    planes: Sequence[str],
+    runtime: Runtime,
+    links: LinkMaker,
+    seed: int,
+    gates: trial.Gates,
+    progress: Progress,
+) -> None:
+    """Everything that is not yet in the run's folder (so a resumed run goes on where it was)."""
+    placements = {plane: load("plane", plane).place(topology, {}) for plane in planes}
+    blocks = plan_blocks(experiment, planes, seed)
+    done = into.whole_trials()
+    proven = {finding.plane for finding in into.findings()}
+    # Proof first: a plane that does not do what it claims is not worth measuring for minutes.
+    for plane in planes:
+        if plane not in proven:
+            progress(f"proof: {plane}")
+            _prove(experiment, into, placements[plane], topology, runtime, links, seed, progress)
+    for block in blocks:
+        name = f"r{block.round:02d}-b{block.number:02d}-{block.label}"
+        if name in done:
+            continue
+        progress(f"round {block.round}/{experiment.rounds} · {block.label} ({block.number}/{len(blocks)})")
+        _measure(experiment, into, block, placements[block.plane], topology, runtime, links, gates)
+
+
+def lab_name(into: Run) -> str:
+    """Unique among the labs of this machine, readable in `lab.list`."""
+    return f"{into.info["experiment"][:12]}-{os.getpid()}-{int(time.monotonic() * 1000) % 100000:05d}"
+
+
+def extra_sandboxes(placement: Placement) -> list[tuple[str, str, str]]:
+    return [(proxy.sandbox, proxy.node, proxy.own_address) for proxy in placement.proxies if proxy.own_address]
+
+
+def _measure(
+    experiment: Experiment,
+    into: Run,
+    block: Block,
+    placement: Placement,
+    topology: Topology,
+    runtime: Runtime,
+    links: LinkMaker,
+    gates: trial.Gates,
+) -> None:
+    logs = into.path / "logs" / f"r{block.round:02d}-b{block.number:02d}-{block.plane}"
+    logs.mkdir(parents=True, exist_ok=True)
+    extra = extra_sandboxes(placement)
+    with (
+        lab.up(topology, runtime=runtime, links=links, name=lab_name(into), logs=logs, extra=extra) as running,
+        deploy.deploy(running, placement) as deployment,
+    ):
+        readings: list[LinkReading] = measure(running.running, running.links)
+        outcome = trial.run(
+            deployment,
+            experiment,
+            plane=block.label,
+            round_number=block.round,
+            block=block.number,
+            seed=block.seed,
+            folder=running.folder / "load",
+            readings=readings,
+            gates=gates,
+        )
+        into.append_trial(outcome.measurements, outcome.requests)
+
+
+def _prove(
+    experiment: Experiment,
+    into: Run,
+    placement: Placement,
+    topology: Topology,
+    runtime: Runtime,
+    links: LinkMaker,
+    seed: int,
+    progress: Progress,
+) -> None:
+    logs = into.path / "logs" / f"proof-{placement.plane}"
+    logs.mkdir(parents=True, exist_ok=True)
+    extra = extra_sandboxes(placement)
+    with (
+        lab.up(topology, runtime=runtime, links=links, name=lab_name(into), logs=logs, extra=extra) as running,
+        deploy.deploy(running, placement, keylog=True) as deployment,
+    ):
+        try:
+            findings = proof.prove(deployment, client=experiment.client, target=experiment.target, captures=into.path / "captures")
+        except (PeerError, TrialError) as error:
+            raise type(error)(f"proof of {placement.plane}: {error}") from error
+        progress(f"boundaries: {placement.plane}")
+        findings += proof.try_boundaries(deployment, client=experiment.client, packets=findings)
+    into.append_findings(findings)
+
+
+def with_overrides(experiment: Experiment, *, rounds: int | None = None, planes: Sequence[str] = ()) -> Experiment:
+    if rounds is not None:
+        experiment = replace(experiment, rounds=rounds)
+    if planes:
+        experiment = replace(experiment, planes=tuple(planes))
+    return experiment
+
+
+def results_root() -> Path:
+    return Path(os.environ.get("MESHBED_RESULTS", "results"))

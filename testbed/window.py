@@ -1,0 +1,83 @@
+"""CPU and memory of every component over exactly the measured window.
+
+Components are sampled ten times a second with the clock the load generator uses, and the window's edges are interpolated between
+samples: the generator alone knows when its window began, and asking it to signal would cost it wake-ups.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from testbed.observe.procstat import cpu_ns, pss_bytes
+from testbed.seams import Process
+
+PERIOD_S = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    cpu_s: float
+    pss_mib: float
+
+
+@dataclass(slots=True)
+class Sampler:
+    """Started before the load, stopped after it; then `usage(start, end)`."""
+
+    components: Mapping[str, Process]
+    _samples: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
+    _memory: dict[str, int] = field(default_factory=dict)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._samples = {name: [] for name in self.components}
+        self._sample()
+        self._thread = threading.Thread(target=self._run, name="window-sampler", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(PERIOD_S):
+            self._sample()
+
+    def _sample(self) -> None:
+        for name, process in self.components.items():
+            try:
+                used = cpu_ns(process)
+            except OSError:
+                continue  # it ended; the trial's own check names it
+            self._samples[name].append((time.monotonic(), used))
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+        self._sample()
+        for name, process in self.components.items():
+            try:
+                self._memory[name] = pss_bytes(process)
+            except OSError:
+                self._memory[name] = 0
+
+    def usage(self, start_s: float, end_s: float) -> dict[str, Usage]:
+        return {
+            name: Usage(
+                cpu_s=(interpolate(samples, end_s) - interpolate(samples, start_s)) / 1e9,
+                pss_mib=self._memory.get(name, 0) / 2**20,
+            )
+            for name, samples in self._samples.items()
+            if samples
+        }
+
+
+def interpolate(samples: list[tuple[float, int]], at_s: float) -> float:
+    """The value at a time between two samples, linearly; before the first and after the last, that sample."""
+    if at_s <= samples[0][0]:
+        return samples[0][1]
+    for (earlier, low), (later, high) in zip(samples, samples[1:], strict=False):
+        if at_s <= later:
+            return low + (high - low) * (at_s - earlier) / (later - earlier)
+    return samples[-1][1]
