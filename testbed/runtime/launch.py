@@ -1,0 +1,93 @@
+"""From a fork of the keeper to a program alone in its world: the steps between fork and exec, in the order that works.
+
+Cgroup first (what is allocated later is charged to it), then the network namespace, then a mount namespace in which only its
+own folders of the lab are left and /proc shows itself alone, then capabilities and user id, which cannot be taken back.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from testbed.runtime import kernel
+
+
+def start(job: dict, netns_fd: int, received: list[int], pid_namespace_fd: int) -> tuple[int, int]:
+    """(pid in the keeper's namespace, pipe). The pipe carries the host's pid, then an error's text if exec did not happen."""
+    read_end, write_end = os.pipe()
+    pid = -1
+    if job["pid_namespace"]:
+        kernel.unshare(kernel.NEWPID)  # for children only; taken back below, or the next unshare would be refused
+    try:
+        pid = os.fork()
+    finally:
+        if job["pid_namespace"] and pid != 0:
+            kernel.setns(pid_namespace_fd, kernel.NEWPID)
+    if pid == 0:
+        try:
+            _become(job, netns_fd, received, write_end)
+        except BaseException as error:
+            os.write(write_end, f"! {error}".encode())
+        finally:
+            os._exit(127)
+    os.close(write_end)
+    return pid, read_end
+
+
+def _become(job: dict, netns_fd: int, received: list[int], report: int) -> None:
+    os.setsid()
+    host_pid = os.readlink("/proc/self")  # this procfs is still the host's
+    for procs in job["cgroups"]:
+        fd = os.open(procs, os.O_WRONLY)
+        os.write(fd, b"0")
+        os.close(fd)
+    kernel.setns(netns_fd, kernel.NEWNET)
+    log = os.open(job["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    kernel.unshare(kernel.NEWNS)
+    _hide(job["hide"], job["show"])
+    null = os.open("/dev/null", os.O_RDONLY)
+    own_proc(job["pid_namespace"], required=not job["single_uid"])
+    os.chdir(job["folder"])
+    _drop(job)
+    received[:] = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max([2, *job["fds"]]) + 1) for fd in received]
+    report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, max([2, *job["fds"], *received]) + 1)
+    for fd, number in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(fd, number)
+    for fd, number in zip(received, job["fds"], strict=True):
+        os.dup2(fd, number)
+    os.write(report, host_pid.encode())
+    os.execvpe(job["argv"][0], job["argv"], job["env"])
+
+
+def own_proc(pid_namespace: bool, *, required: bool) -> None:
+    """A /proc that shows this PID namespace; where it is the lab's shared one, other users' processes stay invisible."""
+    try:
+        flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+        kernel.mount("proc", "/proc", "proc", flags, "" if pid_namespace else "hidepid=invisible")
+    except PermissionError:
+        if required:
+            raise  # in a user namespace under a masked /proc the kernel refuses; there we go as far as we can
+
+
+def _hide(hidden: list[str], shown: list[str]) -> None:
+    """Covers each `hidden` folder by an empty one and puts the `shown` folders back at their own paths."""
+    kept = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in shown]
+    for path in hidden:
+        kernel.mount("tmpfs", path, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755,size=1m")
+    for path, fd in kept:
+        if any(path == root or path.startswith(root + "/") for root in hidden):
+            os.makedirs(path, 0o755, exist_ok=True)
+            kernel.mount(f"/proc/self/fd/{fd}", path, flags=kernel.MS_BIND | kernel.MS_REC)
+        os.close(fd)
+
+
+def _drop(job: dict) -> None:
+    bits = kernel.capability_bits(job["capabilities"])
+    if not job["single_uid"]:
+        kernel.limit_capabilities(bits)
+        kernel.prctl(kernel.PR_SET_KEEPCAPS, 1)
+        os.setgroups([])
+        os.setresgid(job["uid"], job["uid"], job["uid"])
+        os.setresuid(job["uid"], job["uid"], job["uid"])
+    kernel.keep_capabilities(bits)
+    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)

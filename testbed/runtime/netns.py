@@ -1,0 +1,325 @@
+"""The embedded runtime: nodes and workloads as network namespaces, held by one keeper process a lab.
+
+`up` encodes all messages while the keeper is still starting, hands them over in one frame, and has a lab when the answer comes.
+What the keeper is and when it ends: `keeper`. What a program of the lab can see: `launch`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from testbed import netlink
+from testbed.errors import MachineError, PeerError, UsageError
+from testbed.model.topology import Topology
+from testbed.runtime import cgroups, enter, ownership, wiring
+from testbed.runtime.keeper import BASE, MARK
+from testbed.runtime.ownership import Being, LabState, being
+from testbed.runtime.process import Connection, LabProcess
+from testbed.runtime.routing import routes
+from testbed.runtime.wiring import Batch, Planned
+from testbed.seams import Sandbox, Spawn
+
+T = TypeVar("T")
+PROJECT = Path(__file__).resolve().parents[2]
+START = f"import sys; sys.path.insert(0, {str(PROJECT)!r}); from testbed.runtime.keeper import main; main()"
+PASSED_ON = ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "LANG", "LC_ALL", "TZ", "PYTHONHASHSEED")
+"""All that a program of a lab inherits of our environment; the rest may hold secrets."""
+
+
+class NetnsLab:
+    """A lab that is up (`seams.RunningLab`)."""
+
+    def __init__(self, *, state: LabState, root: Path, connection: Connection, starter: subprocess.Popen[bytes] | None) -> None:
+        self.name = state.name
+        self.folder = root / state.name
+        self.state = state
+        self.planned = tuple(Planned(**row) for row in state.sandboxes)
+        assert state.keeper is not None
+        self.sandboxes: Mapping[str, Sandbox] = {
+            p.name: Sandbox(
+                name=p.name, kind=p.kind, netns=f"/proc/{state.keeper.pid}/fd/{BASE + p.index}", address=p.address
+            )
+            for p in self.planned
+        }
+        self.processes: dict[str, LabProcess] = {}
+        self._index = {p.name: p.index for p in self.planned}
+        self._root = root
+        self._connection = connection
+        self._starter = starter
+        self._trees = cgroups.trees()
+        self._single_uid = enter.single_uid()
+        for name, (pid, _) in connection.processes.items():
+            self.processes[name] = self._process(name, int(pid or 0))
+
+    def __enter__(self) -> NetnsLab:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.down()
+
+    @property
+    def pids(self) -> Mapping[str, int]:
+        """Host pid of each program started so far, by name."""
+        return {name: process.pid for name, process in self.processes.items()}
+
+    def spawn(self, spawns: Sequence[Spawn]) -> list[LabProcess]:
+        """Starts all, side by side; returns when each has become its program. Raises PeerError naming those that did not."""
+        for spawn in spawns:
+            if spawn.sandbox not in self._index:
+                known = ", ".join(sorted(self._index))
+                raise UsageError(f"lab {self.name}: {spawn.name!r} is for sandbox {spawn.sandbox!r}, known are: {known}")
+        joins = self._make_cgroups([spawn.name for spawn in spawns])
+        for spawn in spawns:
+            self._connection.codes.pop(spawn.name, None)
+            self._connection.send(self._job(spawn, joins.get(spawn.name, [])), spawn.fds)
+        failed = []
+        for _ in spawns:
+            answer = self._connection.answer()
+            if answer["op"] == "started":
+                self.processes[answer["name"]] = self._process(answer["name"], answer["pid"])
+            else:
+                failed.append(f"{answer['name']}: {answer['why']}")
+        if failed:
+            raise PeerError(f"lab {self.name}: could not start " + "; ".join(failed))
+        return [self.processes[spawn.name] for spawn in spawns]
+
+    def open_netns(self, sandbox: str) -> int:
+        return os.open(self.sandboxes[sandbox].netns, os.O_RDONLY | os.O_CLOEXEC)
+
+    def in_netns(self, sandbox: str, function: Callable[[], T]) -> T:
+        """What `function` returns when called inside the sandbox's network namespace (see `enter.in_netns`)."""
+        return enter.in_netns(self.sandboxes[sandbox].netns, function)
+
+    def route(self, topology: Topology) -> None:
+        """Routes between nodes over the links, whose devices must be there by now and up."""
+        ways = routes(topology)
+        indexes = {
+            node.name: self.in_netns(node.name, lambda: {name: index for index, name in socket.if_nameindex()})
+            for node in topology.nodes
+        }
+        for node, rows in ways.items():
+            for _, _, device in rows:
+                if device not in indexes[node]:
+                    raise UsageError(f"lab {self.name}: node {node} has no device {device}; join the links before routing")
+        self._wire("wire", wiring.route_batches(ways, self.planned, indexes))
+
+    def down(self) -> None:
+        """Idempotent. Ends every process and removes every namespace, cgroup and file of this lab and of no other."""
+        if not self._connection.closed:
+            try:
+                self._connection.send({"op": "down"})
+                self._connection.wait_closed(10.0)
+            except PeerError:
+                pass
+            self._connection.close()
+        if self._starter is not None:
+            try:
+                self._starter.wait(5.0)
+            except subprocess.TimeoutExpired:
+                pass
+        ownership.bury(self.state, self._root)  # what the keeper could not, or all, when it was killed
+        if self._starter is not None:
+            self._starter.wait()
+
+    def _wire(self, op: str, batches: Sequence[Batch], **more: object) -> None:
+        parts = [(batch.namespace, netlink.chunks(batch.messages)) for batch in batches]
+        answer = self._connection.ask({"op": op, "batches": parts, **more}, timeout_s=120)
+        if answer["op"] == "failed":
+            raise MachineError(f"lab {self.name}: {answer['why']}; run `doctor` to see what this machine lacks")
+        if answer["refused"]:
+            number, position, errno = answer["refused"][0]
+            where = self.planned[batches[number].namespace].name
+            refused = [(position, errno)] * len(answer["refused"])
+            raise netlink.explain(f"lab {self.name}, {where}", batches[number].messages, refused)
+
+    def _make_cgroups(self, names: Sequence[str]) -> dict[str, list[str]]:
+        if not self.state.cgroup:
+            return {}
+        made = cgroups.make(self._trees, [f"{self.state.cgroup}/{name}" for name in names])
+        joins: dict[str, list[str]] = {}
+        for folder in made:
+            joins.setdefault(folder.name, []).append(f"{folder}/cgroup.procs")
+        return joins
+
+    def _process(self, name: str, pid: int) -> LabProcess:
+        cgroup = f"{cgroups.TOP}/{self.state.cgroup}/{name}" if self.state.cgroup else None
+        return LabProcess(self._connection, name=name, pid=pid, cgroup=cgroup, log=self._log(name))
+
+    def _log(self, name: str) -> Path:
+        return Path(self.state.logs or self.folder / "logs", f"{name}.log")
+
+    def _job(self, spawn: Spawn, joins: Sequence[str]) -> dict:
+        folder = Path(spawn.folder).absolute()
+        shown = [folder, *(Path(shared).absolute() for shared in spawn.shared_folders)]
+        barred = {path: bar for path in _code_folders(spawn.argv[0]) if (bar := barrier(path, spawn.uid)) is not None}
+        kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        env = {"HOME": str(folder), "TMPDIR": str(folder), **kept, **spawn.env}
+        return {
+            "op": "spawn",
+            "name": spawn.name,
+            "namespace": self._index[spawn.sandbox],
+            "argv": [str(word) for word in spawn.argv],
+            "env": env,
+            "uid": spawn.uid,
+            "single_uid": self._single_uid,
+            "folder": str(folder),
+            "capabilities": list(spawn.capabilities),
+            "fds": [int(fd) for fd in spawn.fds],
+            "pid_namespace": spawn.new_pid_namespace,
+            "cgroups": list(joins),
+            "log": str(self._log(spawn.name)),
+            "hide": [str(path) for path in dict.fromkeys([self._root, *barred.values()])],
+            "show": [str(path) for path in dict.fromkeys([*shown, *barred])],
+        }
+
+
+def _code_folders(program: str) -> list[Path]:
+    """Where Python and this project live: a program of the lab must be able to read them."""
+    folders = [Path(sys.prefix), Path(sys.base_prefix), PROJECT]
+    if program.startswith("/"):
+        folders.append(Path(program).parent)
+    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+
+
+def barrier(path: Path, uid: int) -> Path | None:
+    """The topmost folder on the way to `path` that user `uid` may not pass, such as /root; None when the way is open."""
+    if uid == 0:
+        return None
+    for folder in reversed(path.parents):
+        found = folder.stat()
+        if not found.st_mode & (0o100 if found.st_uid == uid else 0o001):
+            return folder
+    return None
+
+
+class NetnsRuntime:
+    name = "netns"
+
+    def check(self) -> list[str]:
+        """What this machine lacks, each with its mend; empty when all of it can be had."""
+        lacks = []
+        if sys.platform != "linux":
+            return [f"network namespaces need Linux, this is {sys.platform}: use a Linux machine or a virtual one"]
+        if not os.path.exists("/proc/self/ns/net"):
+            lacks.append("the kernel has no network namespaces: use one with CONFIG_NET_NS")
+        if os.geteuid() != 0:
+            limit = Path("/proc/sys/user/max_user_namespaces")
+            if not limit.exists() or int(limit.read_text()) == 0:
+                lacks.append("neither root nor user namespaces: run as root, or `sysctl user.max_user_namespaces=10000`")
+        if os.geteuid() != 0 or enter.single_uid():
+            lacks.append("not root: every program of a lab has the same user id and no cgroup of its own; run as root for both")
+        elif not any(os.access(tree, os.W_OK) for tree in cgroups.trees().all):
+            lacks.append("no cgroup tree to write to: CPU is read from process clocks; mount cgroup2 on /sys/fs/cgroup")
+        return lacks
+
+    def up(
+        self,
+        topology: Topology,
+        *,
+        name: str,
+        extra: Sequence[tuple[str, str, str]] = (),
+        detached: bool = False,
+        logs: Path | None = None,
+    ) -> NetnsLab:
+        """As `seams.Runtime.up`; programs' output goes to `logs`, or to the lab's own folder, which ends with the lab.
+
+        An ordinary user's process becomes root of a user namespace by this, for good (`enter.become_root`).
+        """
+        if os.geteuid() != 0:
+            enter.become_root()
+        try:
+            sandboxes = wiring.plan(topology, extra)
+        except ValueError as error:
+            raise UsageError(f"topology {topology.name}: {error}") from error
+        root = ownership.state_root()
+        old = ownership.read(root / name) if ownership.NAME.fullmatch(name) else None
+        if old is not None and not old.alive:
+            ownership.bury(old, root)
+        owner = being(os.getpid())
+        assert owner is not None
+        trees = cgroups.trees()
+        folder = cgroups.lab_folder(name, root, ownership.default_root())
+        state = LabState(
+            name=name,
+            owner=owner,
+            detached=detached,
+            cgroup=folder if not enter.single_uid() and any(os.access(tree, os.W_OK) for tree in trees.all) else "",
+            sandboxes=tuple(dataclasses.asdict(sandbox) for sandbox in sandboxes),
+            logs=str(Path(logs).absolute()) if logs else "",
+            topology=topology.name,
+        )
+        ownership.claim(state, root)
+        try:
+            return self._begin(state, root, sandboxes, [str(tree / cgroups.TOP / folder) for tree in trees.all])
+        except BaseException:
+            ownership.bury(state, root)
+            raise
+
+    def _begin(self, state: LabState, root: Path, sandboxes: Sequence[Planned], groups: Sequence[str]) -> NetnsLab:
+        folder = root / state.name
+        (Path(state.logs) if state.logs else folder / "logs").mkdir(parents=True, exist_ok=True)
+        connection, starter = _start_keeper(state.name, folder)
+        settings = {"folder": str(folder), "detached": state.detached, "cgroups": list(groups) if state.cgroup else []}
+        connection.send(settings)
+        batches = wiring.batches(sandboxes, BASE)  # while the keeper starts, on the other core
+        sysctls = wiring.sysctls(sandboxes)
+        while not connection.keeper_pid:
+            connection.news(10.0)
+            if connection.closed:
+                said = (folder / "keeper.log").read_text().strip().splitlines()
+                raise MachineError(
+                    f"lab {state.name}: its keeper ended at once ({said[-1] if said else 'no word'}); `doctor` says what is missing"
+                )
+        state = dataclasses.replace(state, keeper=being(connection.keeper_pid))
+        if state.keeper is None:
+            raise PeerError(f"lab {state.name}: its keeper ended at once")
+        ownership.write(state, folder)
+        lab = NetnsLab(state=state, root=root, connection=connection, starter=starter)
+        try:
+            lab._wire("build", batches, namespaces=sysctls)
+        except BaseException:
+            lab.down()
+            raise
+        return lab
+
+    def attach(self, name: str) -> NetnsLab:
+        """A lab that is up already, of this or another process. Raises UsageError naming those there are."""
+        root = ownership.state_root()
+        state = ownership.read(root / name) if ownership.NAME.fullmatch(name) else None
+        if state is None or not state.alive or state.keeper is None:
+            known = ", ".join(lab.name for lab in ownership.labs(root) if lab.alive) or "none"
+            raise UsageError(f"no lab called {name!r} is up; up are: {known}")
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        folder = os.open(root / name, os.O_PATH | os.O_CLOEXEC)
+        try:
+            sock.connect(f"/proc/self/fd/{folder}/control")  # the full path may be longer than a socket address holds
+        except OSError as error:
+            raise PeerError(f"lab {name}: its keeper does not listen ({error}); `lab.gc` removes it") from error
+        finally:
+            os.close(folder)
+        connection = Connection(sock, name)
+        while not connection.keeper_pid and not connection.closed:
+            connection.news(5.0)
+        return NetnsLab(state=state, root=root, connection=connection, starter=None)
+
+
+def _start_keeper(name: str, folder: Path) -> tuple[Connection, subprocess.Popen[bytes]]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        with open(folder / "keeper.log", "ab") as log:
+            starter = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", START, str(theirs.fileno()), str(pidfd), MARK, str(folder)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(theirs.fileno(), pidfd), cwd="/",
+            )  # fmt: skip
+    finally:
+        theirs.close()
+        os.close(pidfd)
+    return Connection(ours, name), starter

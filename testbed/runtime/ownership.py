@@ -1,0 +1,215 @@
+"""Whose labs are these: the state folder of each, its mark, who lives, and the removal of what dead ones left behind.
+
+A lab's folder appears with its `lab.json` inside or not at all, and everything else of a lab is made after it and removed before
+it. So what has no folder has nothing, and a folder whose keeper (or owner, unless detached) is dead is a leftover.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from testbed.errors import UsageError
+from testbed.runtime import cgroups
+from testbed.runtime.keeper import MARK, remove
+
+VERSION = 1
+STATE = "lab.json"
+NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,40}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Being:
+    """A process that cannot be mistaken for a later one with the same number: pid and start time in clock ticks."""
+
+    pid: int
+    started: int
+
+    @property
+    def alive(self) -> bool:
+        return being(self.pid) == self
+
+
+def being(pid: int) -> Being | None:
+    """None when no such process runs; a zombie does not run."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else Being(pid=pid, started=int(fields[19]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabState:
+    """`lab.json`: enough to find a lab again, and to know that it is ours."""
+
+    mark: str = MARK
+    version: int = VERSION
+    name: str
+    owner: Being
+    detached: bool
+    keeper: Being | None = None
+    """None until the keeper has said hello."""
+    cgroup: str = ""
+    """Its folder under `cgroups.TOP`; empty where cgroups are not ours to make."""
+    sandboxes: tuple[dict, ...] = ()
+    """name, kind, index, address of each."""
+    logs: str = ""
+    topology: str = ""
+
+    @property
+    def alive(self) -> bool:
+        if self.keeper is None:
+            return self.owner.alive
+        return self.keeper.alive and (self.detached or self.owner.alive)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """Something that gc removed, or would remove."""
+
+    kind: str
+    """`lab`, `cgroup` or `folder`."""
+    name: str
+    why: str = field(default="")
+
+
+def default_root() -> Path:
+    if os.geteuid() == 0 and os.access("/run", os.W_OK):
+        return Path("/run/meshbed")
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/meshbed-run-{os.getuid()}", "meshbed")
+
+
+def state_root() -> Path:
+    """Where labs keep their state: $MESHBED_STATE, else /run/meshbed, else the user's runtime folder. Made on first use."""
+    root = Path(os.environ.get("MESHBED_STATE") or default_root()).absolute()
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if root.stat().st_uid not in (os.geteuid(), 0):
+        raise UsageError(f"{root} belongs to user {root.stat().st_uid}; set MESHBED_STATE to a folder of yours")
+    return root
+
+
+def claim(state: LabState, root: Path) -> Path:
+    """Makes the lab's folder with its state inside, whole or not at all. Raises UsageError when the name is taken."""
+    if not NAME.fullmatch(state.name):
+        raise UsageError(f"lab name {state.name!r}: use up to 41 of a-z 0-9 _ . -, starting with a letter or digit")
+    made = root / f".{state.name}.{state.owner.pid}.{state.owner.started}"
+    made.mkdir(mode=0o700)
+    write(state, made)
+    try:
+        made.rename(root / state.name)
+    except OSError as error:
+        remove(str(made))
+        raise UsageError(f"a lab called {state.name!r} is up already; `lab.down {state.name}` first, or another --name") from error
+    return root / state.name
+
+
+def write(state: LabState, folder: Path) -> None:
+    temporary = folder / f".{STATE}.new"
+    temporary.write_text(json.dumps(asdict(state)))
+    temporary.rename(folder / STATE)
+
+
+def read(folder: Path) -> LabState | None:
+    """None for a folder that does not carry our mark."""
+    try:
+        data = json.loads((folder / STATE).read_text())
+        if data.pop("mark") != MARK or data.pop("version") != VERSION:
+            return None
+        people = {key: Being(**data[key]) if data[key] else None for key in ("owner", "keeper")}
+        return LabState(**{**data, **people, "sandboxes": tuple(data["sandboxes"])})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def labs(root: Path | None = None) -> list[LabState]:
+    """Every lab that has a state folder, dead or alive, by name."""
+    root = root or state_root()
+    found = [read(folder) for folder in sorted(root.iterdir()) if not folder.name.startswith(".")]
+    return [state for state in found if state is not None]
+
+
+def gc(*, dry_run: bool = False, everything: bool = False, root: Path | None = None) -> list[Left]:
+    """Removes what dead labs left, and with `everything` living ones too; never what does not carry our mark."""
+    root = root or state_root()
+    candidates = _our_cgroups(root)  # before the labs are read: a lab that begins meanwhile is not among them
+    removed = []
+    for state in labs(root):
+        if everything or not state.alive:
+            removed.append(Left(kind="lab", name=state.name, why="asked for" if state.alive else "its keeper or owner is dead"))
+            if not dry_run:
+                bury(state, root)
+    for folder in sorted(root.glob(".*.*.*")):
+        *_, pid, started = folder.name.split(".")
+        if pid.isdigit() and started.isdigit() and not Being(pid=int(pid), started=int(started)).alive:
+            removed.append(Left(kind="folder", name=folder.name, why="its maker died while making it"))
+            if not dry_run:
+                remove(str(folder))
+    kept = {state.cgroup for state in labs(root)} - {left.name for left in removed if dry_run}
+    for cgroup in candidates:
+        if cgroup.is_dir() and cgroup.name not in kept and not cgroups.processes(cgroup):
+            removed.append(Left(kind="cgroup", name=str(cgroup), why="no lab of that name"))
+            if not dry_run:
+                cgroups.remove(cgroup)
+    return removed
+
+
+def bury(state: LabState, root: Path) -> None:
+    """Ends a lab for good: its keeper (with it all processes), its cgroups, its folder; in this order, and again if need be."""
+    if state.keeper is not None:
+        end(state.keeper)
+    else:
+        for keeper in keepers(state.name, root):
+            end(keeper)
+    if state.cgroup:
+        for tree in cgroups.trees().all:
+            if (folder := tree / cgroups.TOP / state.cgroup).exists():
+                cgroups.remove(folder)
+    remove(str(root / state.name))
+
+
+def end(keeper: Being, *, timeout_s: float = 5.0) -> None:
+    """SIGKILL, and wait until it is gone: the end of a PID 1 waits for the end of all in its namespace."""
+    try:
+        pidfd = os.pidfd_open(keeper.pid)
+    except ProcessLookupError:
+        return
+    try:
+        if keeper.alive:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        deadline = time.monotonic() + timeout_s
+        while keeper.alive and time.monotonic() < deadline:
+            time.sleep(0.002)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(pidfd)
+
+
+def keepers(lab: str, root: Path) -> list[Being]:
+    """Processes that say on their command line that they keep this lab."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if MARK.encode() in words and str(root / lab).encode() in words and (one := being(int(entry.name))):
+                found.append(one)
+    return found
+
+
+def _our_cgroups(root: Path) -> list[Path]:
+    """Cgroups of labs with this state root: a lab of another root carries that root's tag in its name."""
+    tag = cgroups.lab_folder("", root, default_root())
+    found = []
+    for tree in cgroups.trees().all:
+        if (top := tree / cgroups.TOP).is_dir():
+            found += [c for c in sorted(top.iterdir()) if c.is_dir() and "@".join(["", *c.name.split("@")[1:]]) == tag]
+    return found
