@@ -263,7 +263,8 @@ def test_the_wire_ends_with_its_owner_even_by_sigkill() -> None:
         from testbed.model.topology import Impairment, Link
         lab = ScratchLab(["a", "b"])
         maker = WireLinks(calibrated=False)
-        maker.join(lab, [Link(a="a", b="b", a_address="172.16.0.0", b_address="172.16.0.1", a_to_b=Impairment(delay_ms=1))])
+        maker.join(lab, [Link(a="a", b="b", a_address="172.16.0.0", b_address="172.16.0.1",
+                              a_to_b=Impairment(delay_ms=1))])
         print(maker.status()[0]["pid"], lab.folder, flush=True)
         time.sleep(60)
     """)

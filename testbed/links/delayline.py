@@ -1,9 +1,9 @@
 """One direction of a link as pure arithmetic: when does a frame that arrived now leave, or is it dropped?
 
-Integers of nanoseconds and bytes, no clock, no socket; randomness is passed in. The order of what happens to a frame is a real
-wire's: it may be lost, it waits for the line (rate, drop-tail queue bounded in time), it is serialised, it travels (delay, jitter).
-The rate is a virtual clock (GCRA, ITU-T I.371) without burst credit: as on a real line, a frame is there once its last bit is.
-Frames never overtake each other, also across a change of shape.
+Integers of nanoseconds and bytes, no clock, no socket; randomness is passed in. The order of what happens to a frame
+is a real wire's: it may be lost, it waits for the line (rate, drop-tail queue bounded in time), it is serialised, it
+travels (delay, jitter). The rate is a virtual clock (GCRA, ITU-T I.371) without burst credit: as on a real line, a
+frame is there once its last bit is. Frames never overtake each other, also across a change of shape.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The devices of links: veth pairs born in their namespaces, addressed, up, removed and made again.
 
-A private rtnetlink encoder of the few messages that links need (linux/rtnetlink.h, if_link.h), and a thread that enters a
-namespace. Ends have addresses of hardware that follow from their IP address, so the far end's neighbour entry needs no look-up.
+A private rtnetlink encoder of the few messages that links need (linux/rtnetlink.h, if_link.h), and a thread that
+enters a namespace. Ends have addresses of hardware that follow from their IP address, so the far end's neighbour
+entry needs no look-up.
 """
 
 from __future__ import annotations

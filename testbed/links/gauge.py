@@ -1,8 +1,8 @@
 """What links really do: RTT and loss by probes from node a to the link's far end, all links at once.
 
-ICMP echoes answered by the far node's kernel; replies are stamped by the near node's kernel, so this process's own wake-ups do not
-count. Probes are spaced by a low-discrepancy sequence: a period that divides the delay would make every send meet a delivery, which
-costs 30 us. Nothing is read while probes are out.
+ICMP echoes answered by the far node's kernel; replies are stamped by the near node's kernel, so this process's own
+wake-ups do not count. Probes are spaced by a low-discrepancy sequence: a period that divides the delay would make
+every send meet a delivery, which costs 30 us. Nothing is read while probes are out.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """The link maker `wire`: delay, jitter, loss and rate in user space, for kernels without netem.
 
-An impaired link is two veth pairs, from each node into the middle: a network namespace that only a wire process holds, which
-forwards between them (`wireproc`). A plain link is a bare veth pair; the first impairment `set` on it makes its ends again through
-the middle, with the same names, indexes, hardware addresses and routes (and back, once plain again). So what was bound to a
-device, such as a capture, must be opened again after a link changed between plain and impaired; connections go on.
+An impaired link is two veth pairs, from each node into the middle: a network namespace that only a wire process
+holds, which forwards between them (`wireproc`). A plain link is a bare veth pair; the first impairment `set` on it
+makes its ends again through the middle, with the same names, indexes, hardware addresses and routes (and back, once
+plain again). So what was bound to a device, such as a capture, must be opened again after a link changed between
+plain and impaired; connections go on.
 
-A wire process that dies takes its links' devices with it: senders get "network unreachable" at once, `alive` says False,
-`dead_links` names them.
+A wire process that dies takes its links' devices with it: senders get "network unreachable" at once, `alive` says
+False, `dead_links` names them.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The wire process: stands in the middle of veth pairs and forwards each frame when its delay line says so.
 
-Standard library only. It lives in a network namespace of its own (the middle), which nobody else holds: when it ends, by whatever
-signal, the kernel removes the middle's devices and with them the far ends in the nodes, so a dead wire never looks like a quiet
-link. One AF_PACKET socket per device; the kernel stamps frames on arrival, so that being woken late to read costs no accuracy.
-Being woken late to write does: so it learns how late this machine wakes it, asks to be woken earlier and spins the rest, within a
-share of the CPU. Figures behind the constants: a veth's AF_PACKET reads cost 1.7 us, an idle wake-up 28-47 us, a spin of 100 us
-covers p90 of the lateness.
+Standard library only. It lives in a network namespace of its own (the middle), which nobody else holds: when it ends,
+by whatever signal, the kernel removes the middle's devices and with them the far ends in the nodes, so a dead wire
+never looks like a quiet link. One AF_PACKET socket per device; the kernel stamps frames on arrival, so that being
+woken late to read costs no accuracy. Being woken late to write does: so it learns how late this machine wakes it,
+asks to be woken earlier and spins the rest, within a share of the CPU. Figures behind the constants: a veth's
+AF_PACKET reads cost 1.7 us, an idle wake-up 28-47 us, a spin of 100 us covers p90 of the lateness.
 
 Control: a listening SOCK_SEQPACKET Unix socket, one JSON line a message: attach, detach, set, stats, status, middle.
 """
