@@ -1,8 +1,9 @@
 """Where next: outbound, the hop for a captured connection; inbound, what an HBONE authority means at a workload. Pure.
 
-The order of questions is ztunnel's own (facts/hbone 2.1 to 2.5, 1.4, 1.5) and so are the corners: a service's waypoint is
-for traffic addressed to the service, a workload's for traffic addressed to its address, and a waypoint that is named but
-not known refuses rather than goes round it. Chance comes in as `draw` in [0, 1). What crosses networks is refused: not yet.
+The order of questions is ztunnel's own (facts/hbone 2.1 to 2.5, 1.4, 1.5) and so are the corners: a service's waypoint
+is for traffic addressed to the service, a workload's for traffic addressed to its address, and a waypoint that is named
+but not known refuses rather than goes round it. Chance comes in as `draw` in [0, 1). What would cross networks is
+refused: double HBONE is not yet here.
 """
 
 from __future__ import annotations
@@ -210,7 +211,7 @@ def _balance(
     chosen, marks = options  # type: ignore[misc]
     if not chosen:
         raise Refused(f"no healthy upstream: service {service.hostname} has no endpoint that may take port {port}")
-    return chosen[bisect_right(marks, draw * marks[-1])] if len(chosen) > 1 else chosen[0]
+    return chosen[bisect_right(marks, draw * marks[-1], 0, len(marks) - 1)] if len(chosen) > 1 else chosen[0]
 
 
 def _can_serve(endpoint: Endpoint, source: WorkloadView, service: ServiceView, port: int, to_waypoint: bool) -> bool:
@@ -235,7 +236,7 @@ def _best_rank(
 
 
 def _rank(source: WorkloadView, workload: WorkloadView, preferences: tuple[RoutingScope, ...]) -> int:
-    """Leading preferences that match; the first mismatch ends the count, but a leading Network mismatch only lowers it."""
+    """Leading preferences that match; the first mismatch ends the count, a leading Network mismatch only lowers it."""
     rank = lift = 0
     for scope in preferences:
         same = _same(scope, source, workload)
@@ -304,7 +305,7 @@ def inbound_target(
     dialled_ip: str,
     forwarded_host: str | None = None,
 ) -> Inbound:
-    """What `authority` means at `workload`, whose 15008 was dialled at `dialled_ip`; the method is already known to be CONNECT.
+    """What `authority` means at `workload`, whose 15008 was dialled at `dialled_ip`; the method is known to be CONNECT.
 
     `forwarded_host` is the peer's unproven hint; it only helps to name the service in logs.
     """
@@ -353,7 +354,7 @@ def _tunnelled(
 
 
 def _accepts(view: MeshView, workload: WorkloadView, host: str, dialled_ip: str) -> bool:
-    """Its own address; anything, if it has a tunnel of its own; or what names this workload as its waypoint (sandwich)."""
+    """Its own address; anything, if it has a tunnel of its own; or what names it as its waypoint (sandwich)."""
     if host == dialled_ip or workload.application_tunnel is not None:
         return True
     target = view.workload_at(workload.network, host) or view.service_at(workload.network, host, "")

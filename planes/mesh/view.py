@@ -122,7 +122,7 @@ class MeshView:
         return self._by_address.get((network, address))
 
     def service_at(self, network: str, address: str, client_namespace: str) -> ServiceView | None:
-        """Of services that share a VIP: the client's namespace, else the canonical one, else the first; CIDRs come last."""
+        """Of services that share a VIP: the client's namespace, else the canonical one, else the first. CIDRs are last."""
         held = self._by_vip.get((network, address))
         if held is None:
             if not self._by_cidr:
@@ -137,7 +137,7 @@ class MeshView:
         return _best(self._by_host.get(hostname, ()), client_namespace)
 
     def destination(self, gateway: GatewayAddress) -> WorkloadView | ServiceView | None:
-        """What a waypoint or gateway reference names: by address a workload before a service, by hostname a service first."""
+        """What a waypoint or gateway reference names: by address a workload first, by hostname a service first."""
         if gateway.address is not None:
             network, address = gateway.address
             return self.workload_at(network, address) or self.service_at(network, address, "")
