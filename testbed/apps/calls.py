@@ -47,7 +47,8 @@ class Caller:
         request = f"GET {callee.path} HTTP/1.1\r\nhost: {callee.host}:{callee.port}\r\n{passed}\r\n".encode("latin-1")
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
-                while self._idle:  # a kept connection may have been closed meanwhile: then the next, and at last a new one
+                # A kept connection may have been closed meanwhile: then the next is tried, and at last a new one.
+                while self._idle:
                     stream = self._idle.pop()
                     try:
                         return await self._exchange(stream, request)

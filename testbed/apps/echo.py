@@ -103,7 +103,7 @@ async def serve(app: EchoApp, *, address: str, ports: list[int]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m testbed.apps.echo", description="TCP echo that counts")
-    parser.add_argument("--port", type=int, action="append", required=True, help="listen here (repeatable); 0 picks one")
+    parser.add_argument("--port", type=int, action="append", required=True, help="listen here (repeatable); 0: any")
     parser.add_argument("--address", default="0.0.0.0", help="listen on this address (default: all)")
     parser.add_argument("--name", default="echo", help="said in the log")
     parser.add_argument("--log", type=Path, help="JSON lines of what was seen")
@@ -112,7 +112,8 @@ def main(argv: list[str] | None = None) -> None:
 
     async def run() -> None:
         banner = f"{args.banner}\n".encode() if args.banner else b""
-        await serve(EchoApp(name=args.name, log=SeenLog(args.log), banner=banner), address=args.address, ports=args.port)
+        app = EchoApp(name=args.name, log=SeenLog(args.log), banner=banner)
+        await serve(app, address=args.address, ports=args.port)
 
     uvloop.run(run())
 

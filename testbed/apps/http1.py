@@ -65,8 +65,8 @@ def parse_head(block: bytes) -> RequestHead:
         raise Malformed("the version is neither HTTP/1.1 nor HTTP/1.0", 505 if words[2].startswith(b"HTTP/") else 400)
     headers = _parse_fields(lines[1:])
     is_1_1 = words[2] == b"HTTP/1.1"
-    # "A server MUST respond with a 400 to any HTTP/1.1 request message that lacks a Host header field and to any request
-    # message that contains more than one" (RFC 9112 §3.2); two Hosts arrive here joined by a comma.
+    # "A server MUST respond with a 400 [...] to any HTTP/1.1 request message that lacks a Host header field and to any
+    # request message that contains more than one" (RFC 9112 §3.2); two Hosts arrive here joined by a comma.
     if (is_1_1 and "host" not in headers) or "," in headers.get("host", ""):
         raise Malformed("an HTTP/1.1 request carries exactly one Host")
     connection = headers.get("connection", "").lower()
@@ -117,7 +117,7 @@ def _parse_query(text: str) -> dict[str, str]:
 
 
 class RequestReader:
-    """Requests of one connection, in order. `receive` bytes, then `next_event` until it gives None (more bytes needed)."""
+    """Requests of one connection, in order: `receive` bytes, then `next_event` until it gives None (needs more)."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()

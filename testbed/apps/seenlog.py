@@ -1,4 +1,4 @@
-"""What an app saw, as JSON lines in a file: buffered, on disk within 200 ms and at the end, so that a judge can count."""
+"""What an app saw, as JSON lines in a file: buffered, on disk within 200 ms and at the end, so a judge can count."""
 
 from __future__ import annotations
 

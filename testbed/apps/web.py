@@ -1,14 +1,15 @@
 """HTTP echo: answers what the request asks for, says who answered and whom it saw calling, and counts.
 
-    python -m testbed.apps.web --port 8080 --name web --log seen.jsonl [--service-time-ms 2] [--call http://10.96.0.11:8080/]
+    python -m testbed.apps.web --port 8080 --name web --log seen.jsonl [--call http://10.96.0.11:8080/]
 
-A request chooses by query (or by header `x-echo-<name>`, dashes for underscores): `size` of the body, `delay_ms`, `status`,
-`reflect=1` (the answer carries x-canary too), `log=1`. Every answer says `x-workload`, `x-peer-address` and `x-peer-port`;
-`x-body-bytes` counts a request body. `GET /-/count` gives totals. Timers tick at 1 ms (libuv's), delays are no finer.
+A request chooses by query (or by header `x-echo-<name>`, dashes for underscores): `size` of the body, `delay_ms`,
+`status`, `reflect=1` (the answer carries x-canary too), `log=1`. Every answer says `x-workload`, `x-peer-address` and
+`x-peer-port`; `x-body-bytes` counts a request body. `GET /-/count` gives totals. Timers tick at 1 ms (libuv's),
+delays are no finer.
 
-Only requests marked by `x-canary`, `x-request-id` or `log=1` are logged unless `--log-requests all`, so that a measured window
-pays for counting alone. An answer that depends on nothing but the head is remembered by the head's bytes: a load
-generator sends the same head all the time, and the app must not be what is measured.
+Only requests marked by `x-canary`, `x-request-id` or `log=1` are logged unless `--log-requests all`, so that a
+measured window pays for counting alone. An answer that depends on nothing but the head is remembered by the head's
+bytes: a load generator sends the same head all the time, and the app must not be what is measured.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class WebApp:
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection: requests answered one after another, in order; reading stops while an answer is pending."""
+    """One keep-alive connection: answers come in order, one after another; meanwhile reading stops."""
 
     def __init__(self, app: WebApp) -> None:
         self._app = app
@@ -270,7 +271,7 @@ class Connection(asyncio.Protocol):
                     raise CallError(f"answered {answered}")
         except CallError as error:
             status, extra = 502, f"x-call-error: {' '.join(str(error).split())[:200]}\r\n"
-        before, after = self._compose(head, order, status, b"", order.size_bytes, extra)
+        before, _ = self._compose(head, order, status, b"", order.size_bytes, extra)
         self._transport.write(before + self._peer_lines + b"\r\n")
         sent = 0
         if head.method != "HEAD" and status not in (204, 304):
@@ -333,13 +334,13 @@ async def serve(app: WebApp, *, address: str, ports: list[int]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m testbed.apps.web", description="HTTP echo that counts")
-    parser.add_argument("--port", type=int, action="append", required=True, help="listen here (repeatable); 0 picks one")
+    parser.add_argument("--port", type=int, action="append", required=True, help="listen here (repeatable); 0: any")
     parser.add_argument("--address", default="0.0.0.0", help="listen on this address (default: all)")
     parser.add_argument("--name", required=True, help="said in x-workload")
     parser.add_argument("--log", type=Path, help="JSON lines of what was seen")
     parser.add_argument("--log-requests", choices=("marked", "all"), default="marked", help="which requests are logged")
     parser.add_argument("--service-time-ms", type=float, default=0.0, help="added to every answer")
-    parser.add_argument("--call", action="append", default=[], metavar="URL", help="call this before answering (repeatable)")
+    parser.add_argument("--call", action="append", default=[], metavar="URL", help="call before answering (repeatable)")
     args = parser.parse_args(argv)
     try:
         callees = tuple(Callee.parse(url) for url in args.call)

@@ -1,8 +1,8 @@
-"""The generator's raw rows as bytes: a header in JSON, then one fixed record per request. Pure; whoever writes it renames it.
+"""The generator's raw rows as bytes: a header in JSON, then one fixed record per request. Pure.
 
-Layout: `MBROWS1\\n`, u32 length of the header, header, records `<4d H q H H`: intended, sent, first byte, last byte (seconds,
-CLOCK_MONOTONIC), status, bytes, connection, error (index into the header's `errors`; 0 is none). Every request of the
-trial is here, those of the warm-up too.
+Layout: `MBROWS1\\n`, u32 length of the header, header, records `<4d H q H H`: intended, sent, first byte, last byte
+(seconds, CLOCK_MONOTONIC), status, bytes, connection, error (index into the header's `errors`; 0 is none). Every
+request of the trial is here, those of the warm-up too.
 """
 
 from __future__ import annotations

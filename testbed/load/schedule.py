@@ -1,8 +1,8 @@
-"""When requests are meant to be sent: drawn before the trial, so that neither the system under test nor the generator bends it.
+"""When requests are meant to be sent: drawn before the trial, so that nothing measured can bend it.
 
-Pure: chance comes in as `draw`, uniform in [0, 1) (such as `random.Random(seed).random`); times are seconds from the start of
-the warm-up. Open loop as in wrk2 and Nighthawk; Poisson arrivals have exponential gaps, -ln(1-u)/rate (inversion; Devroye,
-Non-Uniform Random Variate Generation, 1986, ch. II.2).
+Pure: chance comes in as `draw`, uniform in [0, 1) (such as `random.Random(seed).random`); times are seconds from the
+start of the warm-up. Open loop as in wrk2 and Nighthawk; Poisson arrivals have exponential gaps, -ln(1-u)/rate
+(inversion; Devroye, Non-Uniform Random Variate Generation, 1986, ch. II.2).
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ def check(plan: Load) -> None:
     if plan.connections < 1:
         raise UsageError(f"load: connections {plan.connections} must be 1 or more")
     if plan.warmup_s < 0 or plan.window_s <= 0 or not math.isfinite(plan.warmup_s + plan.window_s):
-        raise UsageError(f"load: warmup_s {plan.warmup_s:g} must not be negative, window_s {plan.window_s:g} must be above 0")
+        raise UsageError(f"load: warmup_s {plan.warmup_s:g} must be 0 or more, window_s {plan.window_s:g} above 0")
     if plan.request_bytes < 0 or plan.response_bytes < 0:
         raise UsageError("load: request_bytes and response_bytes must not be negative")
     if plan.kind == "open":
         expected = plan.rate_rps * (plan.warmup_s + plan.window_s)
         if not 0 < expected <= MAX_REQUESTS:
             raise UsageError(
-                f"load: rate_rps {plan.rate_rps:g} over {plan.warmup_s + plan.window_s:g} s gives {expected:g} requests; "
-                f"it must be above 0 and at most {MAX_REQUESTS}"
+                f"load: rate_rps {plan.rate_rps:g} over {plan.warmup_s + plan.window_s:g} s gives {expected:g} "
+                f"requests; it must be above 0 and at most {MAX_REQUESTS}"
             )
 
 
