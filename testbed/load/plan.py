@@ -1,0 +1,29 @@
+"""What a generator is told, as JSON, and the times it and its driver agree on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from testbed.model.experiment import Load
+
+CONNECT_TIMEOUT_S = 5.0
+REQUEST_TIMEOUT_S = 10.0
+DRAIN_S = 3.0
+"""How long after the window a late request may still be sent or answered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorPlan:
+    load: Load
+    host: str
+    port: int
+    seed: int
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> GeneratorPlan:
+        values = json.loads(text)
+        return cls(**{**values, "load": Load(**values["load"])})
