@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from testbed.model.experiment import LoadRecord
 from testbed.model.experiment import Load as LoadPlan
+from testbed.model.experiment import LoadRecord
 from testbed.model.placement import Placement
 from testbed.model.topology import Impairment, Link, Topology
 

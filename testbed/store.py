@@ -1,0 +1,450 @@
+"""A run's folder under `results/`: made, appended to, resumed and read back, whole or not at all.
+
+Every append is three steps: the bytes, fsync, then one line in `journal.jsonl` that says how long the file now is. What
+lies beyond the last journal line was never finished: readers do not see it, and `Run.resume` cuts it off. So a killed
+run, or a full disk, costs the trial in progress and nothing before it, and a half-written file is never taken for a
+whole one.
+The folder's layout is a contract (README, "A run's folder"); the journal is ours.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import fcntl
+import io
+import json
+import os
+import re
+import shutil
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from testbed.errors import MachineError, UsageError
+from testbed.model.experiment import Experiment, Finding, Measurement, RequestRow, Result
+from testbed.model.topology import Topology
+
+FORMAT = 1
+COLUMNS = tuple(f.name for f in dataclasses.fields(Measurement))
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._()+ -]*")
+_SECRETS_BLOCK = 0x0000000A  # pcapng's Decryption Secrets Block (draft-ietf-opsawg-pcapng, 4.7)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that was decided before the first trial, so that a run explains itself; becomes `run.json`."""
+
+    topology: Topology
+    """As resolved: with the experiment's link overrides in it."""
+    seed: int
+    block_order: tuple[tuple[str, ...], ...]
+    """Per round, the planes in the order they were measured."""
+    runtime: str
+    link_kind: str
+    planes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Plane name -> what ran under it: `{"implementation": "planes.ztunnel", "version": "0.1.0"}`."""
+    gate: Mapping[str, float] = field(default_factory=dict)
+    """The limits beyond which a trial does not count, fixed before the run."""
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    """`machine.describe()`."""
+    commit: str = ""
+    lock_sha256: str = ""
+    command: str = ""
+    """What to type to repeat the run."""
+
+
+class Run:
+    """One execution of an experiment and its folder. `create` and `resume` may append, `open` reads."""
+
+    def __init__(self, path: Path, info: dict[str, Any], entries: list[dict[str, Any]], journal_fd: int | None) -> None:
+        self.path = path
+        self.info = info
+        """`run.json` as it stands."""
+        self._entries = entries
+        self._journal_fd = journal_fd
+
+    # -- making and opening -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, root: Path, experiment: Experiment, plan: Plan, *, started: str, run_id: str | None = None) -> Run:
+        """A new folder `root/<experiment>/<run id>`. `started` is UTC, ISO 8601; without `run_id` it names the run."""
+        home = Path(root) / _safe(experiment.name)
+        wanted = _safe(run_id or re.sub(r"[^0-9TZ]", "", started.replace("+00:00", "Z")) or "run")
+        with _translated(home, "make a run's folder"):
+            home.mkdir(parents=True, exist_ok=True)
+            name, number = wanted, 1
+            while (home / name).exists():
+                if run_id:
+                    raise UsageError(f"run {run_id!r} of {experiment.name} exists; resume it, or choose another name")
+                number += 1
+                name = f"{wanted}-{number}"
+            info = {
+                "format": FORMAT,
+                "run": name,
+                "experiment": experiment.name,
+                "started": started,
+                "ended": None,
+                "resumed": [],
+                "plan": {"experiment": as_json(experiment), "topology": as_json(plan.topology)},
+            } | {f.name: as_json(getattr(plan, f.name)) for f in dataclasses.fields(plan) if f.name != "topology"}
+            # Built beside and renamed: a folder of that name always holds a readable run.json and journal.
+            draft = home / f".new-{name}-{os.getpid()}"
+            try:
+                for folder, mode in (("", 0o755), ("requests", 0o755), ("captures", 0o700), ("logs", 0o755)):
+                    (draft / folder).mkdir(mode=mode)
+                write_whole(draft / "run.json", _pretty(info))
+                write_whole(draft / "measurements.csv", header := _csv_bytes([COLUMNS]))
+                write_whole(draft / "findings.jsonl", b"")
+                sizes = {"measurements.csv": len(header), "findings.jsonl": 0}
+                write_whole(draft / "journal.jsonl", _line({"kind": "start", "sizes": sizes}))
+                os.rename(draft, home / name)
+            except BaseException:
+                shutil.rmtree(draft, ignore_errors=True)
+                raise
+            _sync_folder(home)
+        return cls._append_to(home / name)
+
+    @classmethod
+    def open(cls, path: Path | str) -> Run:
+        """A run to read, finished or not. Changes nothing on disk."""
+        path = Path(path)
+        return cls(path, _read_info(path), _read_journal(path)[0], None)
+
+    @classmethod
+    def resume(cls, path: Path | str, *, now: str) -> Run:
+        """A killed run to go on with: half-written ends are cut off, `whole_trials` need not be done again."""
+        run = cls._append_to(Path(path))
+        run._update(resumed=[*run.info["resumed"], now], ended=None)
+        return run
+
+    @classmethod
+    def _append_to(cls, path: Path) -> Run:
+        info = _read_info(path)
+        with _translated(path, "open the run for writing"):
+            fd = os.open(path / "journal.jsonl", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                os.close(fd)
+                raise UsageError(f"run {path}: another process is writing to it; wait for it or stop it") from error
+            try:
+                entries, whole_bytes = _read_journal(path)
+                os.ftruncate(fd, whole_bytes)
+                for file, size in _committed(entries).items():
+                    os.truncate(path / file, size)
+                known = {e.get("requests") for e in entries}
+                for stray in [*path.glob("requests/*"), *path.glob("*.tmp")]:
+                    if str(stray.relative_to(path)) not in known:
+                        stray.unlink()
+            except BaseException:
+                os.close(fd)
+                raise
+        return cls(path, info, entries, fd)
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def append_trial(self, measurements: Sequence[Measurement], requests: Iterable[RequestRow] = ()) -> None:
+        """All rows and requests of one trial, or none of them. Raises MachineError when the disk will not take them."""
+        trials = {m.trial for m in measurements}
+        if len(trials) != 1:
+            raise UsageError(f"append_trial takes the rows of one trial, got {sorted(trials) or 'no rows'}")
+        trial = trials.pop()
+        if trial in self.whole_trials():
+            raise UsageError(f"run {self.path.name}: trial {trial!r} is stored already")
+        entry: dict[str, Any] = {"kind": "trial", "trial": trial}
+        rows = list(requests)
+        if rows:
+            entry["requests"] = f"requests/{_safe(trial)}.parquet"
+            self._guarded(lambda: write_whole(self.path / entry["requests"], _parquet_bytes(trial, rows)))
+        table = _csv_bytes([_cell(getattr(m, c)) for c in COLUMNS] for m in measurements)
+        try:
+            self._append("measurements.csv", table, entry)
+        except BaseException:
+            if rows:
+                (self.path / entry["requests"]).unlink(missing_ok=True)
+            raise
+
+    def append_findings(self, findings: Sequence[Finding]) -> None:
+        self._append("findings.jsonl", b"".join(_line(as_json(f)) for f in findings), {"kind": "findings"})
+
+    def capture_path(self, name: str) -> Path:
+        """Where a capture goes; the file is made here, private, before any tool writes packets or keys into it."""
+        path = self.path / "captures" / _safe(name)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.chmod(path, 0o600)
+        return path
+
+    def log_path(self, name: str) -> Path:
+        return self.path / "logs" / _safe(name)
+
+    def write_file(self, name: str, text: str) -> Path:
+        """`table.md`, `report.html`: replaced as a whole."""
+        path = self.path / _safe(name)
+        self._guarded(lambda: write_whole(path, text.encode()))
+        return path
+
+    def note(self, **values: object) -> None:
+        """Adds to `run.json` what is only known later (such as versions that a proxy reported)."""
+        self._update(**{k: as_json(v) for k, v in values.items()})
+
+    def finish(self, *, ended: str) -> None:
+        for path in (self.path / "captures").iterdir():
+            path.chmod(0o600)
+        self._update(ended=ended)
+
+    def close(self) -> None:
+        if self._journal_fd is not None:
+            os.close(self._journal_fd)
+            self._journal_fd = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _update(self, **values: object) -> None:
+        self.info = self.info | values
+        self._guarded(lambda: write_whole(self.path / "run.json", _pretty(self.info)))
+
+    def _append(self, file: str, data: bytes, entry: dict[str, Any]) -> None:
+        if self._journal_fd is None:
+            raise UsageError(f"run {self.path} is open for reading only")
+        before = _committed(self._entries)[file]
+        journal_before = os.fstat(self._journal_fd).st_size
+        entry = entry | {"file": file, "bytes": before + len(data)}
+
+        def write() -> None:
+            fd = os.open(self.path / file, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                try:
+                    _write_all(fd, data, before)
+                    _write_all(self._journal_fd, _line(entry), journal_before)
+                except BaseException:
+                    os.ftruncate(self._journal_fd, journal_before)
+                    os.ftruncate(fd, before)
+                    raise
+            finally:
+                os.close(fd)
+
+        self._guarded(write)
+        self._entries.append(entry)
+
+    def _guarded(self, action: Any) -> None:
+        with _translated(self.path, "write", stored=len(self.whole_trials())):
+            action()
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def whole_trials(self) -> tuple[str, ...]:
+        return tuple(e["trial"] for e in self._entries if e["kind"] == "trial")
+
+    def measurements(self) -> list[Measurement]:
+        """Rows of whole trials, in the order written. Axis columns that this version does not know are passed over."""
+        text = self._committed_bytes("measurements.csv").decode()
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        if missing := set(COLUMNS) - set(rows.fieldnames or ()):
+            raise UsageError(f"{self.path}/measurements.csv lacks the columns {', '.join(sorted(missing))}")
+        convert = {"round": int, "block": int, "value": float, "valid": "true".__eq__}
+        return [Measurement(**{c: convert.get(c, str)(row[c]) for c in COLUMNS}) for row in rows]
+
+    def findings(self) -> list[Finding]:
+        found = []
+        for text in self._committed_bytes("findings.jsonl").decode().splitlines():
+            values = json.loads(text)
+            known = {f.name for f in dataclasses.fields(Finding)}
+            values = {k: v for k, v in values.items() if k in known}
+            values |= {"result": Result(values["result"]), "packets": tuple(values.get("packets", ()))}
+            found.append(Finding(**values))
+        return found
+
+    def request_files(self) -> dict[str, Path]:
+        """Trial -> its parquet file."""
+        return {e["trial"]: self.path / e["requests"] for e in self._entries if e.get("requests")}
+
+    def captures_with_secrets(self) -> list[str]:
+        """Names of captures that hold TLS secrets: whoever has these files can read the lab's traffic."""
+        return sorted(p.name for p in (self.path / "captures").glob("*") if p.is_file() and has_secrets(p))
+
+    def _committed_bytes(self, file: str) -> bytes:
+        size = _committed(self._entries)[file]
+        data = (self.path / file).read_bytes()
+        if len(data) < size:
+            raise UsageError(
+                f"{self.path / file} has {len(data)} bytes, its journal says {size}: it was cut or edited "
+                "after the run; restore it from a copy"
+            )
+        return data[:size]
+
+
+def runs(root: Path, experiment: str | None = None) -> list[Path]:
+    """Folders of runs, oldest first."""
+    found = [p.parent for p in Path(root).glob(f"{experiment or '*'}/*/run.json") if not p.parent.name.startswith(".")]
+    return sorted(found, key=lambda p: (p / "journal.jsonl").stat().st_mtime if (p / "journal.jsonl").exists() else 0)
+
+
+def as_json(value: Any) -> Any:
+    """A value of the model as plain JSON: dataclasses to objects, enums and other things to their text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(k): as_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [as_json(v) for v in value]
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
+
+
+def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replaces `path` in one step: readers see the old bytes or the new. Raises OSError and leaves nothing behind."""
+    draft = path.with_name(path.name + ".tmp")
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        try:
+            _write_all(fd, data, 0)
+        finally:
+            os.close(fd)
+        os.rename(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def has_secrets(path: Path) -> bool:
+    """Whether a capture carries a Decryption Secrets Block, or a file is itself a key log; a cut file counts too."""
+    with path.open("rb") as file:
+        head = file.read(12)
+        if re.match(rb"(CLIENT|SERVER|EXPORTER)_[A-Z]", head):
+            return True
+        if head[:4] != b"\x0a\x0d\x0d\x0a" or len(head) < 12:
+            return False
+        order = "<" if head[8:12] == b"\x4d\x3c\x2b\x1a" else ">"
+        offset = 0
+        while len(block := os.pread(file.fileno(), 8, offset)) == 8:
+            kind, length = struct.unpack(f"{order}II", block)
+            if kind == _SECRETS_BLOCK:
+                return True
+            if length < 12:
+                return False
+            offset += length
+    return False
+
+
+class _translated:
+    """Turns an OSError into MachineError with the mend; says what is safe."""
+
+    def __init__(self, path: Path, doing: str, stored: int | None = None) -> None:
+        self.path, self.doing, self.stored = path, doing, stored
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, OSError):
+            return
+        safe = "" if self.stored is None else f"; the {self.stored} trials stored before are whole"
+        mend = (
+            "check rights and space"
+            if self.stored is None
+            else "free some space or raise the limit, then resume the run"
+        )
+        raise MachineError(f"{self.path}: cannot {self.doing}: {error.strerror or error}{safe}; {mend}") from error
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    try:
+        info = json.loads((path / "run.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"{path} has no run.json, so it is no run; runs are results/<experiment>/<run id>") from error
+    except ValueError as error:
+        raise UsageError(f"{path}/run.json is not JSON ({error}); restore it from a copy") from error
+    version = info.get("format") if isinstance(info, dict) else None
+    if version != FORMAT:
+        newer = isinstance(version, int) and version > FORMAT
+        mend = "use the version that wrote it, or a newer one" if newer else "was it written by this testbed?"
+        raise UsageError(f"{path}/run.json has format {version!r}, this version reads format {FORMAT}; {mend}")
+    return info
+
+
+def _read_journal(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Whole lines, and how many bytes they take; a torn last line does not count."""
+    try:
+        data = (path / "journal.jsonl").read_bytes()
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} has no journal.jsonl to say what is whole; restore it from a copy") from error
+    entries, end = [], 0
+    for line in data.splitlines(keepends=True):
+        try:
+            if not line.endswith(b"\n"):
+                break
+            entries.append(json.loads(line))
+        except ValueError:
+            break
+        end += len(line)
+    if not entries:
+        raise UsageError(f"{path}/journal.jsonl holds no whole line; restore it from a copy")
+    return entries, end
+
+
+def _committed(entries: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    sizes = dict(entries[0]["sizes"])
+    for entry in entries[1:]:
+        sizes[entry["file"]] = entry["bytes"]
+    return sizes
+
+
+def _write_all(fd: int, data: bytes, offset: int) -> None:
+    done = 0
+    while done < len(data):  # a write may be short just before the disk is full
+        done += os.pwrite(fd, data[done:], offset + done)
+    os.fsync(fd)
+
+
+def _sync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _parquet_bytes(trial: str, rows: Sequence[RequestRow]) -> bytes:
+    # pyarrow is heavy, and reading a run's tables does not need it. To memory first: only `write_whole` meets the disk.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, Any] = {"trial": pa.array([trial] * len(rows)).dictionary_encode()}
+    columns |= {f.name: [getattr(r, f.name) for r in rows] for f in dataclasses.fields(RequestRow)}
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _csv_bytes(rows: Iterable[Iterable[str]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+def _cell(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, float) else str(value)
+
+
+def _line(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _pretty(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, indent=1).encode() + b"\n"
+
+
+def _safe(name: str) -> str:
+    if not _NAME.fullmatch(name) or name.endswith(".tmp"):
+        raise UsageError(f"{name!r} cannot name a file of a run; use letters, digits and . _ - + ( )")
+    return name

@@ -1,0 +1,329 @@
+"""Tidy measurements and findings -> the table of a run: one row per plane, then what its boundaries were seen to do.
+
+`summarise` makes numbers, `build` makes blocks of cells; `typeset` sets them for a terminal or as Markdown, `report` as
+HTML. A trial with any invalid row is left out whole and counted. Latency across rounds is the median of the rounds'
+percentiles; what a plane adds is paired: its value minus that of `none` in the same round, median over rounds, with a
+bootstrap interval over rounds (requests inside a trial depend on each other, rounds do not). Nothing is filled in: what
+was not measured is `–` with a note.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from testbed.model.experiment import Finding, Measurement, Result
+
+BASE = "none"
+AA = "none (A/A)"
+NOT_PROXIES = ("client", "app", "wire", "host", "testbed")
+"""Components that are no part of a data plane; every other one counts as a proxy."""
+BOUNDARIES = {
+    "boundary.identities-held": "identities held",
+    "boundary.plaintext-visible": "plaintext visible",
+    "boundary.plaintext-to-strict": "plaintext to STRICT workload",
+    "boundary.wrong-identity": "call with a wrong identity",
+    "boundary.l4-denied": "call denied by L4 policy",
+    "boundary.foreign-authority": "HBONE authority of another pod",
+}
+MIN_ROUNDS = 3
+"""Below this an interval over rounds says nothing and is not printed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Added:
+    """A paired difference to `none`: median over rounds and its 95 % interval (None below MIN_ROUNDS)."""
+
+    value: float
+    low: float | None
+    high: float | None
+    per_round: Mapping[int, float]
+
+    @property
+    def includes_zero(self) -> bool | None:
+        return None if self.low is None or self.high is None else self.low <= 0 <= self.high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    planes: tuple[str, ...]
+    """`none` first, its A/A twin second, then in the order measured."""
+    frame: pd.DataFrame
+    """Rows of valid trials only; components folded to their role (`ztunnel.node-a` -> `ztunnel`)."""
+    valid: Mapping[str, int]
+    left_out: Mapping[str, Mapping[str, int]]
+    """Plane -> reason -> trials."""
+
+    def rounds(self, plane: str, metric: str, component: str | None = "client") -> dict[int, float]:
+        """One value a round. `component` None is the sum over proxies (CPU, memory)."""
+        f = self.frame
+        f = f[(f.plane == plane) & (f.metric == metric)]
+        f = f[~f.component.isin(NOT_PROXIES)] if component is None else f[f.component == component]
+        if f.empty:
+            return {}
+        per_trial = f.groupby(["round", "trial"], sort=True)["value"].sum(min_count=1)
+        return {int(r): float(v) for r, v in per_trial.groupby(level="round").median().items()}
+
+    def median(self, plane: str, metric: str, component: str | None = "client") -> float | None:
+        values = list(self.rounds(plane, metric, component).values())
+        return statistics.median(values) if values else None
+
+    def added(self, plane: str, metric: str, component: str | None = "client") -> Added | None:
+        """None where no round has both this plane and `none`."""
+        base, mine = self.rounds(BASE, metric, component), self.rounds(plane, metric, component)
+        per_round = {r: mine[r] - base[r] for r in sorted(base.keys() & mine.keys())}
+        if not per_round or plane == BASE:
+            return None
+        differences = list(per_round.values())
+        low = high = None
+        if len(differences) >= MIN_ROUNDS:
+            low, high = _interval(differences)
+        return Added(value=statistics.median(differences), low=low, high=high, per_round=per_round)
+
+    def components(self, metric: str) -> tuple[str, ...]:
+        """Proxies first, then the rest in a fixed order."""
+        seen = set(self.frame[self.frame.metric == metric].component)
+        return (*sorted(seen - set(NOT_PROXIES)), *(c for c in NOT_PROXIES if c in seen))
+
+    @property
+    def resolution_ms(self) -> dict[str, float]:
+        """Per latency metric, how large a difference the A/A pair alone shows: the far end of its interval."""
+        found = {}
+        for metric in ("latency_p50", "latency_p90", "latency_p99"):
+            pair = self.added(AA, metric)
+            if pair and pair.low is not None and pair.high is not None:
+                found[metric] = max(abs(pair.low), abs(pair.high))
+        return found
+
+
+def summarise(measurements: Sequence[Measurement]) -> Summary:
+    broken = {m.trial: m.reason or "no reason given" for m in reversed(measurements) if not m.valid}
+    planes = list(dict.fromkeys(m.plane for m in measurements))
+    planes.sort(key=lambda p: (p != BASE, p != AA))
+    of_plane: dict[str, set[str]] = defaultdict(set)
+    for m in measurements:
+        of_plane[m.plane].add(m.trial)
+    frame = pd.DataFrame(
+        [
+            (m.round, m.trial, m.plane, _folded(m), m.metric, m.unit, m.value)
+            for m in measurements
+            if m.trial not in broken
+        ],
+        columns=["round", "trial", "plane", "component", "metric", "unit", "value"],
+    )
+    return Summary(
+        planes=tuple(planes),
+        frame=frame.dropna(subset=["value"]),
+        valid={p: len(of_plane[p] - broken.keys()) for p in planes},
+        left_out={p: dict(Counter(broken[t] for t in sorted(of_plane[p] & broken.keys()))) for p in planes},
+    )
+
+
+def _folded(m: Measurement) -> str:
+    """CPU and memory of `ztunnel.node-a` and `ztunnel.node-b` are one column; a link keeps its whole name."""
+    return m.component.partition(".")[0] if m.metric in ("cpu_per_1000_requests", "memory_pss") else m.component
+
+
+def _interval(differences: Sequence[float], resamples: int = 10_000) -> tuple[float, float]:
+    """95 % percentile bootstrap of the median over rounds; the same seed always, so that a table can be made again."""
+    values = np.asarray(differences)
+    picks = np.random.default_rng(0).integers(0, len(values), (resamples, len(values)))
+    low, high = np.percentile(np.median(values[picks], axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    lines: tuple[str, ...]
+    tone: str = ""
+    """`bad` for a broken boundary, `weak` for what is missing or not told apart from nothing."""
+    note: int | None = None
+    """Number of its footnote, from 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    numeric: bool = True
+    """Columns after the first are numbers, set flush right."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    blocks: tuple[Block, ...]
+    notes: tuple[str, ...]
+
+
+class _Notes:
+    """Footnotes, each text once."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def number(self, text: str) -> int:
+        if text not in self.texts:
+            self.texts.append(text)
+        return self.texts.index(text) + 1
+
+    def missing(self, text: str) -> Cell:
+        return Cell(lines=("–",), tone="weak", note=self.number(text))
+
+
+def build(summary: Summary, findings: Sequence[Finding]) -> Table:
+    notes = _Notes()
+    blocks = [_latency(summary, notes), _cost(summary, notes)]
+    if findings:
+        blocks.append(_boundaries(summary, findings, notes))
+    return Table(blocks=tuple(b for b in blocks if b.rows), notes=tuple(notes.texts))
+
+
+def _latency(summary: Summary, notes: _Notes) -> Block:
+    rows = []
+    for plane in summary.planes:
+        row = [Cell(lines=(plane,))]
+        for metric in ("latency_p50", "latency_p90", "latency_p99"):
+            value = summary.median(plane, metric, "client")
+            row.append(_number(value) if value is not None else notes.missing(_why(summary, plane, metric)))
+        row += [_added(summary, plane, metric, notes) for metric in ("latency_p50", "latency_p99")]
+        row.append(_trials(summary, plane, notes))
+        rows.append(tuple(row))
+    head = ("plane", "p50 ms", "p90 ms", "p99 ms", "added p50 ms [95 %]", "added p99 ms [95 %]", "trials")
+    return Block(title="Latency, from the intended send time to the last byte", head=head, rows=tuple(rows))
+
+
+def _added(summary: Summary, plane: str, metric: str, notes: _Notes) -> Cell:
+    if plane == BASE:
+        return Cell(lines=("",))
+    added = summary.added(plane, metric)
+    if added is None:
+        return notes.missing(f"no round in which both {plane} and {BASE} were measured")
+    if added.low is None or added.high is None:
+        rounds = len(added.per_round)
+        few = notes.number(f"an interval needs {MIN_ROUNDS} rounds with both planes; there are fewer")
+        return Cell(lines=(f"{_signed(added.value)} [–] n={rounds}",), tone="weak", note=few)
+    text = f"{_signed(added.value)} [{_signed(added.low)}, {_signed(added.high)}]"
+    limit = summary.resolution_ms.get(metric, 0.0)
+    if plane != AA and (added.includes_zero or abs(added.value) <= limit):
+        return Cell(
+            lines=(text,), tone="weak", note=notes.number("not told apart from the A/A pair, that is from nothing")
+        )
+    return Cell(lines=(text,))
+
+
+def _trials(summary: Summary, plane: str, notes: _Notes) -> Cell:
+    valid, reasons = summary.valid[plane], summary.left_out[plane]
+    if not reasons:
+        return Cell(lines=(str(valid),))
+    told = "; ".join(f"{count} × {reason}" for reason, count in reasons.items())
+    total = valid + sum(reasons.values())
+    return Cell(
+        lines=(f"{valid} of {total}",), tone="" if valid else "bad", note=notes.number(f"{plane}, left out: {told}")
+    )
+
+
+def _cost(summary: Summary, notes: _Notes) -> Block:
+    cpu, memory = summary.components("cpu_per_1000_requests"), summary.components("memory_pss")
+    columns: list[tuple[str, str, str | None]] = [("CPU: proxies", "cpu_per_1000_requests", None)]
+    columns += [(f"CPU: {c}", "cpu_per_1000_requests", c) for c in cpu]
+    columns += [("PSS: proxies", "memory_pss", None)]
+    proxies = [c for c in memory if c not in NOT_PROXIES]
+    columns += [(f"PSS: {c}", "memory_pss", c) for c in proxies] if len(proxies) > 1 else []
+    rows = []
+    for plane in summary.planes:
+        row = [Cell(lines=(plane,))]
+        for _, metric, component in columns:
+            value = summary.median(plane, metric, component)
+            if value is not None:
+                row.append(_number(value))
+            elif summary.valid[plane]:
+                row.append(notes.missing(f"nothing of that kind was measured under that plane; {BASE} has no proxies"))
+            else:
+                row.append(notes.missing(_why(summary, plane, metric)))
+        rows.append(tuple(row))
+    head = ("plane", *(title for title, _, _ in columns))
+    return Block(
+        title="Cost: CPU ms per 1,000 requests, memory PSS MiB", head=head, rows=tuple(rows) if cpu or memory else ()
+    )
+
+
+def _why(summary: Summary, plane: str, metric: str) -> str:
+    return f"{plane}: no valid trial" if not summary.valid[plane] else f"{plane}: {metric} was not measured"
+
+
+def _boundaries(summary: Summary, findings: Sequence[Finding], notes: _Notes) -> Block:
+    planes = [p for p in dict.fromkeys([*summary.planes, *(f.plane for f in findings)]) if p != AA]
+    ids = list(BOUNDARIES) + sorted({f.id for f in findings if f.id.startswith("boundary.")} - BOUNDARIES.keys())
+    rows = []
+    for id_ in ids:
+        row = [Cell(lines=(BOUNDARIES.get(id_, id_.removeprefix("boundary.").replace("-", " ")),))]
+        row += [boundary_cell([f for f in findings if f.id == id_ and f.plane == p], notes) for p in planes]
+        rows.append(tuple(row))
+    proved = [Cell(lines=("claims judged from packets",))]
+    for plane in planes:
+        results = Counter(f.result for f in findings if f.plane == plane and f.id.startswith("packets."))
+        words = [f"{results[r]} {w}" for r, w in _RESULT_WORDS.items() if results[r]]
+        tone = "bad" if results[Result.BROKEN] else ""
+        told = (
+            Cell(lines=(", ".join(words),), tone=tone) if words else notes.missing(f"{plane}: no packets were judged")
+        )
+        proved.append(told)
+    rows.append(tuple(proved))
+    return Block(title="Boundaries, as tried", head=("", *planes), rows=tuple(rows), numeric=False)
+
+
+_RESULT_WORDS = {Result.HOLDS: "hold", Result.BROKEN: "broken", Result.NO_EVIDENCE: "without evidence"}
+
+
+def boundary_cell(findings: Sequence[Finding], notes: _Notes) -> Cell:
+    """Findings of one boundary under one plane; equal outcomes of several segments share a line."""
+    if not findings:
+        return notes.missing("not tried under that plane")
+    groups: dict[tuple[Result, str], list[str]] = defaultdict(list)
+    for f in findings:
+        groups[(f.result, f.value or _RESULT_WORDS[f.result])].append(f.segment)
+    order = [Result.BROKEN, Result.NO_EVIDENCE, Result.HOLDS]
+    # Who holds keys and where it was readable is half of these answers; elsewhere a lone outcome needs no place.
+    places = len(groups) > 1 or findings[0].id in ("boundary.identities-held", "boundary.plaintext-visible")
+    lines = []
+    for (result, value), segments in sorted(groups.items(), key=lambda g: order.index(g[0][0])):
+        prefix = {Result.BROKEN: "BROKEN: ", Result.NO_EVIDENCE: "? "}.get(result, "")
+        names = [s for s in dict.fromkeys(segments) if s]
+        where = ", ".join(names) if len(names) < 3 else f"{len(names)} places"
+        lines.append(prefix + (f"{where}: " if where and places else "") + value)
+    results = {f.result for f in findings}
+    if Result.BROKEN in results:
+        statements = "; ".join(
+            dict.fromkeys(f"{f.plane}: {f.statement}" for f in findings if f.result is Result.BROKEN)
+        )
+        return Cell(lines=tuple(lines), tone="bad", note=notes.number(f"broken under {statements}"))
+    if Result.NO_EVIDENCE in results:
+        why = next(f.evidence for f in findings if f.result is Result.NO_EVIDENCE)
+        return Cell(lines=tuple(lines), tone="weak", note=notes.number(f"no evidence: {why}" if why else "no evidence"))
+    return Cell(lines=tuple(lines))
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def digits(value: float) -> str:
+    """Three significant digits, never in exponent form, never more than three decimals."""
+    size = abs(value)
+    decimals = 0 if size >= 99.95 else 1 if size >= 9.995 else 2 if size >= 0.9995 else 3
+    text = f"{value:.{decimals}f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
+
+
+def _signed(value: float) -> str:
+    text = digits(value)
+    return text if text.startswith("−") or float(text) == 0 else f"+{text}"
+
+
+def _number(value: float) -> Cell:
+    return Cell(lines=(digits(value),))
