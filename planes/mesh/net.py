@@ -1,0 +1,182 @@
+"""Sockets as a proxy needs them: made inside another network namespace, marked, transparent; and the event loop.
+
+A socket belongs for ever to the namespace it was made in, so the thread enters, calls socket(2) and returns at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import socket
+import ssl
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from testbed.errors import MachineError
+
+IP_TRANSPARENT = 19
+IP_FREEBIND = 15
+SO_ORIGINAL_DST = 80
+MARK = 0x539
+BACKLOG = 128
+CONNECT_TIMEOUT_S = 10.0
+_CLONE_NEWNET = 0x40000000
+_libc: ctypes.CDLL | None = None
+
+
+def _setns(fd: int) -> None:
+    global _libc
+    if _libc is None:
+        _libc = ctypes.CDLL(None, use_errno=True)
+    if _libc.setns(fd, _CLONE_NEWNET):
+        number = ctypes.get_errno()
+        raise MachineError(f"setns: {os.strerror(number)}; entering a workload's namespace needs CAP_SYS_ADMIN")
+
+
+_own_netns: int | None = None
+
+
+@contextmanager
+def inside(netns: int | None) -> Iterator[None]:
+    """The calling thread is in `netns` for the length of the block; None stays. Nothing may be awaited within."""
+    global _own_netns
+    if netns is None:
+        yield
+        return
+    if _own_netns is None:
+        _own_netns = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    _setns(netns)
+    try:
+        yield
+    finally:
+        _setns(_own_netns)
+
+
+def _family(address: str) -> int:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def listen(
+    address: str, port: int, *, netns: int | None = None, mark: int | None = None, transparent: bool = False
+) -> socket.socket:
+    """A listening socket. `transparent` is best effort, as in ztunnel: without the right it stays an ordinary one."""
+    with inside(netns):
+        sock = socket.socket(_family(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # an old and a new proxy overlap at a hand-over
+        if mark is not None:
+            _try_option(sock, socket.SOL_SOCKET, socket.SO_MARK, mark)
+        if transparent:
+            _try_option(sock, socket.SOL_IP, IP_TRANSPARENT, 1)
+        sock.bind((address, port))
+        sock.listen(BACKLOG)
+    except OSError as cause:
+        sock.close()
+        raise MachineError(f"cannot listen on {address}:{port}: {cause.strerror}") from cause
+    return sock
+
+
+def upstream(
+    destination: tuple[str, int], *, netns: int | None = None, mark: int | None = None, source: str | None = None
+) -> socket.socket:
+    """An unconnected socket towards `destination`; `source` spoofs the client's address, best effort (facts 1.11)."""
+    with inside(netns):
+        sock = socket.socket(_family(destination[0]), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for option, value in ((socket.TCP_KEEPIDLE, 180), (socket.TCP_KEEPINTVL, 180), (socket.TCP_KEEPCNT, 9)):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if mark is not None:
+        _try_option(sock, socket.SOL_SOCKET, socket.SO_MARK, mark)
+    if source is not None and source != destination[0] and _family(source) == sock.family:
+        if _try_option(sock, socket.SOL_IP, IP_TRANSPARENT, 1) and _try_option(sock, socket.SOL_IP, IP_FREEBIND, 1):
+            try:
+                sock.bind((source, 0))
+            except OSError:
+                pass
+    return sock
+
+
+def _try_option(sock: socket.socket, level: int, option: int, value: int) -> bool:
+    try:
+        sock.setsockopt(level, option, value)
+    except OSError:
+        return False
+    return True
+
+
+def original_destination(sock: socket.socket) -> tuple[str, int]:
+    """Where a redirected connection was going before REDIRECT (facts 1.1). Raises OSError when it was not redirected."""
+    if sock.family == socket.AF_INET6:
+        raw = sock.getsockopt(socket.IPPROTO_IPV6, SO_ORIGINAL_DST, 28)
+        return socket.inet_ntop(socket.AF_INET6, raw[8:24]), struct.unpack_from(">H", raw, 2)[0]
+    raw = sock.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, 16)
+    return socket.inet_ntoa(raw[4:8]), struct.unpack_from(">H", raw, 2)[0]
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop where it is installed, else asyncio with a read size whose buffer malloc does not map and unmap each time."""
+    try:
+        import uvloop
+    except ImportError:
+        from asyncio import selector_events
+
+        # 256 KiB reads cost four times as much as 64 KiB ones: page faults and munmap (facts/performance 5.2).
+        selector_events._SelectorTransport.max_size = 65536  # type: ignore[attr-defined]
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+try:
+    import aiofastnet as _fast
+except ImportError:
+    _fast = None
+
+_BIO_BYTES = 4 * (16 * 1024 + 64)
+"""TLS buffers per direction: four records. The library's default of sixteen is half a MiB for each connection."""
+
+ProtocolFactory = Callable[[], asyncio.BaseProtocol]
+
+
+async def serve(
+    loop: asyncio.AbstractEventLoop, factory: ProtocolFactory, sock: socket.socket, context: ssl.SSLContext | None = None
+) -> asyncio.AbstractServer:
+    if context is None:
+        return await loop.create_server(factory, sock=sock, backlog=BACKLOG)
+    if _fast is None:
+        return await loop.create_server(factory, sock=sock, ssl=context, backlog=BACKLOG, ssl_handshake_timeout=10)
+    return await _fast.create_server(
+        loop, factory, sock=sock, ssl=context, backlog=BACKLOG, ssl_handshake_timeout=10, ssl_shutdown_timeout=2,
+        ssl_incoming_bio_size=_BIO_BYTES, ssl_outgoing_bio_size=_BIO_BYTES,
+    )  # fmt: skip
+
+
+async def connect(
+    loop: asyncio.AbstractEventLoop,
+    factory: ProtocolFactory,
+    sock: socket.socket,
+    destination: tuple[str, int],
+    context: ssl.SSLContext | None = None,
+    *,
+    timeout_s: float = CONNECT_TIMEOUT_S,
+) -> asyncio.BaseProtocol:
+    """Connects `sock` (taken over) and, with a context, shakes hands; raises OSError, ssl.SSLError or TimeoutError."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await loop.sock_connect(sock, destination)
+            if context is None:
+                _, protocol = await loop.create_connection(factory, sock=sock)
+            elif _fast is None:
+                _, protocol = await loop.create_connection(factory, sock=sock, ssl=context, server_hostname="")
+            else:
+                _, protocol = await _fast.create_connection(
+                    loop, factory, sock=sock, ssl=context, server_hostname="", ssl_shutdown_timeout=2,
+                    ssl_incoming_bio_size=_BIO_BYTES, ssl_outgoing_bio_size=_BIO_BYTES,
+                )  # fmt: skip
+    except BaseException:
+        sock.close()
+        raise
+    return protocol

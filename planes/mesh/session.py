@@ -1,0 +1,209 @@
+"""An HBONE connection on a TLS transport: the thin shell around `hbone.HboneConnection`, either role.
+
+Output of one turn of the event loop, of all streams together, leaves in one write: that is what makes sixteen busy
+tunnels cost little more than one. When the transport's buffer is full, every tunnel of the session stops reading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from planes.mesh import frames, tls
+from planes.mesh.hbone import (
+    ConnectionFailed,
+    Event,
+    GoawayReceived,
+    HboneConnection,
+    PingAnswered,
+    RequestReceived,
+    ResponseReceived,
+    SettingsReceived,
+    Stream,
+)
+
+PING_EVERY_S = 10.0
+PING_TIMEOUT_S = 20.0
+_HIGH_WATER_BYTES = 1 << 20
+
+
+class HboneSession(asyncio.Protocol):
+    """`refusal_of(uris)` says why a peer is turned away, or None; asked right after the handshake."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        client: bool,
+        refusal_of: Callable[[tuple[str, ...]], str | None],
+        on_request: Callable[[HboneSession, RequestReceived], None] | None = None,
+        on_ready: Callable[[HboneSession], None] | None = None,
+        on_closed: Callable[[HboneSession], None] | None = None,
+    ) -> None:
+        self.loop = loop
+        self.connection = HboneConnection(client=client)
+        self.transport: asyncio.Transport | None = None
+        self.peer_uris: tuple[str, ...] = ()
+        self.peer_address: tuple[str, int] = ("", 0)
+        self.local_address: tuple[str, int] = ("", 0)
+        self.refusal: str | None = None
+        self.write_blocked = False
+        self.answers: dict[int, Callable[[int, list[tuple[bytes, bytes]]], None]] = {}
+        """Who waits for the response of a stream (client role)."""
+        self.settings_seen: asyncio.Future[None] = loop.create_future()
+        self.closed = False
+        self.retired = False
+        """No new tunnels; closes with its last one."""
+        self._refusal_of = refusal_of
+        self._on_request = on_request
+        self._on_ready = on_ready
+        self._on_closed = on_closed
+        self._flush_scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._ping_sent_s: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<HboneSession {self.peer_address[0]}:{self.peer_address[1]} {self.connection!r}>"
+
+    @property
+    def usable(self) -> bool:
+        return not self.closed and not self.retired and self.connection.can_open
+
+    # -- transport -------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
+        self.transport = transport  # type: ignore[assignment]
+        self.peer_address = (transport.get_extra_info("peername") or ("", 0))[:2]
+        self.local_address = (transport.get_extra_info("sockname") or ("", 0))[:2]
+        secured = transport.get_extra_info("ssl_object")
+        if secured is None or secured.selected_alpn_protocol() != "h2":
+            self.refusal = "peer did not negotiate h2"
+        else:
+            self.peer_uris = tls.spiffe_uris(secured.getpeercert())
+            self.refusal = self._refusal_of(self.peer_uris)
+        if self.refusal is not None:
+            transport.abort()  # type: ignore[attr-defined]
+            return
+        transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)  # type: ignore[attr-defined]
+        self._timer = self.loop.call_later(PING_EVERY_S, self._keep_alive)
+        self.flush()
+        if self._on_ready is not None:
+            self._on_ready(self)
+
+    def data_received(self, data: bytes) -> None:
+        connection = self.connection
+        events = connection.receive(data)
+        if events:
+            for event in events:
+                self._handle(event)
+        if connection.out and not self._flush_scheduled:
+            self._flush_scheduled = True
+            self.loop.call_soon(self.flush)
+
+    def pause_writing(self) -> None:
+        self.write_blocked = True
+        for stream in self.connection.streams.values():
+            if stream.sink is not None:
+                stream.sink.pause()  # type: ignore[attr-defined]
+
+    def resume_writing(self) -> None:
+        self.write_blocked = False
+        for stream in list(self.connection.streams.values()):
+            if stream.sink is not None and not stream.pending:
+                stream.sink.writable()
+
+    def eof_received(self) -> None:
+        return None
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self.settings_seen.done():
+            self.settings_seen.set_exception(ConnectionError(self.refusal or "peer closed before its SETTINGS"))
+            self.settings_seen.exception()  # seen here, so that nobody has to wait for it
+        for stream in list(self.connection.streams.values()):
+            self._drop(stream, frames.INTERNAL_ERROR)
+        self.connection.streams.clear()
+        if self._on_closed is not None:
+            self._on_closed(self)
+
+    # -- output ----------------------------------------------------------------------------------------------------
+
+    def schedule(self) -> None:
+        """Write what is queued at the end of this turn of the loop."""
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self.loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        self._flush_scheduled = False
+        out = self.connection.out
+        if out and self.transport is not None and not self.closed:
+            self.transport.write(b"".join(out))
+        out.clear()
+
+    def retire(self) -> None:
+        """No new tunnels from now on; closes when the last one ends."""
+        self.retired = True
+        self.stream_done()
+
+    def stream_done(self) -> None:
+        if (self.retired or self.connection.goaway_received) and not self.connection.streams:
+            self.close()
+
+    def close(self) -> None:
+        if self.closed or self.transport is None:
+            return
+        self.connection.goaway()
+        self.flush()
+        self.transport.close()
+
+    def abort(self) -> None:
+        if self.transport is not None and not self.closed:
+            self.transport.abort()
+
+    # -- events ----------------------------------------------------------------------------------------------------
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case RequestReceived():
+                assert self._on_request is not None
+                self._on_request(self, event)
+            case ResponseReceived(stream=stream, status=status, fields=fields):
+                answer = self.answers.pop(stream.id, None)
+                if answer is not None:
+                    answer(status, fields)
+            case SettingsReceived():
+                if not self.settings_seen.done():
+                    self.settings_seen.set_result(None)
+            case PingAnswered():
+                self._ping_sent_s = None
+            case GoawayReceived():
+                self.stream_done()
+            case ConnectionFailed():
+                self.flush()
+                if self.transport is not None:
+                    self.transport.close()
+
+    def _drop(self, stream: Stream, code: int) -> None:
+        answer = self.answers.pop(stream.id, None)
+        if answer is not None:
+            answer(0, [])
+        if stream.sink is not None:
+            stream.sink.was_reset(code)
+
+    def _keep_alive(self) -> None:
+        now = self.loop.time()
+        if self._ping_sent_s is not None and now - self._ping_sent_s >= PING_TIMEOUT_S:
+            if not self.connection.client:
+                self.connection.goaway()
+                self.flush()
+            self.abort()
+            return
+        if self._ping_sent_s is None:
+            self._ping_sent_s = now
+            self.connection.ping(b"meshbed.")
+            self.flush()
+        self._timer = self.loop.call_later(PING_EVERY_S, self._keep_alive)
