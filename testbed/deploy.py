@@ -103,7 +103,7 @@ def start(
     return deployment
 
 
-def _capture_batch(capture: Capture) -> list[bytes]:
+def _capture_batch(capture: Capture) -> nftables.Batch:
     if capture.kind is CaptureKind.IN_POD:
         return nftables.in_pod_capture()
     return nftables.sidecar_capture(capture.proxy_uid)

@@ -94,7 +94,7 @@ def start(
         live = links.join(running, topology.links)
         running.route(topology)
         for node in topology.nodes:
-            nftables.apply(running.sandboxes[node.name].netns, nftables.service_dnat(topology))
+            nftables.apply(running.sandboxes[node.name].netns, nftables.service_dnat(nftables.virtual_ports(topology)))
         lab = Lab(topology=topology, running=running, links=live, link_kind=links.name)
         _start_apps(lab, topology.workloads, logs)
         return lab
@@ -154,8 +154,7 @@ def wait_for_port(lab: Lab, sandbox: str, port: int, *, process: Process, addres
 def log_tail(process: Process, lines: int = 12) -> str:
     """The end of what a program printed, for an error's text."""
     try:
-        return "
-".join(Path(process.log).read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(Path(process.log).read_text(errors="replace").splitlines()[-lines:])
     except OSError as error:
         return f"(no log: {error})"
 
