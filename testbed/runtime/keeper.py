@@ -69,6 +69,8 @@ class Keeper:
         self.table: dict[str, list[int | None]] = {}
         """name -> [host pid, exit code or None]."""
         self.pidfds: dict[int, int] = {}
+        self.shielded: dict[int, int] = {}
+        """pid -> the signal for which SIGKILL was sent in its stead."""
         self.ending = False
         self.owner_fd = owner.fileno()
         self.owner_pidfd = owner_pidfd
@@ -203,6 +205,7 @@ class Keeper:
         if pid is not None:
             number = message["number"]
             if number not in (9, 17, 18, 19, 20, 23, 28) and not handles(self.table[message["name"]][0], number):
+                self.shielded[pid] = number
                 number = 9
             os.kill(pid, number)
         client.send({"op": "signalled", "name": message["name"]})
@@ -224,7 +227,9 @@ class Keeper:
             except KeyError:
                 pass
             os.close(pidfd)
-            self.table[name][1] = os.waitstatus_to_exitcode(status)
+            code = os.waitstatus_to_exitcode(status)
+            asked = self.shielded.pop(pid, 9)
+            self.table[name][1] = -asked if code == -9 else code
             if self.table[name][0]:
                 for client in self.clients.values():
                     client.send({"op": "ended", "name": name, "code": self.table[name][1]})

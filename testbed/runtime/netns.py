@@ -87,7 +87,7 @@ class NetnsLab:
             else:
                 failed.append(f"{answer['name']}: {answer['why']}")
         if failed:
-            raise PeerError(f"lab {self.name}: could not start " + "; ".join(failed))
+            raise PeerError(f"lab {self.name}: could not start {len(failed)} of {len(spawns)}: {'; '.join(failed[:3])}")
         return [self.processes[spawn.name] for spawn in spawns]
 
     def open_netns(self, sandbox: str) -> int:
