@@ -150,7 +150,7 @@ def virtual_ports(topology: Topology, services: Iterable[Service] | None = None)
 def service_dnat(services: Iterable[VirtualPort]) -> Batch:
     """Kube-proxy's part in a node's namespace: each new TCP connection to a service goes to a random endpoint, all alike.
 
-    A port without endpoints is refused with a reset, as kube-proxy does, by being dropped from no chain: it has no route.
+    A port without endpoints gets no rule: its address then has no route, and the connection fails.
     """
     t = _Table(SERVICE_TABLE)
     ports = [service for service in services if service.endpoints]

@@ -302,11 +302,16 @@ def _check_port(item: Item, reader: Reader) -> None:
 
 def _other(item: Item, reader: Reader) -> OtherResource:
     metadata, spec = item.value["metadata"], item.child("spec")
+    try:
+        spec_json = json.dumps(spec.value if spec else {}, sort_keys=True, default=str)
+    except (TypeError, ValueError, RecursionError) as error:  # keys of several types; an alias to itself
+        reader.problem(item.mark, f"spec cannot be kept as JSON ({error})", "use text keys and no alias to itself")
+        spec_json = "{}"
     return OtherResource(
         kind=item.get("kind"),
         name=metadata.get("name"),
         namespace=metadata.get("namespace", "default"),
-        spec_json=json.dumps(spec.value if spec else {}, sort_keys=True, default=str),
+        spec_json=spec_json,
     )
 
 

@@ -65,18 +65,16 @@ class Reader:
     def documents(self, text: str) -> list[yaml.Node]:
         """The composed documents; a syntax error is a problem and ends the list."""
         nodes: list[yaml.Node] = []
-        loader = yaml.SafeLoader(text)
         try:
-            while loader.check_node():
-                if (node := loader.get_node()) is not None:
-                    nodes.append(node)
+            nodes.extend(node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None)
         except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark or loader.get_mark()
-            self.problem(mark, f"not YAML: {error.problem or error.context}", "mend the syntax there")
-        except yaml.YAMLError as error:  # characters that YAML does not allow
-            self.problems.append(f"{self.filename}:1:1: not YAML: {' '.join(str(error).split())}; save it as plain UTF-8")
-        finally:
-            loader.dispose()
+            what, mark = f"not YAML: {error.problem or error.context}", error.problem_mark or error.context_mark
+            if mark is None:
+                self.problems.append(f"{self.filename}:1:1: {what}; mend the syntax")
+            else:
+                self.problem(mark, what, "mend the syntax there")
+        except (yaml.YAMLError, RecursionError) as error:  # characters that YAML does not allow; endless nesting
+            self.problems.append(f"{self.filename}:1:1: not YAML: {' '.join(str(error).split())}; save it as plain text")
         return nodes
 
 

@@ -200,7 +200,7 @@ def applicable(policies: Iterable[L4Policy], *, namespace: str, attached: Iterab
         for p in policies
         if p.scope is Scope.GLOBAL
         or (p.scope is Scope.NAMESPACE and p.namespace == namespace)
-        or (p.scope is Scope.WORKLOAD_SELECTOR and p.key in names)
+        or p.key in names
     )
 
 
