@@ -174,7 +174,7 @@ def _build(package: str, folder: Path) -> None:
 
 
 def _add_python(archive: Archive) -> None:
-    """The interpreter that runs this, its standard library and the shared libraries they need, all at their own paths."""
+    """The interpreter that runs this, its standard library and the shared libraries they need, at their own paths."""
     interpreter = Path(sys.executable).resolve()
     archive.copy(interpreter, str(interpreter))
     archive.link("bin/python3", str(interpreter))
