@@ -1,7 +1,8 @@
 """The wire's constant error, measured on a scratch link, so that it can be taken off every delay.
 
-A wire is late by a constant of its machine: the wake-up, two system calls, the veth's own way (8 us). Half of the median
-RTT error of a 1 ms link is that constant for one direction. It takes about a second, and holds until the next boot.
+A wire is late by a constant of its machine: the wake-up, two system calls, the veth's own way (8 us). Half of the
+median RTT error of a 1 ms link is that constant for one direction. It takes about a second, and holds until the
+next boot.
 """
 
 from __future__ import annotations
