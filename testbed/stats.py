@@ -104,8 +104,7 @@ def bootstrap_interval(
         raise ValueError("an interval over no rounds")
     _check_confidence(confidence)
     size = len(values)
-    # min(): a draw so close to 1 that the product rounds up to `size`
-    resampled = [statistic([values[min(int(draw() * size), size - 1)] for _ in range(size)]) for _ in range(resamples)]
+    resampled = [statistic([values[int(draw() * size)] for _ in range(size)]) for _ in range(resamples)]
     tail = (1 - confidence) / 2 * 100
     low, high = percentiles(resampled, [tail, 100 - tail])
     return Interval(low=low, estimate=statistic(values), high=high, rounds=size, confidence=confidence)

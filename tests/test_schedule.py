@@ -1,0 +1,93 @@
+"""Send times, drawn before the trial."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from testbed.errors import UsageError
+from testbed.load.schedule import check, in_window, intended_times
+from testbed.model.experiment import Load
+
+plans = st.builds(
+    Load,
+    rate_rps=st.floats(0.5, 2000),
+    arrival=st.sampled_from(["uniform", "poisson"]),
+    warmup_s=st.floats(0, 2),
+    window_s=st.floats(0.01, 3),
+)
+
+
+@given(plans, st.integers())
+def test_times_ascend_within_warmup_and_window(plan: Load, seed: int) -> None:
+    """Whatever the plan, times are in order and none lies outside the trial."""
+    times = intended_times(plan, random.Random(seed).random)
+
+    assert list(times) == sorted(times)
+    assert all(0 <= at_s < plan.warmup_s + plan.window_s for at_s in times)
+
+
+@given(plans, st.integers())
+def test_a_seed_decides_everything(plan: Load, seed: int) -> None:
+    """Two draws from one seed give the same times."""
+    assert intended_times(plan, random.Random(seed).random) == intended_times(plan, random.Random(seed).random)
+
+
+@given(plans, st.integers())
+def test_uniform_times_keep_the_rate_exactly(plan: Load, seed: int) -> None:
+    """The number of uniform times is the rate times the length, rounded one way or the other, at even gaps."""
+    plan = Load(rate_rps=plan.rate_rps, arrival="uniform", warmup_s=plan.warmup_s, window_s=plan.window_s)
+    times = intended_times(plan, random.Random(seed).random)
+
+    assert abs(len(times) - plan.rate_rps * (plan.warmup_s + plan.window_s)) <= 1
+    for before, after in zip(times, times[1:], strict=False):
+        assert after - before == pytest.approx(1 / plan.rate_rps, abs=1e-9)
+
+
+def test_uniform_phases_differ_between_seeds() -> None:
+    """Generators started together must not send together: that artefact is as large as a proxy's cost."""
+    plan = Load(rate_rps=100, arrival="uniform")
+
+    assert len({intended_times(plan, random.Random(seed).random)[0] for seed in range(20)}) == 20
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_poisson_gaps_have_the_mean_and_spread_of_an_exponential(seed: int) -> None:
+    """20,000 gaps: mean and standard deviation are both 1/rate within 5 standard errors."""
+    times = intended_times(Load(rate_rps=1000, warmup_s=0, window_s=20), random.Random(seed).random)
+    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    mean = sum(gaps) / len(gaps)
+    spread = (sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5
+
+    assert mean == pytest.approx(0.001, rel=5 / len(gaps) ** 0.5)
+    assert spread == pytest.approx(0.001, rel=5 * 2 / len(gaps) ** 0.5)
+
+
+def test_the_window_begins_where_the_warmup_ends() -> None:
+    """The first instant after the warm-up counts, the last instant of the window does not."""
+    plan = Load(warmup_s=1, window_s=4)
+
+    assert [in_window(at_s, plan) for at_s in (0.999, 1.0, 4.999, 5.0)] == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        (Load(rate_rps=0), "rate_rps 0"),
+        (Load(rate_rps=1e9), "at most"),
+        (Load(rate_rps=float("nan")), "rate_rps nan"),
+        (Load(arrival="bursty"), "known: poisson, uniform"),
+        (Load(connections=0), "connections 0"),
+        (Load(window_s=0), "window_s 0"),
+        (Load(warmup_s=-1), "warmup_s -1"),
+        (Load(kind="ajar"), "known: closed, open"),
+        (Load(request_bytes=-1), "must not be negative"),
+    ],
+)
+def test_a_plan_that_cannot_be_says_which_field(plan: Load, said: str) -> None:
+    """The author of a plan learns the field and the range."""
+    with pytest.raises(UsageError, match=said):
+        check(plan)
