@@ -80,9 +80,7 @@ class Summary:
         if not per_round or plane == BASE:
             return None
         differences = list(per_round.values())
-        low = high = None
-        if len(differences) >= MIN_ROUNDS:
-            low, high = _interval(differences)
+        low, high = interval(differences)
         return Added(value=statistics.median(differences), low=low, high=high, per_round=per_round)
 
     def components(self, metric: str) -> tuple[str, ...]:
@@ -129,11 +127,27 @@ def _folded(m: Measurement) -> str:
     return m.component.partition(".")[0] if m.metric in ("cpu_per_1000_requests", "memory_pss") else m.component
 
 
-def _interval(differences: Sequence[float], resamples: int = 10_000) -> tuple[float, float]:
-    """95 % percentile bootstrap of the median over rounds; the same seed always, so that a table can be made again."""
-    values = np.asarray(differences)
-    picks = np.random.default_rng(0).integers(0, len(values), (resamples, len(values)))
-    low, high = np.percentile(np.median(values[picks], axis=1), [2.5, 97.5])
+def interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """95 % bootstrap of the median over rounds; always the same seed, so that a table can be made again."""
+    if len(values) < MIN_ROUNDS:
+        return None, None
+    return _ends(_resampled(values, seed=0))
+
+
+def unpaired_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """The same for the difference of two medians, b - a, whose rounds have nothing to do with each other."""
+    if min(len(a), len(b)) < MIN_ROUNDS:
+        return None, None
+    return _ends(_resampled(b, seed=0) - _resampled(a, seed=1))
+
+
+def _resampled(values: Sequence[float], *, seed: int, resamples: int = 10_000) -> np.ndarray:
+    picks = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
+    return np.median(np.asarray(values, dtype=float)[picks], axis=1)
+
+
+def _ends(medians: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(medians, [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -267,7 +281,7 @@ def _boundaries(summary: Summary, findings: Sequence[Finding], notes: _Notes) ->
         rows.append(tuple(row))
     proved = [Cell(lines=("claims judged from packets",))]
     for plane in planes:
-        results = Counter(f.result for f in findings if f.plane == plane and f.id.startswith("packets."))
+        results = Counter(f.result for f in findings if f.plane == plane and not f.id.startswith("boundary."))
         words = [f"{results[r]} {w}" for r, w in _RESULT_WORDS.items() if results[r]]
         tone = "bad" if results[Result.BROKEN] else ""
         told = (

@@ -1,0 +1,275 @@
+"""A run's folder -> `table.md` and `report.html`: one file, no script, no network, light or dark.
+
+Everything that came from a file is escaped where it enters the page. What was left out is there with its reason; a
+section without data says that there is none.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from testbed import drawing, plots, table, typeset
+from testbed.errors import UsageError
+from testbed.model.experiment import Finding, Measurement, Result
+from testbed.store import Run, write_whole
+
+LATENCIES = ("latency_p50", "latency_p90", "latency_p99")
+
+
+def build(run_path: Path | str) -> Path:
+    """Writes both files and returns the report's path. The run may still be unfinished; the page then says so."""
+    run = Run.open(run_path)
+    measurements, findings = run.measurements(), run.findings()
+    summary = table.summarise(measurements)
+    built = table.build(summary, findings)
+    heading = f"{run.info['experiment']} {run.info['run']}"
+    write_whole(run.path / "table.md", typeset.as_markdown(built, heading=heading).encode())
+    page = _page(run, measurements, findings, summary, built)
+    write_whole(run.path / "report.html", page.encode())
+    return run.path / "report.html"
+
+
+def compare(run_a: Path | str, run_b: Path | str) -> table.Table:
+    """What each plane adds in run A, in run B, and B minus A (unpaired: rounds of two runs share nothing)."""
+    runs = [Run.open(p) for p in (run_a, run_b)]
+    names = [r.info["experiment"] for r in runs]
+    if names[0] != names[1]:
+        raise UsageError(f"cannot compare a run of {names[0]} with one of {names[1]}: pass two runs of one experiment")
+    a, b = (table.summarise(r.measurements()) for r in runs)
+    rows = []
+    for plane in [p for p in a.planes if p in b.planes]:
+        for metric in ("latency_p50", "latency_p99"):
+            first, second = a.rounds(plane, metric), b.rounds(plane, metric)
+            if not first or not second:
+                continue
+            low, high = table.unpaired_interval(list(first.values()), list(second.values()))
+            change = statistics.median(second.values()) - statistics.median(first.values())
+            texts = [plane, metric, *(table.digits(statistics.median(v.values())) for v in (first, second))]
+            texts += [table.digits(change), "–" if low is None else f"[{table.digits(low)}, {table.digits(high)}]"]
+            rows.append(tuple(table.Cell(lines=(t,)) for t in texts))
+    head = ("plane", "metric", "A ms", "B ms", "B − A ms", "95 %")
+    title = f"A = {runs[0].info['run']}, B = {runs[1].info['run']}"
+    notes = ("unpaired: two runs share no rounds, so drift of the machine between them is in the difference",)
+    return table.Table(blocks=(table.Block(title=title, head=head, rows=tuple(rows)),), notes=notes)
+
+
+def _page(
+    run: Run,
+    measurements: Sequence[Measurement],
+    findings: Sequence[Finding],
+    summary: table.Summary,
+    built: table.Table,
+) -> str:
+    info = run.info
+    experiment = info["plan"]["experiment"]
+    planes = summary.planes
+    parts = [
+        f"<h1>{_e(experiment['name'])}</h1><p class=question>{_e(experiment['question'])}</p>",
+        f"<p class=dim>run {_e(info['run'])}, {_e(info['started'])} to {_e(info['ended'] or 'not finished')}"
+        + (f", resumed {len(info['resumed'])} times" if info["resumed"] else "")
+        + "</p>",
+        _warnings(run, summary),
+        *(_block(b) for b in built.blocks),
+        _notes(built.notes),
+        "<p class=dim>Absolute figures are those of the implementations named below on this machine. What carries over is "
+        "the difference between planes in the same run.</p>",
+        "<h2>Latency</h2>",
+        _latency(run, summary, measurements),
+        "<h2>Cost</h2>",
+        _cost(summary),
+        "<h2>What packets proved</h2>",
+        "<p>A closed padlock: packets proved encryption there. Open: packets proved cleartext. <b>?</b>: no evidence.</p>",
+        *(
+            drawing.draw(info["plan"]["topology"], [f for f in findings if f.plane == p], title=f"plane {p}")
+            for p in planes
+            if p != table.AA
+        ),
+        _findings(findings),
+        "<h2>Was the testbed itself good enough?</h2>",
+        _fidelity(info, measurements, summary),
+        _left_out(measurements),
+        "<h2>The machine and the plan</h2>",
+        _facts(info),
+        f"<h2>Repeat it</h2><pre>{_e(info.get('command') or 'no command was recorded')}</pre>",
+    ]
+    style = (files("testbed") / "report.css").read_text()
+    head = (
+        f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{_e(experiment['name'])}</title>"
+    )
+    body = f"<main>{''.join(parts)}</main>"
+    return f"<!doctype html><html lang=en><head>{head}<style>{style}</style></head><body>{body}</body></html>"
+
+
+def _warnings(run: Run, summary: table.Summary) -> str:
+    out = []
+    if names := run.captures_with_secrets():
+        out.append(
+            f"Captures hold TLS secrets: {_e(', '.join(names))}. Whoever has these files can read all traffic in them. "
+            "They are for labs only; do not pass them on with keys of anything real."
+        )
+    if run.info["ended"] is None:
+        out.append("This run is not finished; the page shows its whole trials only.")
+    if dead := [p for p in summary.planes if not summary.valid[p]]:
+        out.append(f"No valid trial for: {_e(', '.join(dead))}.")
+    return "".join(f"<p class=warning role=alert>{text}</p>" for text in out)
+
+
+def _block(block: table.Block) -> str:
+    kind = "numbers" if block.numeric else "words"
+    head = "".join(f"<th scope=col>{_e(h)}</th>" for h in block.head)
+    rows = []
+    for row in block.rows:
+        cells = [f"<th scope=row>{_e(' '.join(row[0].lines))}</th>"]
+        for cell in row[1:]:
+            note = f"<sup>{cell.note}</sup>" if cell.note else ""
+            cells.append(f"<td class='{cell.tone}'>{'<br>'.join(_e(t) for t in cell.lines)}{note}</td>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    body = f"<table class={kind}><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f"<h3>{_e(block.title)}</h3><div class=scroll>{body}</div>"
+
+
+def _notes(notes: Sequence[str]) -> str:
+    return f"<ol class=notes>{''.join(f'<li>{_e(n)}</li>' for n in notes)}</ol>" if notes else ""
+
+
+def _latency(run: Run, summary: table.Summary, measurements: Sequence[Measurement]) -> str:
+    absolute, added = [], []
+    for i, plane in enumerate(summary.planes):
+        for metric in LATENCIES:
+            values = list(summary.rounds(plane, metric).values())
+            low, high = table.interval(values)
+            middle = statistics.median(values) if values else None
+            label = f"{plane} {metric.removeprefix('latency_')}"
+            absolute.append(plots.DotRow(label=label, points=values, value=middle, low=low, high=high, series=i))
+        for metric in ("latency_p50", "latency_p99"):
+            if (a := summary.added(plane, metric)) is not None:
+                points, label = list(a.per_round.values()), f"{plane} {metric.removeprefix('latency_')}"
+                added.append(plots.DotRow(label=label, points=points, value=a.value, low=a.low, high=a.high, series=i))
+    if not absolute:
+        return "<p class=dim>Nothing was measured.</p>"
+    parts = [
+        plots.dots(absolute, unit="ms", title="Latency by plane: one dot a round, median and 95 % interval over rounds")
+    ]
+    if added:
+        parts.append(plots.dots(added, unit="ms", title="Added latency against none, paired by round"))
+    parts.append(
+        plots.curves(
+            _ecdf(run, summary, measurements), unit="ms", title="All stored requests of valid trials, up to p99"
+        )
+    )
+    return "".join(parts)
+
+
+def _ecdf(run: Run, summary: table.Summary, measurements: Sequence[Measurement]) -> dict[str, list[float]]:
+    import pyarrow.parquet as pq
+
+    plane_of = {m.trial: m.plane for m in measurements}
+    bad = {m.trial for m in measurements if not m.valid}
+    values: dict[str, list[float]] = {p: [] for p in summary.planes}
+    for trial, path in run.request_files().items():
+        if trial in plane_of and trial not in bad and path.exists():
+            columns = pq.read_table(path, columns=["intended_s", "last_byte_s", "error"])
+            rows = zip(*(columns.column(c).to_pylist() for c in ("intended_s", "last_byte_s", "error")), strict=True)
+            values[plane_of[trial]] += [(last - intended) * 1000 for intended, last, error in rows if not error]
+    return values
+
+
+def _cost(summary: table.Summary) -> str:
+    parts = []
+    for metric, unit, title in (
+        ("cpu_per_1000_requests", "ms", "CPU per 1,000 requests by component"),
+        ("memory_pss", "MiB", "Memory (PSS) by component"),
+    ):
+        components = summary.components(metric)
+        rows = []
+        for plane in summary.planes:
+            found = {c: summary.median(plane, metric, c) for c in components}
+            rows.append(plots.BarRow(label=plane, parts={c: v for c, v in found.items() if v is not None}))
+        parts.append(
+            plots.bars(rows, unit=unit, title=title) if components else f"<p class=dim>{title}: not measured.</p>"
+        )
+    return "".join(parts)
+
+
+def _findings(findings: Sequence[Finding]) -> str:
+    if not findings:
+        return "<p class=dim>No findings were recorded.</p>"
+    order = {Result.BROKEN: 0, Result.NO_EVIDENCE: 1, Result.HOLDS: 2}
+    rows = []
+    for f in sorted(findings, key=lambda f: order[f.result]):
+        tone = {Result.BROKEN: "bad", Result.NO_EVIDENCE: "weak"}.get(f.result, "")
+        shown = ", ".join(map(str, f.packets[:12])) + (
+            f" and {len(f.packets) - 12} more" if len(f.packets) > 12 else ""
+        )
+        evidence = f.evidence + (f" · packets {shown}" if shown else "")
+        cells = [f.plane, f.segment, f.statement, f.value, evidence]
+        rows.append(
+            f"<tr><td class='{tone}'>{_e(f.result.value)}</td>{''.join(f'<td>{_e(c)}</td>' for c in cells)}</tr>"
+        )
+    head = "".join(f"<th scope=col>{h}</th>" for h in ("result", "plane", "segment", "statement", "seen", "evidence"))
+    body = f"<table class=words><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    broken = sum(f.result is Result.BROKEN for f in findings)
+    title = f"{len(findings)} findings, {broken} broken"
+    return f"<details{' open' if broken else ''}><summary>{title}</summary><div class=scroll>{body}</div></details>"
+
+
+def _fidelity(info: Mapping[str, Any], measurements: Sequence[Measurement], summary: table.Summary) -> str:
+    asked = {
+        f"{k['a']}--{k['b']}": k["a_to_b"]["delay_ms"] + k["b_to_a"]["delay_ms"]
+        for k in info["plan"]["topology"]["links"]
+    }
+    links = []
+    for name in dict.fromkeys(m.component for m in measurements if m.metric == "link_rtt_p50"):
+        points = [m.value for m in measurements if m.metric == "link_rtt_p50" and m.component == name]
+        links.append(plots.DotRow(label=name, points=points, value=statistics.median(points), asked=asked.get(name)))
+    lags = []
+    for i, plane in enumerate(summary.planes):
+        points = [m.value for m in measurements if m.metric == "send_lag_p99" and m.plane == plane]
+        middle = statistics.median(points) if points else None
+        lags.append(plots.DotRow(label=plane, points=points, value=middle, series=i))
+    parts = (
+        [plots.dots(links, unit="ms RTT", title="Links: measured RTT of every trial; the tick is what was asked")]
+        if links
+        else []
+    )
+    if any(r.points for r in lags):
+        parts.append(plots.dots(lags, unit="ms", title="Send lag p99 of every trial, left-out ones too"))
+    if info.get("gate"):
+        limits = "; ".join(f"{k} {v}" for k, v in info["gate"].items())
+        parts.append(f"<p class=dim>Limits fixed before the run: {_e(limits)}.</p>")
+    return "".join(parts) or "<p class=dim>Neither links nor send lag were measured.</p>"
+
+
+def _left_out(measurements: Sequence[Measurement]) -> str:
+    reasons = {(m.trial, m.plane): m.reason or "no reason given" for m in measurements if not m.valid}
+    if not reasons:
+        return "<p>No trial was left out.</p>"
+    items = "".join(f"<li>{_e(trial)} ({_e(plane)}): {_e(why)}</li>" for (trial, plane), why in reasons.items())
+    return f"<p>Left out of every figure above, all of it:</p><ul>{items}</ul>"
+
+
+def _facts(info: Mapping[str, Any]) -> str:
+    rows = []
+    order = " | ".join(" ".join(f"[{p}]" if " " in p else p for p in r) for r in info.get("block_order", []))
+    shown = {k: info.get(k) for k in ("runtime", "link_kind", "commit", "lock_sha256", "seed")} | {"block order": order}
+    shown |= {
+        f"plane {p}": ", ".join(f"{k} {v}" for k, v in about.items()) for p, about in info.get("planes", {}).items()
+    }
+    shown |= info.get("machine", {}) | {"load": info["plan"]["experiment"]["load"]}
+    for key, value in shown.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{k} {v}" for k, v in value.items())
+        rows.append(f"<tr><th scope=row>{_e(key)}</th><td>{_e(value)}</td></tr>")
+    plan = _e(json.dumps(info, indent=1, ensure_ascii=False))
+    facts = f"<div class=scroll><table class=words>{''.join(rows)}</table></div>"
+    return f"{facts}<details><summary>run.json</summary><pre>{plan}</pre></details>"
+
+
+def _e(value: object) -> str:
+    return escape(str(value), quote=True)
