@@ -136,8 +136,11 @@ class Tunnel(Endpoint):
         self.session: HboneSession = None  # type: ignore[assignment]
         self.stream: Stream = None  # type: ignore[assignment]
         self.stream_over = False
+        self.stream_reset_early: Callable[[int], object] | None = None
+        """Set while the stream is not answered yet: hears of its reset instead of the TCP side."""
         self._held = 0
         """Bytes given to a full transport, whose window is not yet given back."""
+        self._unsent: list[bytes | memoryview] = []
 
     def join(self, session: HboneSession, stream: Stream) -> None:
         self.session = session
@@ -184,6 +187,10 @@ class Tunnel(Endpoint):
     def received(self, data: bytes | memoryview) -> bool:
         size = len(data)
         self.bytes_written += size
+        if self.transport is None:  # inbound, upstream not connected yet: an eager client may send before the 200
+            self._unsent.append(data)
+            self._held += size
+            return False
         self.transport.write(data)
         if self.write_blocked:
             self._held += size
@@ -198,14 +205,31 @@ class Tunnel(Endpoint):
             if self.session.connection.out:
                 self.session.schedule()
 
+    def start(self) -> None:
+        if self._unsent:
+            for data in self._unsent:
+                self.transport.write(data)
+            self._unsent.clear()
+            if not self.write_blocked:
+                self.resume_writing()
+        super().start()
+        if self.stream.received_end:
+            self.finish_writing()
+
     def ended(self) -> None:
-        self.finish_writing()
+        if self.transport is not None:
+            self.finish_writing()
         self._check_over()
 
     def was_reset(self, code: int) -> None:
         self.stream_over = True
+        if self.stream_reset_early is not None:
+            self.stream_reset_early(code)
+            return
         if code not in (frames.NO_ERROR, frames.CANCEL):
             self.error = f"stream reset by peer: {frames.error_name(code)}"
+        if self.transport is None:
+            return
         # NO_ERROR and CANCEL are a clean end of the peer's direction; nobody reads ours any more, so TCP ends, too.
         self.finish_writing()
         if not self.lost:

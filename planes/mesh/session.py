@@ -69,6 +69,14 @@ class HboneSession(asyncio.Protocol):
     def usable(self) -> bool:
         return not self.closed and not self.retired and self.connection.can_open
 
+    @property
+    def active_streams(self) -> int:
+        return len(self.connection.streams)
+
+    @property
+    def stream_limit(self) -> int | None:
+        return self.connection.peer_max_streams
+
     # -- transport -------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -1,0 +1,1 @@
+"""Real Envoy as a peer and as a yardstick: static configurations as pure functions. The binary is the deployer's to find."""

@@ -1,0 +1,146 @@
+"""HBONE in (15008): everything that may fail happens before the 200, in ztunnel's order (facts/hbone 2.4)."""
+
+from __future__ import annotations
+
+import ssl
+
+from planes.mesh import frames, net, tls
+from planes.mesh.hbone import RequestReceived, Stream
+from planes.mesh.relay import Endpoint, Tunnel
+from planes.mesh.session import HboneSession
+from planes.ztunnel.telemetry import Record
+from planes.ztunnel.workload import LiveConnection, WorkloadProxy
+
+
+def session(proxy: WorkloadProxy) -> HboneSession:
+    """A protocol for one accepted connection. TLS-level failures never get an HTTP status."""
+    local = proxy.local
+    own_domain = tls.trust_domain(local.identity) if local is not None else ""
+
+    def refusal_of(uris: tuple[str, ...]) -> str | None:
+        refusal = tls.server_refusal(uris, own_domain)
+        if refusal is not None:
+            record = Record(direction="inbound", source=made.peer_address, started_s=proxy.context.loop.time())
+            record.destination = made.local_address
+            proxy.context.telemetry.failed(record, f"tls: {refusal}", "TLS_FAILURE")
+        return refusal
+
+    made = HboneSession(
+        proxy.context.loop,
+        client=False,
+        refusal_of=refusal_of,
+        on_request=lambda held, event: proxy.spawn(serve(proxy, held, event)),
+        on_ready=proxy.sessions.add,
+        on_closed=proxy.sessions.discard,
+    )
+    return made
+
+
+async def serve(proxy: WorkloadProxy, held: HboneSession, event: RequestReceived) -> None:
+    context = proxy.context
+    stream, fields = event.stream, dict(event.fields)
+    authority = fields.get(b":authority", b"").decode("latin-1")
+    record = Record(direction="inbound", source=held.peer_address, started_s=context.loop.time(), mtls=True)
+    record.destination, record.hbone_address = held.local_address, authority
+    record.trace = fields.get(b"traceparent", b"").decode("latin-1")
+    record.source_identity = next((uri for uri in held.peer_uris if tls.trust_domain(uri)), "")
+    record.destination_labels = context.decisions.labels(proxy.namespace, proxy.name)
+    tunnel = Tunnel()
+    tunnel.join(held, stream)
+    proxy.endpoints.add(tunnel)
+    gone: list[int] = []
+    tunnel.stream_reset_early = gone.append
+    try:
+        status, port, reason, flags = _judge(proxy, held, fields, authority, record)
+        if status == 200:
+            address = held.local_address[0]
+            destination = (address, port)
+            record.dialled = destination
+            try:
+                await net.connect(
+                    context.loop, lambda: tunnel, proxy.upstream(destination, record.source[0]), destination
+                )
+            except (OSError, ssl.SSLError) as cause:
+                status, reason, flags = 503, f"connect to {address}:{port}: {cause or type(cause).__name__}", "CONNECT"
+        if status != 200:
+            context.telemetry.failed(record, reason, flags)
+            _refuse(proxy, held, stream, tunnel, status)
+            return
+    except BaseException:
+        _refuse(proxy, held, stream, tunnel, 503)
+        raise
+    tunnel.stream_reset_early = None
+    if gone or held.closed:
+        context.telemetry.failed(record, "downstream went away before the 200")
+        proxy.endpoints.discard(tunnel)
+        tunnel.drop()
+        return
+    _go_on(proxy, held, tunnel, port, record)
+
+
+def _go_on(proxy: WorkloadProxy, held: HboneSession, tunnel: Tunnel, port: int, record: Record) -> None:
+    context, stream = proxy.context, tunnel.stream
+    live = LiveConnection(record.source[0], port, record.source_identity or None, lambda: _cut(tunnel))
+    proxy.live.add(live)
+    # Asked again after registration: a policy that came during the connect must not be missed (facts/hbone 2.6).
+    denial = context.decisions.denied(proxy.namespace, proxy.name, live.source_ip, port, live.identity)
+    if denial is not None:
+        proxy.live.discard(live)
+        context.telemetry.failed(record, denial, "DENY")
+        _refuse(proxy, held, stream, tunnel, 401)
+        return
+    baggage = context.decisions.baggage(proxy.namespace, proxy.name)
+    held.connection.respond(stream, 200, ((b"baggage", baggage.encode()),) if baggage else ())
+    context.telemetry.opened(record)
+
+    def finished(endpoint: Endpoint) -> None:
+        proxy.live.discard(live)
+        proxy.endpoints.discard(endpoint)
+        record.bytes_sent, record.bytes_received = endpoint.bytes_read, endpoint.bytes_written
+        context.telemetry.closed(record, endpoint.error)
+
+    tunnel.on_done = finished
+    tunnel.start()
+    held.schedule()
+
+
+def _judge(
+    proxy: WorkloadProxy, held: HboneSession, fields: dict[bytes, bytes], authority: str, record: Record
+) -> tuple[int, int, str, str]:
+    """(status, port, reason, flags) before any upstream connection is tried."""
+    decisions = proxy.context.decisions
+    if fields.get(b":method") != b"CONNECT":
+        return 400, 0, "method is not CONNECT", "-"
+    if proxy.local is None:
+        return 503, 0, f"workload {proxy.namespace}/{proxy.name} is unknown", "-"
+    target = decisions.target(proxy.namespace, proxy.name, authority, held.local_address[0])
+    if target.status != 200:
+        return target.status, 0, target.reason, "-"
+    if target.port in proxy.context.settings.ports.illegal:
+        return 503, 0, f"loop: port {target.port} is one of the proxy's own", "-"
+    denial = decisions.denied(
+        proxy.namespace, proxy.name, held.peer_address[0], target.port, record.source_identity or None
+    )
+    if denial is not None:
+        return 401, 0, denial, "DENY"
+    return 200, target.port, "", "-"
+
+
+def _refuse(proxy: WorkloadProxy, held: HboneSession, stream: Stream, tunnel: Tunnel, status: int) -> None:
+    """HEADERS + END_STREAM, no body; the connection stays usable (facts/hbone 1.5)."""
+    proxy.endpoints.discard(tunnel)
+    tunnel.stream_over = True
+    stream.sink = None
+    tunnel.drop()
+    if held.closed or stream.id not in held.connection.streams:
+        return
+    held.connection.respond(stream, status, end=True)
+    if not stream.received_end:
+        held.connection.reset(stream, frames.NO_ERROR)
+    held.schedule()
+    held.stream_done()
+
+
+def _cut(tunnel: Tunnel) -> None:
+    tunnel.error = "connection closed due to policy change"
+    tunnel.drop()

@@ -1,0 +1,204 @@
+"""Captured outbound connections (15001): decide first, move bytes after. No policy is enforced here (facts/hbone 2.1)."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import secrets
+import socket
+import ssl
+
+from planes.mesh import frames, net, tls
+from planes.mesh.pool import PoolKey
+from planes.mesh.relay import Endpoint, Pipe, Tunnel, join
+from planes.mesh.session import HboneSession
+from planes.ztunnel.decisions import Local, OutboundHop
+from planes.ztunnel.telemetry import Record
+from planes.ztunnel.workload import WorkloadProxy
+
+CONNECT_HINT = "maybe a NetworkPolicy is blocking the HBONE port 15008"
+
+
+def original_destination(proxy: WorkloadProxy, endpoint: Endpoint) -> tuple[str, int]:
+    fixed = proxy.context.settings.original_destination
+    if fixed is not None:
+        return fixed
+    duplicate = endpoint.transport.get_extra_info("socket")
+    # The event loop's wrapper has getsockopt only in part; the descriptor is enough.
+    sock = socket.socket(fileno=socket.dup(duplicate.fileno()))
+    try:
+        return net.original_destination(sock)
+    except OSError:  # a direct call to the port: its "destination" is the port itself, which is illegal
+        return sock.getsockname()[:2]
+    finally:
+        sock.close()
+
+
+async def serve(proxy: WorkloadProxy, downstream: Tunnel) -> None:
+    """The application's connect() has already succeeded; whatever fails from here on is seen by it as a close."""
+    context = proxy.context
+    source = downstream.transport.get_extra_info("peername")[:2]
+    record = Record(direction="outbound", source=source, started_s=context.loop.time())
+    proxy.endpoints.add(downstream)
+    try:
+        destination = original_destination(proxy, downstream)
+        record.destination = destination
+        refusal = _loop_refusal(proxy, destination)
+        local = proxy.local
+        if refusal is None and local is None:
+            refusal = f"workload {proxy.namespace}/{proxy.name} is unknown; rejected"
+        if refusal is not None or local is None:
+            context.telemetry.failed(record, refusal or "")
+            _discard(proxy, downstream)
+            return
+        record.source_identity = local.identity
+        record.source_labels = context.decisions.labels(proxy.namespace, proxy.name)
+        hop = context.decisions.hop(proxy.namespace, proxy.name, destination, context.draw())
+        record.destination_labels = hop.labels
+        if hop.kind == "refuse":
+            context.telemetry.failed(record, hop.reason, hop.flags)
+            _discard(proxy, downstream)
+        elif hop.kind == "tcp":
+            await _plain(proxy, downstream, hop, record)
+        else:
+            await _hbone(proxy, downstream, local, hop, record)
+    except (OSError, ssl.SSLError, TimeoutError, ConnectionError) as cause:
+        context.telemetry.failed(record, str(cause) or type(cause).__name__, "CONNECT")
+        _discard(proxy, downstream)
+    except BaseException:
+        _discard(proxy, downstream)
+        raise
+
+
+def _loop_refusal(proxy: WorkloadProxy, destination: tuple[str, int]) -> str | None:
+    settings = proxy.context.settings
+    loopback = settings.original_destination is None and ipaddress.ip_address(destination[0]).is_loopback
+    own = settings.original_destination is None and destination[1] == settings.ports.outbound
+    if destination[1] in settings.ports.illegal and (loopback or own):
+        return f"loop: {destination[0]}:{destination[1]} is a port of the proxy itself"
+    return None
+
+
+def _discard(proxy: WorkloadProxy, downstream: Endpoint) -> None:
+    proxy.endpoints.discard(downstream)
+    if not downstream.lost:
+        downstream.transport.close()
+
+
+def _finished(proxy: WorkloadProxy, downstream: Endpoint, record: Record) -> None:
+    proxy.endpoints.discard(downstream)
+    record.bytes_sent, record.bytes_received = downstream.bytes_read, downstream.bytes_written
+    proxy.context.telemetry.closed(record, downstream.error)
+
+
+async def _plain(proxy: WorkloadProxy, downstream: Tunnel, hop: OutboundHop, record: Record) -> None:
+    """Not in the mesh, or an endpoint that does not speak HBONE: original bytes, untouched."""
+    record.dialled = hop.dial
+    pipe = Pipe()
+    pipe.transport, pipe._read_blocked, pipe._early = downstream.transport, downstream._read_blocked, downstream._early
+    pipe.eof_read, pipe.lost = downstream.eof_read, downstream.lost
+    downstream.transport.set_protocol(pipe)
+    proxy.endpoints.discard(downstream)
+    proxy.endpoints.add(pipe)
+    try:
+        upstream = await net.connect(proxy.context.loop, Pipe, proxy.upstream(hop.dial), hop.dial)
+    except BaseException:
+        _discard(proxy, pipe)
+        raise
+    proxy.context.telemetry.opened(record)
+    pipe.on_done = lambda endpoint: _finished(proxy, endpoint, record)
+    join(pipe, upstream)
+
+
+async def _hbone(
+    proxy: WorkloadProxy, downstream: Tunnel, local: Local, hop: OutboundHop, record: Record
+) -> None:
+    context = proxy.context
+    record.dialled, record.hbone_address = hop.dial, hop.authority
+    key = PoolKey(
+        source_identity=local.identity,
+        expected=hop.expected,
+        destination=hop.dial,
+        source_ip=record.source[0],
+    )
+    session = await proxy.pool.checkout(key, lambda: _open_session(proxy, local, hop), context.loop.time)
+    record.mtls = True
+    record.destination_identity = next((u for u in session.peer_uris if u in hop.expected), "")
+    stream = session.connection.open(_connect_block(proxy, hop, record))
+    answer: asyncio.Future[int] = context.loop.create_future()
+    session.answers[stream.id] = lambda status, _: answer.done() or answer.set_result(status)
+    downstream.join(session, stream)
+    stream.sink = downstream
+    downstream.stream_reset_early = lambda code: answer.done() or answer.set_result(-1 - code)
+    session.schedule()
+    status = await answer
+    downstream.stream_reset_early = None
+    if status != 200:
+        reason = f"http status: {status}" if status > 0 else f"stream reset: {frames.error_name(-1 - status)}"
+        context.telemetry.failed(record, reason, "CONNECT")
+        downstream.stream_over = True
+        if stream.id in session.connection.streams:
+            session.connection.reset(stream)
+            session.schedule()
+        session.stream_done()
+        _discard(proxy, downstream)
+        return
+    context.telemetry.opened(record)
+    if downstream.lost:
+        downstream.forward_loss()
+        _finished(proxy, downstream, record)
+        return
+    downstream.on_done = lambda endpoint: _finished(proxy, endpoint, record)
+    downstream.start()
+
+
+def _connect_block(proxy: WorkloadProxy, hop: OutboundHop, record: Record) -> bytes:
+    """facts/hbone 1.3, in ztunnel's order."""
+    source = record.source
+    shown = f"[{source[0]}]:{source[1]}" if ":" in source[0] else f"{source[0]}:{source[1]}"
+    forwarded = f'for="{shown}"' + (f";host={hop.service_host}" if hop.service_host else "")
+    record.trace = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
+    return _authority_block(hop.authority, proxy.context.decisions.baggage(proxy.namespace, proxy.name)) + (
+        frames.encode_fields(((b"forwarded", forwarded.encode()), (b"traceparent", record.trace.encode())))
+    )
+
+
+_blocks: dict[tuple[str, str], bytes] = {}
+
+
+def _authority_block(authority: str, baggage: str) -> bytes:
+    held = _blocks.get((authority, baggage))
+    if held is None:
+        if len(_blocks) > 1024:
+            _blocks.clear()
+        fields = [(b":method", b"CONNECT"), (b":authority", authority.encode())]
+        if baggage:
+            fields.append((b"baggage", baggage.encode()))
+        held = _blocks[authority, baggage] = frames.encode_fields(fields)
+    return held
+
+
+async def _open_session(proxy: WorkloadProxy, local: Local, hop: OutboundHop) -> HboneSession:
+    loop = proxy.context.loop
+    contexts = proxy.context.contexts(local.identity)
+
+    def made() -> HboneSession:
+        return HboneSession(
+            loop,
+            client=True,
+            refusal_of=lambda uris: tls.client_refusal(uris, hop.expected),
+            on_closed=proxy.sessions.discard,
+        )
+
+    try:
+        session = await net.connect(loop, made, proxy.upstream(hop.dial), hop.dial, contexts.client)
+    except TimeoutError as cause:
+        raise ConnectionError(f"connect to {hop.dial[0]}:{hop.dial[1]} timed out; {CONNECT_HINT}") from cause
+    assert isinstance(session, HboneSession)
+    if session.refusal is not None:
+        raise ConnectionError(f"tls: {session.refusal}")
+    # ztunnel knows the peer's stream limit before it pools; a refused client certificate shows here, too.
+    async with asyncio.timeout(net.CONNECT_TIMEOUT_S):
+        await session.settings_seen
+    proxy.sessions.add(session)
+    return session

@@ -1,0 +1,230 @@
+"""The program: settings to a running ztunnel, its reloads and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import signal
+from pathlib import Path
+
+from planes.mesh import net, tls
+from planes.mesh.view import MeshView
+from planes.ztunnel import inpod
+from planes.ztunnel.admin import Answer, OneShot
+from planes.ztunnel.decisions import ViewDecisions
+from planes.ztunnel.settings import Settings
+from planes.ztunnel.telemetry import Telemetry
+from planes.ztunnel.workload import Context, WorkloadProxy
+from testbed.errors import TestbedError
+
+WATCH_EVERY_S = 0.25
+HOUSEKEEPING_EVERY_S = 10.0
+RETRY_S = 5.0
+
+
+class Ztunnel:
+    def __init__(self, loop: asyncio.AbstractEventLoop, settings: Settings) -> None:
+        self.settings = settings
+        self.decisions = ViewDecisions(self._read_view())
+        identities = {
+            uri: tls.IdentityContexts(uri, files, settings.keylog) for uri, files in settings.identities.items()
+        }
+        self.context = Context(
+            loop=loop,
+            settings=settings,
+            decisions=self.decisions,
+            identities=identities,
+            telemetry=Telemetry(loop, settings.access_log),
+        )
+        self.proxies: dict[str, WorkloadProxy] = {}
+        self.ready = False
+        self.ended: asyncio.Event = asyncio.Event()
+        self._pending: dict[str, WorkloadProxy] = {}
+        self._view_stamp = self._stamp()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def _read_view(self) -> MeshView:
+        view = self.settings.view
+        return MeshView.parse(view if isinstance(view, dict) else json.loads(view.read_text()))
+
+    def _stamp(self) -> tuple[int, int] | None:
+        if isinstance(self.settings.view, Path):
+            status = self.settings.view.stat()
+            return status.st_mtime_ns, status.st_ino
+        return None
+
+    async def start(self) -> None:
+        settings, loop = self.settings, self.context.loop
+        for port, routes in (
+            (settings.ready_port, {"/healthz/ready": self._readiness}),
+            (settings.stats_port, {"/metrics": self._metrics, "/stats/prometheus": self._metrics}),
+            (settings.admin_port, {"/config_dump": self._dump, "/quitquitquit": self._quit}),
+        ):
+            if port:
+                sock = net.listen(settings.admin_address, port)
+                await net.serve(loop, lambda routes=routes: OneShot(routes), sock)
+        self._spawn(self._watch())
+        if settings.uds is not None:
+            self._spawn(
+                inpod.follow(
+                    settings.uds, add=self.add, remove=self.remove, snapshot=self.snapshot, warn=self.context.warn
+                )
+            )
+        elif settings.workload is not None:
+            proxy = WorkloadProxy(self.context, *settings.workload)
+            await proxy.start()
+            self.proxies["dedicated"] = proxy
+            self.ready = True
+
+    def _spawn(self, work: object) -> None:
+        task = self.context.loop.create_task(work)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- workloads -------------------------------------------------------------------------------------------------
+
+    async def add(self, uid: str, namespace: str, name: str, netns: int) -> None:
+        old = self.proxies.pop(uid, None) or self._pending.pop(uid, None)
+        if old is not None:
+            old.drain()
+            old.stop()
+        proxy = WorkloadProxy(self.context, namespace, name, netns=netns)
+        try:
+            await proxy.start()
+        except TestbedError:
+            self._pending[uid] = proxy
+            self._spawn(self._retry(uid, proxy))
+            raise
+        self.proxies[uid] = proxy
+
+    async def _retry(self, uid: str, proxy: WorkloadProxy) -> None:
+        while self._pending.get(uid) is proxy:
+            await asyncio.sleep(RETRY_S)
+            try:
+                await proxy.start()
+            except TestbedError as cause:
+                self.context.warn(f"{proxy!r}: {cause}; trying again in {RETRY_S:g} s")
+                continue
+            if self._pending.pop(uid, None) is proxy:
+                self.proxies[uid] = proxy
+
+    async def remove(self, uid: str) -> None:
+        """The pod is gone: no time in which a GOAWAY would be of use (facts/hbone 1.9)."""
+        proxy = self.proxies.pop(uid, None) or self._pending.pop(uid, None)
+        if proxy is not None:
+            proxy.drain()
+            proxy.stop()
+
+    async def snapshot(self, seen: set[str]) -> None:
+        for uid in {*self.proxies, *self._pending} - seen:
+            await self.remove(uid)
+        self.ready = True
+        gc.collect()
+        gc.freeze()  # what is here now lives as long as the process: the collector need not walk it again
+
+    # -- reloads ---------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        last_s = self.context.loop.time()
+        while True:
+            await asyncio.sleep(WATCH_EVERY_S)
+            try:
+                stamp = self._stamp()
+            except OSError:
+                stamp = self._view_stamp  # between unlink and rename
+            if stamp != self._view_stamp:
+                self._view_stamp = stamp
+                self.reload_view()
+            now_s = self.context.loop.time()
+            if now_s - last_s >= HOUSEKEEPING_EVERY_S:
+                last_s = now_s
+                self.reload_certificates()
+                for proxy in self.proxies.values():
+                    proxy.pool.expire(now_s)
+
+    def reload_view(self) -> None:
+        """A view that cannot be read changes nothing but the log."""
+        try:
+            view = self._read_view()
+        except (OSError, ValueError) as cause:
+            self.context.warn(f"new view refused, the old one stays: {cause}")
+            return
+        self.decisions.view = view
+        for proxy in self.proxies.values():
+            proxy.recheck()
+
+    def reload_certificates(self) -> None:
+        for contexts in self.context.identities.values():
+            try:
+                contexts.reload()
+            except TestbedError as cause:
+                self.context.warn(f"renewal: {cause}; the old certificate stays")
+
+    # -- end -------------------------------------------------------------------------------------------------------
+
+    def quit(self) -> None:
+        if not self.context.draining:
+            self.context.draining = True
+            self.ready = False
+            self._spawn(self._drain())
+
+    async def _drain(self) -> None:
+        for proxy in self.proxies.values():
+            proxy.drain()
+        give_up_s = self.context.loop.time() + self.settings.drain_deadline_s
+        while any(proxy.busy for proxy in self.proxies.values()) and self.context.loop.time() < give_up_s:
+            await asyncio.sleep(0.05)
+        for proxy in self.proxies.values():
+            proxy.stop()
+        await asyncio.sleep(0)  # lets the closes reach their sockets
+        self.ended.set()
+
+    def stop_watching(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    # -- admin -----------------------------------------------------------------------------------------------------
+
+    def _readiness(self) -> Answer:
+        if self.ready and not self._pending:
+            return 200, "ready\n"
+        return 500, f"not ready: {len(self._pending)} workloads pending\n"
+
+    def _metrics(self) -> Answer:
+        own = (
+            f"istio_workload_manager_active_proxy_count {len(self.proxies)}\n"
+            f"istio_workload_manager_pending_proxy_count {len(self._pending)}\n"
+        )
+        return 200, self.context.telemetry.render() + own
+
+    def _dump(self) -> Answer:
+        view = self.decisions.view
+        dump = {
+            "name": self.settings.name,
+            "ready": self.ready,
+            "workloads": [w.uid for w in view.workloads],
+            "services": [s.key for s in view.services],
+            "policies": [p.key for p in view.policies],
+            "identities": sorted(self.context.identities),
+            "proxies": {
+                uid: {"workload": f"{p.namespace}/{p.name}", "connections": len(p.endpoints), "sessions": len(p.sessions)}
+                for uid, p in self.proxies.items()
+            },
+        }
+        return 200, json.dumps(dump, indent=2) + "\n"
+
+    def _quit(self) -> Answer:
+        self.quit()
+        return 200, "shutdown now\n"
+
+
+async def run(settings: Settings) -> None:
+    loop = asyncio.get_running_loop()
+    ztunnel = Ztunnel(loop, settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ztunnel.quit)
+    loop.add_signal_handler(signal.SIGHUP, ztunnel.reload_view)
+    await ztunnel.start()
+    await ztunnel.ended.wait()
+    ztunnel.stop_watching()

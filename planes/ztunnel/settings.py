@@ -1,0 +1,103 @@
+"""config.json of a ztunnel as values; parsing raises UsageError with file, key and mend."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from planes.mesh.net import MARK
+from planes.mesh.tls import KeyFiles
+from testbed.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    outbound: int = 15001
+    plaintext: int = 15006
+    hbone: int = 15008
+
+    @property
+    def illegal(self) -> frozenset[int]:
+        """Loop protection: nothing is ever forwarded to these (facts/hbone 1.1)."""
+        return frozenset((self.outbound, self.plaintext, self.hbone))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    name: str
+    folder: Path
+    view: Path | dict
+    """A file that is watched, or the view itself."""
+    identities: dict[str, KeyFiles]
+    node: str = ""
+    uds: Path | None = None
+    """The node agent's socket: shared, in-pod mode. None: dedicated mode."""
+    workload: tuple[str, str] | None = None
+    """Dedicated mode: (namespace, name)."""
+    keylog: Path | None = None
+    access_log: str = "stderr"
+    """`stderr`, `off`, or a file."""
+    drain_deadline_s: float = 5.0
+    address: str = "0.0.0.0"
+    """Where the three listeners bind (dedicated mode; in-pod is always the wildcard)."""
+    ports: Ports = field(default_factory=Ports)
+    mark: int | None = MARK
+    original_source: bool = True
+    original_destination: tuple[str, int] | None = None
+    """Loopback benches without redirection: where every outbound connection was going."""
+    admin_address: str = "127.0.0.1"
+    admin_port: int = 15000
+    stats_port: int = 15020
+    ready_port: int = 15021
+    """A port of 0 switches that listener off."""
+
+
+def load(file: Path) -> Settings:
+    try:
+        raw = json.loads(file.read_text())
+    except (OSError, ValueError) as cause:
+        raise UsageError(f"{file}: {cause}; it must be the JSON that the deployer writes") from cause
+    folder = file.parent
+    options = dict(raw.get("options", {}))
+    try:
+        identities = {
+            uri: KeyFiles(
+                certificate=folder / files["certificate"],
+                key=folder / files["key"],
+                roots=folder / files.get("roots", files.get("ca", "roots.pem")),
+            )
+            for uri, files in raw.get("identities", {}).items()
+        }
+        view = raw["view"]
+        values: dict = {
+            "name": raw["name"],
+            "folder": folder,
+            "node": raw.get("node", ""),
+            "view": view if isinstance(view, dict) else folder / view,
+            "identities": identities,
+        }
+    except (KeyError, TypeError) as cause:
+        raise UsageError(f"{file}: key {cause} is missing or of the wrong shape") from cause
+    for key in ("uds", "keylog"):
+        value = raw.get(key, options.pop(key, None))
+        if value:
+            values[key] = folder / value
+    workload = raw.get("workload", options.pop("workload", None))
+    if workload is not None:
+        namespace, _, name = workload.partition("/")
+        values["workload"] = (namespace, name)
+        values["mark"] = None  # dedicated mode marks only when told to (facts/hbone 2.15)
+    if "ports" in options:
+        options["ports"] = Ports(**options["ports"])
+    if "original_destination" in options:
+        address, port = options["original_destination"]
+        options["original_destination"] = (address, int(port))
+    known = Settings.__dataclass_fields__
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise UsageError(f"{file}: options: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    values.update(options)
+    if values.get("uds") is None and values.get("workload") is None:
+        raise UsageError(f'{file}: neither "uds" (in-pod mode) nor "workload" (dedicated mode: "namespace/name") is given')
+    return Settings(**values)

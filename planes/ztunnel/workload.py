@@ -1,0 +1,164 @@
+"""One workload's proxy: its three listeners, its pool and its live connections. Shared things are in `Context`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from planes.mesh import net, tls
+from planes.mesh.pool import Pool
+from planes.mesh.relay import Endpoint, Pipe, Tunnel
+from planes.mesh.session import HboneSession
+from planes.ztunnel.decisions import Decisions, Local
+from planes.ztunnel.settings import Settings
+from testbed.errors import PeerError
+
+if TYPE_CHECKING:
+    from planes.ztunnel.telemetry import Telemetry
+
+WORKLOAD_WAIT_S = 5.0
+
+
+@dataclass(slots=True)
+class Context:
+    """What all workloads of one ztunnel share; the one mutable shell object."""
+
+    loop: asyncio.AbstractEventLoop
+    settings: Settings
+    decisions: Decisions
+    identities: dict[str, tls.IdentityContexts]
+    telemetry: Telemetry
+    draining: bool = False
+    draw: Callable[[], float] = field(default=random.random)
+
+    def contexts(self, uri: str) -> tls.IdentityContexts:
+        held = self.identities.get(uri)
+        if held is None:
+            raise PeerError(f"no certificate for {uri}; the deployer gave {', '.join(self.identities) or 'none'}")
+        return held
+
+    def warn(self, text: str) -> None:
+        print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {self.settings.name} {text}", file=sys.stderr, flush=True)
+
+
+class LiveConnection:
+    """An inbound connection with what policy judged it by, so that it can be judged again (facts/hbone 2.6)."""
+
+    __slots__ = ("close", "destination_port", "identity", "source_ip")
+
+    def __init__(self, source_ip: str, destination_port: int, identity: str | None, close: Callable[[], None]) -> None:
+        self.source_ip = source_ip
+        self.destination_port = destination_port
+        self.identity = identity
+        self.close = close
+
+
+class WorkloadProxy:
+    def __init__(self, context: Context, namespace: str, name: str, *, netns: int | None = None) -> None:
+        self.context = context
+        self.namespace = namespace
+        self.name = name
+        self.netns = netns
+        """Owned: closed by `stop`."""
+        self.pool = Pool()
+        self.sessions: set[HboneSession] = set()
+        self.endpoints: set[Endpoint] = set()
+        self.live: set[LiveConnection] = set()
+        self._servers: list[asyncio.AbstractServer] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<WorkloadProxy {self.namespace}/{self.name} connections {len(self.endpoints)}>"
+
+    @property
+    def local(self) -> Local | None:
+        return self.context.decisions.local(self.namespace, self.name)
+
+    async def start(self) -> None:
+        """Opens 15001, 15006 and 15008 inside the workload's namespace; the local workload must be in the view by then."""
+        from planes.ztunnel import inbound, outbound, passthrough
+
+        context, settings = self.context, self.context.settings
+        local = await self._known()
+        contexts = context.contexts(local.identity)
+        address = settings.address if self.netns is None else "0.0.0.0"
+        ports = settings.ports
+        plan = (
+            (ports.outbound, lambda: Tunnel(lambda e: self.spawn(outbound.serve(self, e))), None),
+            (ports.plaintext, lambda: Pipe(lambda e: self.spawn(passthrough.serve(self, e))), None),
+            (ports.hbone, lambda: inbound.session(self), contexts.server),
+        )
+        try:
+            for port, factory, tls_context in plan:
+                sock = net.listen(
+                    address, port, netns=self.netns, mark=settings.mark, transparent=settings.original_source
+                )
+                self._servers.append(await net.serve(context.loop, factory, sock, tls_context))
+        except BaseException:
+            self.close_listeners()
+            raise
+
+    async def _known(self) -> Local:
+        give_up_s = self.context.loop.time() + WORKLOAD_WAIT_S
+        while (local := self.local) is None:
+            if self.context.loop.time() > give_up_s:
+                raise PeerError(f"workload {self.namespace}/{self.name} is not in the view of {self.context.settings.name}")
+            await asyncio.sleep(0.05)
+        return local
+
+    def spawn(self, work: object) -> None:
+        task = self.context.loop.create_task(work)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def upstream(self, destination: tuple[str, int], source: str | None = None) -> object:
+        settings = self.context.settings
+        spoofed = source if settings.original_source else None
+        return net.upstream(destination, netns=self.netns, mark=settings.mark, source=spoofed)
+
+    def recheck(self) -> None:
+        """The policies or the view changed: close what is now denied, drop pool entries that went stale."""
+        for connection in list(self.live):
+            denied = self.context.decisions.denied(
+                self.namespace, self.name, connection.source_ip, connection.destination_port, connection.identity
+            )
+            if denied is not None:
+                self.live.discard(connection)
+                connection.close()
+        self.pool.expire(self.context.loop.time())
+
+    def close_listeners(self) -> None:
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+    def drain(self) -> None:
+        """Listeners close at once; HBONE peers are told to go elsewhere; what runs may go on (facts/hbone 1.9)."""
+        self.close_listeners()
+        for session in list(self.sessions):
+            if not session.connection.client:
+                session.connection.goaway(graceful=True)
+                session.schedule()
+        self.pool.clear()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.endpoints)
+
+    def stop(self) -> None:
+        self.close_listeners()
+        for endpoint in list(self.endpoints):
+            endpoint.drop()
+        for session in list(self.sessions):
+            session.abort()
+        for task in list(self._tasks):
+            task.cancel()
+        if self.netns is not None:
+            os.close(self.netns)
+            self.netns = None
