@@ -1,0 +1,319 @@
+"""Packets -> TCP byte streams that know which packets carried which bytes. Pure.
+
+One connection is followed per capture point (interface) and 4-tuple; a SYN on a used 4-tuple starts another one. Frames are
+taken apart by struct and not by scapy: 0.7 µs against 128 µs a packet (facts/performance 6.1), and a proof window has tens of
+thousands. Bytes that arrive twice are kept as they came first; bytes that never came are zeros and listed in `gaps`, so that
+no reader mistakes them for data. IP fragments and anything that is not TCP are counted, never guessed at.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from struct import Struct
+
+from testbed.observe.pcapng import ETHERNET, RAW_IP, Interface, Packet
+
+FIN, SYN, RST, ACK = 1, 2, 4, 16
+MAX_GAP_BYTES = 16 << 20
+"""A segment further ahead than this is not of the stream (TCP windows of the testbed stay below)."""
+_TCP = Struct("!HHIIBBH").unpack_from
+
+Address = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One TCP packet."""
+
+    packet: int
+    time_ns: int
+    interface: int
+    source: Address
+    destination: Address
+    sequence: int
+    flags: int
+    payload: bytes
+    wire_length: int
+    """Payload bytes on the wire; more than len(payload) where the capture cut the packet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """Bytes `start`..`stop` of a stream were in this packet (again, if another mark covers them too)."""
+
+    start: int
+    stop: int
+    packet: int
+    time_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByteStream:
+    data: bytes = b""
+    marks: tuple[Mark, ...] = ()
+    """By start, then packet."""
+    gaps: tuple[tuple[int, int], ...] = ()
+    stray: tuple[int, ...] = ()
+    """Packets whose sequence numbers lie too far off to belong."""
+    conflicts: tuple[int, ...] = ()
+    """Packets that repeat a byte with another value: never in honest traffic."""
+    longest_mark: int = 0
+    """Bytes in the biggest packet: how far back a search among the marks has to look."""
+
+    def carriers(self, start: int, stop: int) -> tuple[int, ...]:
+        """Numbers of the packets that carried any byte of `start`..`stop`, retransmissions included, ascending."""
+        return tuple(sorted({m.packet for m in self._marks_over(start, stop)}))
+
+    def first_seen_ns(self, start: int, stop: int) -> int:
+        """When the last of these bytes was first there; 0 if none was."""
+        times = [m.time_ns for m in self._marks_over(start, stop)]
+        return max(times) if times else 0
+
+    def _marks_over(self, start: int, stop: int) -> list[Mark]:
+        end = bisect_left(self.marks, stop, key=lambda m: m.start)
+        found = []
+        for index in range(end - 1, -1, -1):
+            mark = self.marks[index]
+            if mark.start + self.longest_mark <= start:
+                break
+            if mark.stop > start:
+                found.append(mark)
+        return found
+
+    def whole_until(self) -> int:
+        """Up to where the bytes are complete."""
+        return self.gaps[0][0] if self.gaps else len(self.data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """`client` opened it. `forward` runs from client to server."""
+
+    interface: int
+    client: Address
+    server: Address
+    opening_seen: bool
+    """The SYN was captured; otherwise who is the client is a guess (whoever spoke first) and the start may be missing."""
+    forward: ByteStream
+    backward: ByteStream
+    first_packet: int
+    last_packet: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.client[0]}:{self.client[1]}>{self.server[0]}:{self.server[1]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    connections: tuple[Connection, ...]
+    not_tcp: tuple[int, ...]
+    """Packets that are not TCP over IP, or are fragments: nothing was reassembled from them."""
+
+
+def segment_of(packet: Packet, link_type: int = ETHERNET) -> Segment | None:
+    """The TCP segment in a frame, or None when it holds none (ARP, UDP, a fragment, too short)."""
+    data = packet.data
+    if link_type == ETHERNET:
+        at = 14
+        kind = data[12:14]
+        while kind in (b"\x81\x00", b"\x88\xa8"):  # 802.1Q tags
+            kind, at = data[at + 2 : at + 4], at + 4
+    elif link_type == RAW_IP:
+        at, kind = 0, b"\x08\x00" if data[:1] and data[0] >> 4 == 4 else b"\x86\xdd"
+    else:
+        return None
+    if kind == b"\x08\x00" and len(data) >= at + 20:
+        header = (data[at] & 15) * 4
+        total = data[at + 2] << 8 | data[at + 3] or packet.wire_length - at  # 0: BIG TCP super-frame
+        if data[at + 9] != 6 or (data[at + 6] << 8 | data[at + 7]) & 0x3FFF:
+            return None
+        source, destination = _dotted(data[at + 12 : at + 16]), _dotted(data[at + 16 : at + 20])
+        end, at = at + total, at + header
+    elif kind == b"\x86\xdd" and len(data) >= at + 40 and data[at + 6] == 6:
+        total = data[at + 4] << 8 | data[at + 5] or packet.wire_length - at - 40
+        source, destination = _colons(data[at + 8 : at + 24]), _colons(data[at + 24 : at + 40])
+        end, at = at + 40 + total, at + 40
+    else:
+        return None
+    if len(data) < at + 20:
+        return None
+    source_port, destination_port, sequence, _, offset, flags, _ = _TCP(data, at)
+    at += (offset >> 4) * 4
+    return Segment(
+        packet=packet.number,
+        time_ns=packet.time_ns,
+        interface=packet.interface,
+        source=(source, source_port),
+        destination=(destination, destination_port),
+        sequence=sequence,
+        flags=flags,
+        payload=data[at:end],
+        wire_length=max(0, end - at),
+    )
+
+
+def _dotted(raw: bytes) -> str:
+    return f"{raw[0]}.{raw[1]}.{raw[2]}.{raw[3]}"
+
+
+def _colons(raw: bytes) -> str:
+    if raw[:12] == bytes(10) + b"\xff\xff":
+        return _dotted(raw[12:])
+    return str(ipaddress.IPv6Address(raw))
+
+
+@dataclass(slots=True)
+class _Half:
+    """One direction while it is being put together; offsets count from the byte after the SYN."""
+
+    base: int | None = None
+    data: bytearray = field(default_factory=bytearray)
+    known: list[tuple[int, int]] = field(default_factory=list)
+    """Disjoint ascending spans of bytes that came."""
+    marks: list[Mark] = field(default_factory=list)
+    stray: list[int] = field(default_factory=list)
+    conflicts: list[int] = field(default_factory=list)
+    end: int = 0
+    """Offset that the sender is known to have reached (FIN, or a packet cut by the snaplen)."""
+
+    def put(self, segment: Segment) -> None:
+        payload, sequence = segment.payload, segment.sequence
+        if segment.flags & SYN:
+            sequence += 1
+            self.base = sequence & 0xFFFFFFFF
+        if not segment.wire_length:
+            return
+        if self.base is None:
+            self.base = sequence
+        start = (sequence - self.base) & 0xFFFFFFFF
+        # Serial arithmetic (RFC 9293 §3.4) around what has come so far: a stream may pass 4 GiB, a packet may come from before.
+        start += len(self.data) & ~0xFFFFFFFF
+        if start - len(self.data) > 1 << 31:
+            start -= 1 << 32
+        elif len(self.data) - start > 1 << 31:
+            start += 1 << 32
+        if start == -1 and segment.wire_length == 1:
+            return  # a keep-alive probe repeats the byte before the first
+        if start < 0 or start > len(self.data) + MAX_GAP_BYTES:
+            self.stray.append(segment.packet)
+            return
+        stop = start + len(payload)
+        self.end = max(self.end, start + segment.wire_length)
+        if not payload:
+            return
+        self.marks.append(Mark(start=start, stop=stop, packet=segment.packet, time_ns=segment.time_ns))
+        if start == len(self.data):  # the usual case: in order
+            self.data += payload
+            self._know(start, stop)
+            return
+        if stop > len(self.data):
+            self.data += bytes(stop - len(self.data))
+        self._fill(start, stop, payload, segment.packet)
+        self._know(start, stop)
+
+    def _fill(self, start: int, stop: int, payload: bytes, packet: int) -> None:
+        """Write what is new; compare what is not."""
+        at = start
+        for low, high in [*self.known, (1 << 62, 1 << 62)]:
+            if high <= at:
+                continue
+            free = min(low, stop)
+            if at < free:
+                self.data[at:free] = payload[at - start : free - start]
+                at = free
+            if at >= stop:
+                return
+            both = min(high, stop)
+            if self.data[at:both] != payload[at - start : both - start] and packet not in self.conflicts:
+                self.conflicts.append(packet)
+            at = both
+            if at >= stop:
+                return
+
+    def _know(self, start: int, stop: int) -> None:
+        known = self.known
+        if known and known[-1][1] == start:
+            known[-1] = (known[-1][0], stop)
+            return
+        merged: list[tuple[int, int]] = []
+        for low, high in sorted([*known, (start, stop)]):
+            if merged and low <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(merged[-1][1], high))
+            else:
+                merged.append((low, high))
+        self.known = merged
+
+    def close(self) -> ByteStream:
+        gaps, at = [], 0
+        for low, high in self.known:
+            if low > at:
+                gaps.append((at, low))
+            at = high
+        if self.end > at:
+            gaps.append((at, self.end))
+        return ByteStream(
+            data=bytes(self.data),
+            marks=tuple(sorted(self.marks, key=lambda m: (m.start, m.packet))),
+            gaps=tuple(gaps),
+            stray=tuple(self.stray),
+            conflicts=tuple(self.conflicts),
+            longest_mark=max((m.stop - m.start for m in self.marks), default=0),
+        )
+
+
+@dataclass(slots=True)
+class _Open:
+    interface: int
+    client: Address
+    server: Address
+    opening_seen: bool
+    first: int
+    last: int = 0
+    syn: int | None = None
+    forward: _Half = field(default_factory=_Half)
+    backward: _Half = field(default_factory=_Half)
+
+    def close(self) -> Connection:
+        return Connection(
+            interface=self.interface,
+            client=self.client,
+            server=self.server,
+            opening_seen=self.opening_seen,
+            forward=self.forward.close(),
+            backward=self.backward.close(),
+            first_packet=self.first,
+            last_packet=self.last,
+        )
+
+
+def follow(packets: Iterable[Packet], interfaces: tuple[Interface, ...]) -> Traffic:
+    """Connections in the order of their first packet."""
+    opened: list[_Open] = []
+    live: dict[tuple[int, Address, Address], _Open] = {}
+    not_tcp = []
+    for packet in packets:
+        segment = segment_of(packet, interfaces[packet.interface].link_type)
+        if segment is None:
+            not_tcp.append(packet.number)
+            continue
+        key = (segment.interface, segment.source, segment.destination)
+        connection = live.get(key)
+        opening = segment.flags & (SYN | ACK) == SYN
+        if connection is None or (opening and connection.syn != segment.sequence):
+            if segment.flags & RST and connection is None:
+                continue
+            client, server = segment.source, segment.destination
+            if segment.flags & (SYN | ACK) == SYN | ACK:  # the SYN itself was missed, the answer tells who asked
+                client, server = server, client
+            connection = _Open(segment.interface, client, server, opening, packet.number)
+            opened.append(connection)
+            live[(segment.interface, client, server)] = live[(segment.interface, server, client)] = connection
+        if opening:
+            connection.syn = segment.sequence
+        connection.last = packet.number
+        (connection.forward if segment.source == connection.client else connection.backward).put(segment)
+    return Traffic(connections=tuple(c.close() for c in opened), not_tcp=tuple(not_tcp))

@@ -1,0 +1,228 @@
+"""A capture read all the way up: per segment its TCP connections, opened TLS, HTTP/2 conversations, and canary sightings. Pure.
+
+This is what `judge` weighs. Nothing in here knows a claim.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from testbed.observe import h2frames, keylog, tlsrecords
+from testbed.observe.h2frames import Conversation, Exchange
+from testbed.observe.keylog import KeyLog, TlsConnection
+from testbed.observe.pcapng import Packet, Recording
+from testbed.observe.streams import Connection, follow
+from testbed.verify.segments import Segment
+
+FORWARD, BACKWARD = "forward", "backward"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canary:
+    """Bytes that only requests from `source` to `destination` carry, each of `count` requests once.
+
+    If `-<letters and digits>` follows the token in the payload, that names the request; else requests are counted in order.
+    """
+
+    token: bytes
+    source: str
+    destination: str
+    count: int
+    via: tuple[str, ...] = ()
+    """Proxies with an address of their own between the two, in order (a waypoint)."""
+    replies: int | None = None
+    """How often answers repeat the token; None when that is not to be judged."""
+
+    @property
+    def legs(self) -> tuple[tuple[str, str], ...]:
+        stops = (self.source, *self.via, self.destination)
+        return tuple(itertools.pairwise(stops))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """One TCP connection at one segment, with as much of its inside as could be had."""
+
+    connection: Connection
+    tls: TlsConnection | None
+    """None when it does not begin with TLS hellos."""
+    conversation: Conversation | None
+    """HTTP/2 inside the TLS, or spoken in clear; None if it is neither or could not be opened."""
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.connection.forward.data and not self.connection.backward.data
+
+    @property
+    def began_before(self) -> bool:
+        """TLS whose handshake was before the capture."""
+        c = self.connection
+        return self.tls is None and (
+            tlsrecords.middle_of_tls(c.forward.data) or tlsrecords.middle_of_tls(c.backward.data)
+        )
+
+    @property
+    def is_whole(self) -> bool:
+        return not self.connection.forward.gaps and not self.connection.backward.gaps
+
+    @property
+    def tunnels(self) -> tuple[Exchange, ...]:
+        return tuple(e for e in self.conversation.exchanges if e.is_connect) if self.conversation else ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listening:
+    """What one segment gave."""
+
+    segment: Segment
+    packets: tuple[Packet, ...]
+    heard: tuple[Heard, ...]
+    drops: int | None
+    """None when the capture does not say: then nothing can be concluded from absence."""
+    cut: bool = False
+
+    @property
+    def is_complete(self) -> bool:
+        return self.drops == 0 and not self.cut
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    file: str
+    listenings: tuple[Listening, ...]
+    has_keys: bool
+
+    def at(self, segment: Segment) -> Listening | None:
+        return next((x for x in self.listenings if x.segment.name == segment.name), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """One occurrence of a token."""
+
+    request: str
+    """Name after the token, or `` when it has none."""
+    direction: str
+    packets: tuple[int, ...]
+    time_ns: int
+    heard: Heard | None
+    """None for a packet outside every TCP stream."""
+    exchange: Exchange | None = None
+
+
+def gather(recording: Recording, segments: Sequence[Segment], *, file: str, key_log: str = "") -> Evidence:
+    """Secrets inside the capture and those of `key_log` are both used."""
+    keys = keylog.parse_key_log(recording.key_log + "\n" + key_log)
+    traffic = follow(recording.packets, recording.interfaces)
+    by_name: dict[str, set[int]] = {}
+    for number, interface in enumerate(recording.interfaces):
+        by_name.setdefault(interface.name, set()).add(number)
+    listenings = []
+    for segment in segments:
+        numbers = by_name.get(segment.name, set())
+        told = [recording.drops.get(n) for n in numbers]
+        listenings.append(
+            Listening(
+                segment=segment,
+                packets=tuple(p for p in recording.packets if p.interface in numbers),
+                heard=tuple(hear(c, keys) for c in traffic.connections if c.interface in numbers),
+                drops=None if not told or None in told else sum(told),
+                cut=recording.cut,
+            )
+        )
+    return Evidence(file=file, listenings=tuple(listenings), has_keys=bool(keys))
+
+
+def hear(connection: Connection, keys: KeyLog) -> Heard:
+    tls = keylog.open_connection(connection, keys)
+    if tls is not None:
+        inside = (tls.client.data, tls.server.data)
+    else:
+        inside = (connection.forward.data, connection.backward.data)
+    conversation = h2frames.converse(*inside) if h2frames.begins_h2(inside[0]) else None
+    return Heard(connection=connection, tls=tls, conversation=conversation)
+
+
+def in_clear(listening: Listening, token: bytes) -> list[Sighting]:
+    """Every occurrence that needs no key: in reassembled streams, in cleartext HTTP/2 bodies, and in single packets of any kind.
+
+    One occurrence is one sighting: a retransmission of it adds its packet number and no count.
+    """
+    found: list[Sighting] = []
+    for heard in listening.heard:
+        for direction, stream in ((FORWARD, heard.connection.forward), (BACKWARD, heard.connection.backward)):
+            before = len(found)
+            for start, stop, request in _occurrences(stream.data, token):
+                found.append(
+                    Sighting(
+                        request=request,
+                        direction=direction,
+                        packets=stream.carriers(start, stop),
+                        time_ns=stream.first_seen_ns(start, stop),
+                        heard=heard,
+                    )
+                )
+            if heard.tls is None and heard.conversation is not None and len(found) == before:
+                # A token that HTTP/2 framing splits is still readable.
+                found += _in_bodies(heard, token, direction, stream)
+    seen = {number for sighting in found for number in sighting.packets}
+    for packet in listening.packets:
+        if token in packet.data and packet.number not in seen:
+            found.append(
+                Sighting(request="", direction="", packets=(packet.number,), time_ns=packet.time_ns, heard=None)
+            )
+    return found
+
+
+def opened(listening: Listening, token: bytes) -> list[Sighting]:
+    """Every occurrence inside decrypted TLS: in the DATA of HTTP/2 streams where it is HTTP/2, else in the application bytes."""
+    found: list[Sighting] = []
+    for heard in listening.heard:
+        if heard.tls is None:
+            continue
+        for direction, plaintext in ((FORWARD, heard.tls.client), (BACKWARD, heard.tls.server)):
+            if heard.conversation is not None:
+                found += _in_bodies(heard, token, direction, plaintext)
+                continue
+            for start, stop, request in _occurrences(plaintext.data, token):
+                found.append(
+                    Sighting(
+                        request=request,
+                        direction=direction,
+                        packets=plaintext.carriers(start, stop),
+                        time_ns=plaintext.first_seen_ns(start, stop),
+                        heard=heard,
+                    )
+                )
+    return found
+
+
+def _in_bodies(heard: Heard, token: bytes, direction: str, bytes_of: keylog.Plaintext | object) -> Iterator[Sighting]:
+    """`bytes_of` is what the conversation was read from: it maps the conversation's offsets to packets."""
+    for exchange in heard.conversation.exchanges if heard.conversation else ():
+        body = exchange.sent if direction == FORWARD else exchange.received
+        for start, stop, request in _occurrences(body.data, token):
+            spans = body.spans(start, stop)
+            yield Sighting(
+                request=request,
+                direction=direction,
+                packets=tuple(sorted({n for span in spans for n in bytes_of.carriers(*span)})),
+                time_ns=max(bytes_of.first_seen_ns(*span) for span in spans),
+                heard=heard,
+                exchange=exchange,
+            )
+
+
+_NAME = re.compile(rb"-([0-9A-Za-z]{1,40})")
+
+
+def _occurrences(data: bytes, token: bytes) -> Iterator[tuple[int, int, str]]:
+    at = data.find(token)
+    while at >= 0:
+        stop = at + len(token)
+        name = _NAME.match(data, stop)
+        yield at, stop, name[1].decode() if name else ""
+        at = data.find(token, stop)

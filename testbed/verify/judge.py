@@ -1,0 +1,434 @@
+"""Claims weighed against packets -> findings. Pure over `evidence`, and shares no code with the proxies it judges.
+
+Per claim and segment: is a canary readable; TLS version and suite; ALPN; identities both ways; HBONE framing; and, with the
+keys, that exactly the expected requests were inside. Three rules keep it honest. Absence proves nothing unless traffic was
+there and no packet was lost, so drops, gaps and empty segments give `no-evidence`. A claim of cleartext must be *found*
+readable, else the check itself is broken. And a leak is a leak, however bad the rest of the capture is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from testbed.model.experiment import Finding, Result
+from testbed.model.placement import Claim, Encryption
+from testbed.verify.evidence import (
+    BACKWARD,
+    FORWARD,
+    Canary,
+    Evidence,
+    Heard,
+    Listening,
+    Sighting,
+    in_clear,
+    opened,
+)
+from testbed.verify.segments import WIRE, Layout, Segment
+
+HBONE_PORT = 15008
+HBONE_SUITES = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384")
+"""What both ztunnel and its peers offer (facts/hbone 1.2); ChaCha20 is not among them."""
+COUNTING = ("delivered", "readable")
+"""Checks that can fail by seeing too little."""
+MAX_PACKETS = 100
+"""Packet numbers listed in one finding; its text says how many there were."""
+
+Verdict = tuple[Result, str, str, Iterable[int]]
+"""(result, short value, what was seen, packets)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crossing:
+    """One request at one segment."""
+
+    segment: str
+    form: str
+    """`clear` or `mtls`."""
+    packets: tuple[int, ...]
+    time_ns: int
+    traceparent: str = ""
+    """Of the tunnel it was in."""
+    client_identity: str = ""
+    server_identity: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Journey:
+    """One request and everywhere it was seen, by time."""
+
+    canary: bytes
+    request: str
+    crossings: tuple[Crossing, ...]
+
+
+def judge(
+    *, plane: str, claims: Sequence[Claim], canaries: Sequence[Canary], evidence: Evidence, layout: Layout
+) -> list[Finding]:
+    """Every claim on every segment it concerns; then, per canary, the way its requests took."""
+    bench = _Bench(plane, claims, canaries, evidence, layout)
+    findings: list[Finding] = []
+    for claim in claims:
+        segments = layout.crossed(claim.source, claim.destination, claim.segment)
+        if not segments:
+            findings.append(bench.nothing(claim))
+        for segment in segments:
+            findings += bench.weigh(claim, segment)
+        findings += bench.leaks_elsewhere(claim, segments)
+    findings += [bench.way(canary) for canary in canaries]
+    return findings
+
+
+def journeys(evidence: Evidence, canary: Canary) -> list[Journey]:
+    """Requests in the order in which they were first seen. Requests without a name are numbered per segment, in order."""
+    requests: dict[str, list[Crossing]] = {}
+    for listening in evidence.listenings:
+        seen = [("clear", s) for s in in_clear(listening, canary.token)]
+        seen += [("mtls", s) for s in opened(listening, canary.token)]
+        seen = sorted((pair for pair in seen if pair[1].direction == FORWARD), key=lambda pair: pair[1].time_ns)
+        for ordinal, (form, sighting) in enumerate(seen, 1):
+            crossing = _crossing(listening.segment.name, form, sighting)
+            requests.setdefault(sighting.request or f"#{ordinal}", []).append(crossing)
+    found = [
+        Journey(canary=canary.token, request=name, crossings=tuple(sorted(crossings, key=lambda c: c.time_ns)))
+        for name, crossings in requests.items()
+    ]
+    return sorted(found, key=lambda j: j.crossings[0].time_ns)
+
+
+def _crossing(segment: str, form: str, sighting: Sighting) -> Crossing:
+    tls = sighting.heard.tls if sighting.heard else None
+    client, server = (tls.client.certificate, tls.server.certificate) if tls else (None, None)
+    return Crossing(
+        segment=segment,
+        form=form,
+        packets=sighting.packets,
+        time_ns=sighting.time_ns,
+        traceparent=(sighting.exchange.header("traceparent") or "") if sighting.exchange else "",
+        client_identity=", ".join(client.uris) if client else "",
+        server_identity=", ".join(server.uris) if server else "",
+    )
+
+
+class _Bench:
+    def __init__(
+        self, plane: str, claims: Sequence[Claim], canaries: Sequence[Canary], evidence: Evidence, layout: Layout
+    ) -> None:
+        self.plane, self.claims, self.canaries = plane, claims, canaries
+        self.evidence, self.layout = evidence, layout
+
+    # -- one claim at one segment
+
+    def weigh(self, claim: Claim, segment: Segment) -> list[Finding]:
+        listening = self.evidence.at(segment)
+        mtls = claim.encryption is Encryption.MTLS
+        checks: list[tuple[str, str, Callable[[Claim, Listening], Verdict]]] = []
+        if self._canaries(claim) and mtls:
+            checks.append(("hidden", "no canary is readable without keys", self._hidden))
+            checks.append(("delivered", "with keys, exactly the canaries sent are inside", self._delivered))
+        elif self._canaries(claim):
+            checks.append(("readable", "canaries are readable, as is meant to be here", self._readable))
+        if mtls:
+            checks.append(("tls", "every connection is TLS 1.3 with an AES-GCM suite", self._tls))
+            if claim.client_identity or claim.server_identity:
+                checks.append(("identity", "certificates name both ends as claimed", self._identity))
+        if mtls and claim.hbone:
+            checks.append(("alpn", "ALPN is h2", self._alpn))
+            checks.append(("hbone", "every stream is a CONNECT as HBONE wants it", self._hbone))
+        findings = []
+        for name, statement, check in checks:
+            if listening is None or not listening.packets:
+                verdict: Verdict = (Result.NO_EVIDENCE, "no packets", f"nothing was captured at {segment.name}", ())
+            else:
+                verdict = _unless_incomplete(check(claim, listening), listening, counts=name in COUNTING)
+            findings.append(self._finding(claim, segment, name, statement, verdict))
+        return findings
+
+    def nothing(self, claim: Claim) -> Finding:
+        seen = f"no capture point sees {claim.segment} traffic of {claim.source} and {claim.destination}"
+        verdict = (Result.NO_EVIDENCE, "not captured", seen, ())
+        return self._finding(claim, None, "captured", "the claim can be judged", verdict)
+
+    def leaks_elsewhere(self, claim: Claim, expected: Sequence[Segment]) -> list[Finding]:
+        """A canary in clear where its traffic had no business to be; silent when there is none."""
+        if claim.encryption is not Encryption.MTLS or claim.segment != WIRE:
+            return []
+        findings = []
+        for listening in self.evidence.listenings:
+            if listening.segment.kind != WIRE or listening.segment in expected:
+                continue
+            verdict = self._hidden(claim, listening)
+            if verdict[0] is Result.BROKEN:
+                statement = "no canary is readable off its way"
+                findings.append(self._finding(claim, listening.segment, "hidden", statement, verdict))
+        return findings
+
+    # -- checks
+
+    def _hidden(self, claim: Claim, listening: Listening) -> Verdict:
+        sightings = [s for c in self._canaries(claim) for s in self._leaks(c, listening)]
+        expected = sum(c.count for c in self._canaries(claim))
+        value = f"{len(sightings)} of {expected} readable"
+        if sightings:
+            places = sorted({s.heard.connection.name if s.heard else "outside TCP" for s in sightings})
+            return Result.BROKEN, value, f"read in clear in {_some(places)}", _packets(sightings)
+        heard = self._between(claim, listening)
+        if not heard:
+            return self._absent(claim, value)
+        if lacking := [h for h in heard if not h.is_whole]:
+            return Result.NO_EVIDENCE, value, f"bytes are missing in {_names(lacking)}", ()
+        carried = sum(len(h.connection.forward.data) for h in heard)
+        needed = sum(c.count * len(c.token) for c in self._canaries(claim))
+        if carried < needed:
+            seen = f"only {carried} bytes crossed here, too few for {expected} requests: their absence proves nothing"
+            return Result.NO_EVIDENCE, value, seen, ()
+        return Result.HOLDS, value, f"searched {len(listening.packets)} packets, {_names(heard)}", _ends(heard)
+
+    def _readable(self, claim: Claim, listening: Listening) -> Verdict:
+        expected = sum(c.count for c in self._canaries(claim))
+        sightings = [
+            s for c in self._canaries(claim) for s in in_clear(listening, c.token) if s.direction in (FORWARD, "")
+        ]
+        value = f"{len(sightings)} of {expected} readable"
+        if len(sightings) >= expected > 0:
+            return Result.HOLDS, value, "found in clear", _packets(sightings)
+        if sightings:
+            seen = "some are missing: the capture or the load was not complete"
+            return Result.NO_EVIDENCE, value, seen, _packets(sightings)
+        if listening.segment.kind == WIRE and not self._between(claim, listening):
+            return self._absent(claim, value)
+        return Result.BROKEN, value, "traffic is there and the canary is not: the check itself is broken", ()
+
+    def _delivered(self, claim: Claim, listening: Listening) -> Verdict:
+        expected = sum(c.count for c in self._canaries(claim))
+        heard, reason = self._to_open(claim, listening)
+        if reason:
+            return Result.NO_EVIDENCE, f"? of {expected} inside", reason, ()
+        ours = {id(h) for h in heard}
+        forward, backward, wanted_back = [], [], 0
+        for canary in self._canaries(claim):
+            inside = [s for s in opened(listening, canary.token) if id(s.heard) in ours]
+            if claim.hbone:
+                inside = [s for s in inside if s.exchange is not None and s.exchange.is_connect]
+            forward += [s for s in inside if s.direction == FORWARD]
+            if canary.replies is not None:
+                backward += [s for s in inside if s.direction == BACKWARD]
+                wanted_back += canary.replies
+        value = f"{len(forward)} of {expected} inside"
+        seen = f"decrypted {_names(heard)}"
+        if len(forward) == expected and len(backward) == wanted_back:
+            return Result.HOLDS, value, seen, _packets([*forward, *backward])
+        if len(backward) != wanted_back:
+            seen += f"; {len(backward)} of {wanted_back} in answers"
+        return Result.BROKEN, value, seen, _packets([*forward, *backward])
+
+    def _tls(self, claim: Claim, listening: Listening) -> Verdict:
+        heard = self._between(claim, listening)
+        if not heard:
+            return self._absent(claim, "no connection")
+        if before := [h for h in heard if h.began_before]:
+            return Result.NO_EVIDENCE, "no handshake", f"began before the capture: {_names(before)}", _ends(before)
+        plain = [h for h in heard if h.tls is None]
+        if plain:
+            return Result.BROKEN, "not TLS", f"no TLS in {_names(plain)}", _ends(plain)
+        if lacking := [h for h in heard if h.tls.server_hello is None]:
+            return Result.NO_EVIDENCE, "no ServerHello", f"handshake not whole in {_names(lacking)}", _ends(lacking)
+        kinds = sorted({f"{h.tls.version} {h.tls.server_hello.cipher}" for h in heard})
+        wrong = [h for h in heard if h.tls.version != "TLS 1.3" or h.tls.server_hello.cipher not in HBONE_SUITES]
+        value = ", ".join(sorted({h.tls.version for h in heard}))
+        if wrong:
+            return Result.BROKEN, value, f"{_some(kinds)} in {_names(wrong)}", _ends(wrong)
+        return Result.HOLDS, value, f"{_some(kinds)} in {_names(heard)}", _ends(heard)
+
+    def _alpn(self, claim: Claim, listening: Listening) -> Verdict:
+        heard, reason = self._to_open(claim, listening)
+        if reason:
+            return Result.NO_EVIDENCE, "?", reason, ()
+        chosen = sorted({h.tls.server.alpn or "none" for h in heard})
+        wrong = [h for h in heard if h.tls.server.alpn != "h2"]
+        result = Result.BROKEN if wrong else Result.HOLDS
+        return result, ", ".join(chosen), f"chosen in {_names(wrong or heard)}", _ends(wrong or heard)
+
+    def _identity(self, claim: Claim, listening: Listening) -> Verdict:
+        heard, reason = self._to_open(claim, listening)
+        if reason:
+            return Result.NO_EVIDENCE, "?", reason, ()
+        wrong, packets, said = [], set(), set()
+        for h in heard:
+            sides = ((claim.client_identity, h.tls.client), (claim.server_identity, h.tls.server))
+            for role, (wanted, side) in zip(("client", "server"), sides, strict=True):
+                certificate = side.certificate
+                uris = certificate.uris if certificate else ()
+                packets.update(certificate.packets if certificate else ())
+                said.add(f"{role} {', '.join(uris) or 'without identity'}")
+                if wanted is not None and uris != (str(wanted),):
+                    wrong.append(f"{role} of {h.connection.name} is {', '.join(uris) or 'nobody'}, claimed {wanted}")
+        if wrong:
+            return Result.BROKEN, "wrong identity", _some(wrong), packets
+        return Result.HOLDS, "both as claimed", _some(sorted(said)), packets
+
+    def _hbone(self, claim: Claim, listening: Listening) -> Verdict:
+        heard, reason = self._to_open(claim, listening)
+        if reason:
+            return Result.NO_EVIDENCE, "?", reason, ()
+        wanted = {c.authority for c in self.claims if (c.source, c.destination) == (claim.source, claim.destination)}
+        wrong: list[str] = []
+        packets: set[int] = set()
+        seen_authorities, count = set(), 0
+        for h in heard:
+            if h.connection.server[1] != HBONE_PORT:
+                wrong.append(f"{h.connection.name} is not on port {HBONE_PORT}")
+            if h.conversation is None or h.conversation.problem:
+                if h.tls.client.data:
+                    why = h.conversation.problem if h.conversation else "it does not begin with the preface"
+                    wrong.append(f"{h.connection.name} does not read as HTTP/2: {why}")
+                continue
+            for exchange in h.conversation.exchanges:
+                count += 1
+                packets.update(h.tls.client.carriers(*exchange.request_span))
+                where = f"stream {exchange.stream} of {h.connection.name}"
+                names = exchange.names()
+                if not exchange.is_connect:
+                    wrong.append(f"{where} is {exchange.header(':method')}, not CONNECT")
+                    continue
+                authority = exchange.header(":authority")
+                seen_authorities.add(authority)
+                if claim.authority is not None and authority not in wanted:
+                    wrong.append(f"{where} asks for {authority}, claimed {claim.authority}")
+                wrong += [f"{where} has {name}" for name in (":scheme", ":path", ":protocol") if name in names]
+                if not exchange.header("baggage"):
+                    wrong.append(f"{where} has no baggage")
+                if exchange.status != 200:
+                    wrong.append(f"{where} was answered {exchange.status or 'not at all'}")
+        if claim.authority is not None and count and claim.authority not in seen_authorities:
+            wrong.append(f"no CONNECT asks for {claim.authority}")
+        if wrong:
+            return Result.BROKEN, "not as HBONE", _some(wrong), packets or _ends(heard)
+        if not count:
+            return Result.NO_EVIDENCE, "no CONNECT", f"no stream in {_names(heard)}", ()
+        return Result.HOLDS, f"{count} CONNECT", f"to {_some(sorted(seen_authorities))} in {_names(heard)}", packets
+
+    def way(self, canary: Canary) -> Finding:
+        """Each request on each segment of its legs: read in clear or inside a tunnel, whichever the keys allow."""
+        expected = [s for leg in canary.legs for s in self.layout.crossed(*leg, WIRE)]
+        names = list(dict.fromkeys(s.name for s in expected))
+        found = journeys(self.evidence, canary)
+        whole = [j for j in found if set(names) <= {c.segment for c in j.crossings}]
+        value = f"{len(whole)} of {canary.count} whole way"
+        incomplete = [s.label for s in expected if not (x := self.evidence.at(s)) or not x.is_complete]
+        identities = sorted({f"{c.client_identity}→{c.server_identity}" for j in found for c in j.crossings if c.client_identity})
+        seen = f"over {_some([s.label for s in expected])}" + (f" as {_some(identities)}" if identities else " in clear")
+        packets = sorted({n for j in whole for c in j.crossings for n in c.packets})
+        if names and len(whole) == len(found) == canary.count and not incomplete:
+            result = Result.HOLDS
+        elif len(found) > canary.count:
+            result, seen = Result.BROKEN, f"{len(found)} requests seen where {canary.count} were sent"
+        else:
+            result = Result.NO_EVIDENCE
+            if incomplete:
+                seen = f"capture not complete at {_some(incomplete)}; {seen}"
+            elif not self.evidence.has_keys:
+                seen = f"no keys: what is inside tunnels cannot be followed; {seen}"
+        return Finding(
+            id=f"{self.plane}/{canary.source}>{canary.destination}/way",
+            plane=self.plane,
+            segment=" → ".join(names),
+            statement=f"every request from {canary.source} to {canary.destination} is seen on each segment of its way",
+            result=result,
+            evidence=f"{self.evidence.file}: {seen}{_more(packets)}",
+            packets=tuple(packets[:MAX_PACKETS]),
+            value=value,
+        )
+
+    # -- what belongs to a claim
+
+    def _canaries(self, claim: Claim) -> list[Canary]:
+        return [c for c in self.canaries if (claim.source, claim.destination) in c.legs]
+
+    def _matches(self, claim: Claim, heard: Heard) -> bool:
+        here = self.layout.addresses
+        client, server = heard.connection.client[0], heard.connection.server[0]
+        return client in here[claim.source] and server in here[claim.destination]
+
+    def _between(self, claim: Claim, listening: Listening) -> list[Heard]:
+        """Connections of the pair that carried bytes. Inside a sandbox redirection has changed addresses: there, all."""
+        return [
+            h for h in listening.heard if not h.is_empty and (claim.segment != WIRE or self._matches(claim, h))
+        ]
+
+    def _leaks(self, canary: Canary, listening: Listening) -> list[Sighting]:
+        """Sightings in clear, but for connections that are claimed to be in clear (another leg of the same request)."""
+        clear = [c for c in self.claims if c.encryption is Encryption.CLEAR and c.segment == listening.segment.kind]
+        clear = [c for c in clear if (c.source, c.destination) in canary.legs]
+        found = in_clear(listening, canary.token)
+        return [s for s in found if s.heard is None or not any(self._matches(c, s.heard) for c in clear)]
+
+    def _to_open(self, claim: Claim, listening: Listening) -> tuple[list[Heard], str]:
+        """(connections, why they cannot be judged from inside); the reason is empty when all were opened to their end."""
+        heard = self._between(claim, listening)
+        if not heard:
+            return [], f"no connection from {claim.source} to {claim.destination} here"
+        if not_tls := [h for h in heard if h.tls is None]:
+            return heard, f"not opened: {_names(not_tls)} (no TLS handshake seen)"
+        shut = [h for h in heard if not h.tls.opened]
+        if shut and not self.evidence.has_keys:
+            return heard, "no key log: nothing can be decrypted"
+        if shut:
+            return heard, f"{_names(shut)} could not be decrypted: {shut[0].tls.problem or 'no encrypted record seen'}"
+        return heard, ""
+
+    def _absent(self, claim: Claim, value: str) -> Verdict:
+        return Result.NO_EVIDENCE, value, f"no connection from {claim.source} to {claim.destination} here", ()
+
+    def _finding(self, claim: Claim, segment: Segment | None, check: str, statement: str, verdict: Verdict) -> Finding:
+        result, value, seen, packets = verdict
+        numbers = sorted(set(packets))
+        where = segment.name if segment else claim.segment
+        return Finding(
+            id=f"{self.plane}/{claim.source}>{claim.destination}/{where}/{check}",
+            plane=self.plane,
+            segment=f"{segment.label} ({where})" if segment else where,
+            statement=f"{claim.source} → {claim.destination}: {statement}",
+            result=result,
+            evidence=f"{self.evidence.file}: {seen}{_more(numbers)}",
+            packets=tuple(numbers[:MAX_PACKETS]),
+            value=value,
+        )
+
+
+def _unless_incomplete(verdict: Verdict, listening: Listening, *, counts: bool) -> Verdict:
+    """A capture that lost packets can prove a breach that was seen, never a rule kept nor that something is missing."""
+    if listening.is_complete or verdict[0] is Result.NO_EVIDENCE or (verdict[0] is Result.BROKEN and not counts):
+        return verdict
+    if listening.drops is None:
+        why = "the capture does not say how many packets it lost"
+    elif listening.drops:
+        why = f"the capture lost {listening.drops} packets"
+    else:
+        why = "the capture file is cut off"
+    return Result.NO_EVIDENCE, verdict[1], f"{why}; {verdict[2]}", verdict[3]
+
+
+def _packets(sightings: Iterable[Sighting]) -> set[int]:
+    return {number for s in sightings for number in s.packets}
+
+
+def _ends(heard: Sequence[Heard]) -> set[int]:
+    """First packet of each connection: enough to find it."""
+    return {h.connection.first_packet for h in heard}
+
+
+def _names(heard: Sequence[Heard]) -> str:
+    return _some([h.connection.name for h in heard])
+
+
+def _some(texts: Sequence[str], limit: int = 3) -> str:
+    rest = len(texts) - limit
+    return "; ".join(texts[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _more(packets: Sequence[int]) -> str:
+    if not packets:
+        return ""
+    shown = ", ".join(map(str, packets[:8]))
+    return f"; packets {shown}" + (f", … ({len(packets)} in all)" if len(packets) > 8 else "")
