@@ -21,7 +21,7 @@ from testbed.lab import Lab, http_get, log_tail
 from testbed.model.identity import Identity
 from testbed.model.placement import Capture, CaptureKind, Placement, Proxy
 from testbed.nodeagent import NodeAgent, PodNetns
-from testbed.pki import CertificateAuthority, write_identity
+from testbed.pki import CERTIFICATE_FILE, KEY_FILE, ROOTS_FILE, CertificateAuthority, write_identity
 from testbed.seams import Process, Progress, Spawn
 
 PROXY_UID = 1337
@@ -81,7 +81,7 @@ def start(
     progress: Progress = lambda _line: None,
     stack: ExitStack,
 ) -> Deployment:
-    deployment = Deployment(lab=lab, placement=placement, authority=CertificateAuthority.create(lab.topology.trust_domain))
+    deployment = Deployment(lab=lab, placement=placement, authority=CertificateAuthority(now=time.time(), trust_domain=lab.topology.trust_domain))
     if placement.proxies:
         progress(f"plane {placement.plane}: {len(placement.proxies)} proxies")
     spawns = [
@@ -134,13 +134,13 @@ def _prepare(deployment: Deployment, proxy: Proxy, *, uid: int, keylog: bool, le
     identities = {}
     for identity in proxy.identities:
         place = folder / "identities" / _file_name(identity)
-        leaf = deployment.authority.issue(identity, lifetime_s=leaf_lifetime_s, now_s=time.time())
-        write_identity(place, leaf, deployment.authority.bundle_pem, uid=uid)
+        leaf = deployment.authority.issue(identity, lifetime_s=leaf_lifetime_s, now=time.time())
+        write_identity(place, leaf, deployment.authority.bundle, uid=uid)
         relative = place.relative_to(folder)
         identities[str(identity)] = {
-            "cert": str(relative / "cert.pem"),
-            "key": str(relative / "key.pem"),
-            "ca": str(relative / "ca.pem"),
+            "certificate": str(relative / CERTIFICATE_FILE),
+            "key": str(relative / KEY_FILE),
+            "roots": str(relative / ROOTS_FILE),
         }
     config = {
         "name": proxy.name,
@@ -148,15 +148,14 @@ def _prepare(deployment: Deployment, proxy: Proxy, *, uid: int, keylog: bool, le
         "node": proxy.node,
         "view": "view.json",
         "identities": identities,
-        "access_log": "-",
         **({"uds": "ztunnel.sock"} if proxy.enters else {}),
         **({"keylog": "keys.log"} if keylog else {}),
-        **proxy.options,
+        "options": proxy.options,
     }
     _write_owned(folder / "view.json", json.dumps(proxy.view), owner=uid)
     _write_owned(folder / "config.json", json.dumps(config, indent=1), owner=uid)
     return Spawn(
-        name=f"{proxy.role}.{proxy.node}" if proxy.enters else f"{proxy.role}.{proxy.name}",
+        name=proxy.name,
         sandbox=proxy.sandbox,
         argv=program.argv(proxy.program, "--config", str(folder / "config.json")),
         env=program.environment(folder),

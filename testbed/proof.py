@@ -174,7 +174,7 @@ def _calls(deployment: Deployment, client: str) -> list[Finding]:
     port = service.ports[0]
     meshed = bool(deployment.placement.proxies)
     node = topology.workload(client).node
-    stranger = CertificateAuthority.create("elsewhere.example")
+    stranger = CertificateAuthority(now=time.time(), trust_domain="elsewhere.example")
     intruder_identity = topology.workload("intruder").identity(topology.trust_domain)
     files = {
         **_pem("wrong", stranger, Identity("elsewhere.example", "default", "client")),
@@ -276,7 +276,7 @@ def _tried(deployment: Deployment, name: str, what: str, outcome: dict, *, refus
 
 
 def _pem(name: str, authority: CertificateAuthority, identity: Identity) -> dict[str, bytes]:
-    leaf = authority.issue(identity, lifetime_s=600.0, now_s=time.time())
+    leaf = authority.issue(identity, lifetime_s=600.0, now=time.time())
     return {f"{name}.cert.pem": leaf.cert_pem, f"{name}.key.pem": leaf.key_pem}
 
 

@@ -110,7 +110,6 @@ def ztunnels(topology: Topology, *, captured: Collection[str], view: dict) -> Pl
                     serves=tuple(w.name for w in entered),
                     identities=tuple(sorted({w.identity(topology.trust_domain) for w in entered})),
                     view=view,
-                    options={"node": node.name, "trustDomain": topology.trust_domain},
                     enters=tuple(w.name for w in entered),
                 )
             )
