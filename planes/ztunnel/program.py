@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import logging
 import signal
 from pathlib import Path
 
@@ -221,6 +222,7 @@ class Ztunnel:
 
 async def run(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
+    logging.getLogger("aiofastnet").setLevel(logging.CRITICAL + 1)  # a failed handshake has its line in the access log
     ztunnel = Ztunnel(loop, settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ztunnel.quit)
