@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import logging
 import signal
 from pathlib import Path
 
@@ -222,8 +221,13 @@ class Ztunnel:
 
 async def run(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
-    logging.getLogger("aiofastnet").setLevel(logging.CRITICAL + 1)  # a failed handshake has its line in the access log
     ztunnel = Ztunnel(loop, settings)
+
+    def complain(_: asyncio.AbstractEventLoop, problem: dict) -> None:
+        error = problem.get("exception")
+        ztunnel.context.warn(f"{str(problem.get('message')).splitlines()[0]}: {error!r}")
+
+    loop.set_exception_handler(complain)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ztunnel.quit)
     loop.add_signal_handler(signal.SIGHUP, ztunnel.reload_view)
