@@ -132,11 +132,16 @@ def new_loop() -> asyncio.AbstractEventLoop:
 
 try:
     import aiofastnet as _fast
+
+    # Its public create_connection insists on a host name to send or to check, and refuses an empty one; mesh TLS has
+    # neither (no SNI, SPIFFE instead of names). One level below, None means just that.
+    from aiofastnet.api_utils import _create_connection_transport as _fast_connect
 except ImportError:
     _fast = None
+    _fast_connect = None
 
-_BIO_BYTES = 4 * (16 * 1024 + 64)
-"""TLS buffers per direction: four records. The library's default of sixteen is half a MiB for each connection."""
+_BIO_BYTES = 16 * (16 * 1024 + 64)
+"""TLS buffers per direction: sixteen records, so that bulk takes few system calls."""
 
 ProtocolFactory = Callable[[], asyncio.BaseProtocol]
 
@@ -169,11 +174,11 @@ async def connect(
             await loop.sock_connect(sock, destination)
             if context is None:
                 _, protocol = await loop.create_connection(factory, sock=sock)
-            elif _fast is None:
+            elif _fast_connect is None:
                 _, protocol = await loop.create_connection(factory, sock=sock, ssl=context, server_hostname="")
             else:
-                _, protocol = await _fast.create_connection(
-                    loop, factory, sock=sock, ssl=context, server_hostname="", ssl_shutdown_timeout=2,
+                _, protocol = await _fast_connect(
+                    loop, sock, factory, context, None, ssl_handshake_timeout=timeout_s, ssl_shutdown_timeout=2.0,
                     ssl_incoming_bio_size=_BIO_BYTES, ssl_outgoing_bio_size=_BIO_BYTES,
                 )  # fmt: skip
     except BaseException:

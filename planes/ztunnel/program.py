@@ -222,6 +222,12 @@ class Ztunnel:
 async def run(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     ztunnel = Ztunnel(loop, settings)
+
+    def complain(_: asyncio.AbstractEventLoop, problem: dict) -> None:
+        error = problem.get("exception")
+        ztunnel.context.warn(f"{str(problem.get('message')).splitlines()[0]}: {error!r}")
+
+    loop.set_exception_handler(complain)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ztunnel.quit)
     loop.add_signal_handler(signal.SIGHUP, ztunnel.reload_view)
