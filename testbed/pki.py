@@ -1,8 +1,8 @@
 """The lab's CA: a self-signed root per trust domain, and short-lived SPIFFE leaves as Istio's CA issues them.
 
-Profile of facts/hbone 1.2: URI SAN, critical since the subject is empty; key usage digitalSignature and keyEncipherment;
-both extended usages, for one certificate serves both roles; P-256 keys, in PKCS#8, the only form ztunnel reads. Time is
-an argument; nothing here looks at a clock.
+Profile of facts/hbone 1.2: URI SAN, critical since the subject is empty; key usage digitalSignature and
+keyEncipherment; both extended usages, for one certificate serves both roles; P-256 keys, in PKCS#8, the only form
+ztunnel reads. Time is an argument; nothing here looks at a clock.
 """
 
 from __future__ import annotations

@@ -134,14 +134,11 @@ class Metrics:
 
 
 def _key(peer: Peer) -> object:
-    # Not the uid alone: a newer view may describe the same workload differently. Hashing the whole of it would cost more
-    # than the labels, so the few fields that become labels stand for it.
+    # Not the uid alone: a newer view may describe the same workload differently. Hashing the whole of it would cost
+    # more than the labels, so the few fields that change stand for it.
     w = peer.workload
-    return (
-        w and (w.uid, w.workload_name, w.canonical_name, w.canonical_revision, w.zone),
-        peer.baggage,
-        peer.principal,
-    )
+    shown = w and (w.uid, w.workload_name, w.canonical_name, w.canonical_revision, w.zone)
+    return shown, peer.baggage, peer.principal
 
 
 def _peer(peer: Peer) -> tuple[str, ...]:

@@ -95,7 +95,7 @@ def _ports(ports: tuple[ServicePort, ...]) -> dict[str, int]:
 
 
 def ztunnels(topology: Topology, *, captured: Collection[str], view: dict) -> Placement:
-    """One ztunnel per node that has captured workloads. Its identities are its workloads' only: that is its boundary."""
+    """One ztunnel per node that has captured workloads. Its identities are its workloads': that is its boundary."""
     proxies = []
     for node in topology.nodes:
         entered = [w for w in topology.on_node(node.name) if w.name in captured]
