@@ -13,6 +13,7 @@ from pathlib import Path
 
 import h2.config
 import h2.connection
+import h2.events
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -143,7 +144,9 @@ class Tunnels:
             for _ in range(3):
                 for way, a, b in ((TO_SERVER, client, server), (TO_CLIENT, server, client)):
                     if data := a.data_to_send():
-                        b.receive_data(say(way, data))
+                        for event in b.receive_data(say(way, data)):
+                            if isinstance(event, h2.events.DataReceived):
+                                b.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
 
         client.initiate_connection()
         server.initiate_connection()

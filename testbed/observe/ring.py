@@ -96,7 +96,10 @@ class Ring:
             if snaplen:
                 self._cut_in_kernel(snaplen)
             try:
-                self.socket.bind((device or "", ETH_P_ALL))
+                if device is None:
+                    self._bind_everywhere()
+                else:
+                    self.socket.bind((device, ETH_P_ALL))
             except OSError as error:
                 raise UsageError(f"device {device} in {netns}: {error.strerror}; is its name right?") from error
         except BaseException:
@@ -110,6 +113,13 @@ class Ring:
         instruction = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, snaplen))
         program = struct.pack("HxxxxxxQ", 1, ctypes.addressof(instruction))
         self.socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+    def _bind_everywhere(self) -> None:
+        """Interface index 0, which socket.bind cannot say: it looks every name up, the empty one too."""
+        address = struct.pack("=HHiHBB8x", socket.AF_PACKET, socket.htons(ETH_P_ALL), 0, 0, 0, 0)
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.bind(self.socket.fileno(), address, len(address)):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
     def fileno(self) -> int:
         return self.socket.fileno()
