@@ -1,4 +1,4 @@
-"""Test doubles that are real: programs of ours as plain processes on loopback, and a lab of one sandbox made of them."""
+"""Test doubles that are real: programs of ours as plain processes on loopback, and a lab of one sandbox."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import signal
@@ -54,7 +55,7 @@ def requests_seen(web: App) -> int:
 
 
 def test_open_loop_sends_the_schedule_drawn_from_the_seed(lab: LocalLab, web: App, tmp_path: Path) -> None:
-    """Each intended time of the window is one row, none is skipped or moved; the app counted those of the warm-up too."""
+    """Each intended time of the window is one row, none skipped or moved; the app counted the warm-up's too."""
     before = requests_seen(web)
     record = OpenLoop().run(lab, client="client", target=("127.0.0.1", web.port), plan=PLAN, seed=7, folder=tmp_path)
     after = requests_seen(web)
@@ -72,7 +73,7 @@ def test_open_loop_sends_the_schedule_drawn_from_the_seed(lab: LocalLab, web: Ap
 
 
 def test_locust_counted_what_the_rows_hold(lab: LocalLab, web: App, tmp_path: Path) -> None:
-    """The events were fired for every request, those of the warm-up too: locust's own totals agree with the raw rows."""
+    """The events were fired for every request, those of the warm-up too: locust's totals agree with the rows."""
     OpenLoop().run(lab, client="client", target=("127.0.0.1", web.port), plan=PLAN, seed=8, folder=tmp_path)
 
     _, rows = rowfile.decode((tmp_path / "generator" / "rows.bin").read_bytes())
@@ -81,7 +82,7 @@ def test_locust_counted_what_the_rows_hold(lab: LocalLab, web: App, tmp_path: Pa
 
 
 def test_a_stalled_app_is_charged_for_every_request_it_kept_waiting(lab: LocalLab, tmp_path: Path) -> None:
-    """Coordinated omission: stopped for 0.8 s, an app at 100/s must show tens of slow requests, not one a connection."""
+    """Coordinated omission: an app stopped for 0.8 s at 100/s shows tens of slow requests, not one a connection."""
     plan = replace(PLAN, connections=2, window_s=2.5, arrival="uniform")
     with app("testbed.apps.web", "--name", "stalled") as web:
 
@@ -94,12 +95,16 @@ def test_a_stalled_app_is_charged_for_every_request_it_kept_waiting(lab: LocalLa
 
         stopper = threading.Thread(target=stall)
         stopper.start()
-        record = OpenLoop().run(lab, client="client", target=("127.0.0.1", web.port), plan=plan, seed=1, folder=tmp_path)
+        record = OpenLoop().run(
+            lab, client="client", target=("127.0.0.1", web.port), plan=plan, seed=1, folder=tmp_path
+        )
         stopper.join()
 
     slow = [row for row in record.rows if row.last_byte_s - row.intended_s > 0.2]
     assert len(slow) >= 40  # 0.6 s at 100/s, less what the stop's own timing costs
-    assert sum(row.last_byte_s - row.sent_s > 0.2 for row in record.rows) <= 2  # what counting from `sent` would have shown
+    assert (
+        sum(row.last_byte_s - row.sent_s > 0.2 for row in record.rows) <= 2
+    )  # what counting from `sent` would have shown
     assert not [row for row in record.rows if row.error]
 
 
@@ -115,14 +120,16 @@ def test_closed_loop_sends_again_as_soon_as_it_is_answered(lab: LocalLab, web: A
     assert all(row.intended_s == row.sent_s for row in rows)
     for number in range(4):
         mine = [row for row in rows if row.connection == number]
-        assert all(before.last_byte_s <= after.sent_s for before, after in zip(mine, mine[1:], strict=False))
+        assert all(before.last_byte_s <= after.sent_s for before, after in itertools.pairwise(mine))
 
 
 def test_request_bodies_arrive(lab: LocalLab, tmp_path: Path) -> None:
     """A plan's request_bytes are what the app counts."""
     plan = replace(PLAN, request_bytes=3000, window_s=0.3, warmup_s=0.0)
     with app("testbed.apps.web", "--name", "w") as web:
-        record = OpenLoop().run(lab, client="client", target=("127.0.0.1", web.port), plan=plan, seed=1, folder=tmp_path)
+        record = OpenLoop().run(
+            lab, client="client", target=("127.0.0.1", web.port), plan=plan, seed=1, folder=tmp_path
+        )
         with web.connect() as connection:
             connection.sendall(b"GET /-/count HTTP/1.0\r\n\r\n")
             time.sleep(0.1)
@@ -251,7 +258,12 @@ def test_a_cut_file_is_never_taken_for_a_whole_one(rows: list[RequestRow], data:
         ([b"HTTP/1.1 200 OK\r\nContent-", b"Length: 3\r\n\r", b"\na", b"bc"], 200, 3, ""),
         ([b"HTTP/1.1 503 No\r\ncontent-length: 2\r\n\r\nno"], 503, 2, "status 503"),
         ([b"HTTP/1.1 204 No Content\r\n\r\n"], 204, 0, ""),
-        ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", b"1\r\nd\r\n0\r\n", b"\r\n"], 200, 4, ""),
+        (
+            [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", b"1\r\nd\r\n0\r\n", b"\r\n"],
+            200,
+            4,
+            "",
+        ),
         ([b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc"], 0, 0, "closed"),
         ([b"HTTP/1.1 200 OK\r\n\r\nabc"], 0, 0, "no-length"),
         ([b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nabc"], 0, 0, "too-many-bytes"),

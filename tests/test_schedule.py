@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -43,7 +44,7 @@ def test_uniform_times_keep_the_rate_exactly(plan: Load, seed: int) -> None:
     times = intended_times(plan, random.Random(seed).random)
 
     assert abs(len(times) - plan.rate_rps * (plan.warmup_s + plan.window_s)) <= 1
-    for before, after in zip(times, times[1:], strict=False):
+    for before, after in itertools.pairwise(times):
         assert after - before == pytest.approx(1 / plan.rate_rps, abs=1e-9)
 
 
@@ -58,7 +59,7 @@ def test_uniform_phases_differ_between_seeds() -> None:
 def test_poisson_gaps_have_the_mean_and_spread_of_an_exponential(seed: int) -> None:
     """20,000 gaps: mean and standard deviation are both 1/rate within 5 standard errors."""
     times = intended_times(Load(rate_rps=1000, warmup_s=0, window_s=20), random.Random(seed).random)
-    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(times)]
     mean = sum(gaps) / len(gaps)
     spread = (sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5
 

@@ -100,9 +100,9 @@ def test_a_shift_common_to_a_round_cancels_in_pairs() -> None:
 
 def test_aa_check_tells_noise_from_a_bias() -> None:
     """Noise around zero is consistent; a label that is always slower is not, and the resolution says by how much."""
-    none = {n: 10.0 for n in range(8)}
+    none = dict.fromkeys(range(8), 10.0)
     noise = {n: 10.0 + (-1) ** n * 0.5 for n in range(8)}
-    biased = {n: 11.0 for n in range(8)}
+    biased = dict.fromkeys(range(8), 11.0)
 
     fair = aa_check(none, noise, draw=random.Random(1).random)
     unfair = aa_check(none, biased, draw=random.Random(1).random)

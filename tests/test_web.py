@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import socket
 import time
@@ -90,7 +91,9 @@ def test_a_delay_is_waited_for(web: App) -> None:
 
 def test_head_announces_the_size_and_sends_no_body(web: App) -> None:
     """The second request's answer follows at once on the first one's head."""
-    received = talk(web.port, b"HEAD /?size=50 HTTP/1.1\r\nHost: w\r\n\r\nHEAD /?size=90000 HTTP/1.1\r\nHost: w\r\n\r\n")
+    received = talk(
+        web.port, b"HEAD /?size=50 HTTP/1.1\r\nHost: w\r\n\r\nHEAD /?size=90000 HTTP/1.1\r\nHost: w\r\n\r\n"
+    )
 
     assert received.count(b"HTTP/1.1 200") == 2
     assert b"content-length: 50\r\n" in received and b"content-length: 90000\r\n" in received
@@ -205,7 +208,9 @@ def test_calls_are_made_in_order_with_the_marks_passed_on(tmp_path: Path) -> Non
     log = tmp_path / "callee.jsonl"
     with app("testbed.apps.web", "--name", "callee", "--log", str(log)) as callee:
         call = f"http://127.0.0.1:{callee.port}"
-        with app("testbed.apps.web", "--name", "a", "--call", f"{call}/one", "--call", f"{call}/two?size=5000") as front:
+        with app(
+            "testbed.apps.web", "--name", "a", "--call", f"{call}/one", "--call", f"{call}/two?size=5000"
+        ) as front:
             for number in range(2):
                 assert get(front, "/", x_canary=f"c{number}", traceparent="00-1-2-01")[0].status == 200
         assert count(callee)["connections"] == 3  # one for each --call, kept, and this one
@@ -261,7 +266,8 @@ def shape(found: list[object]) -> list[object]:
 STREAM = (
     b"GET /a HTTP/1.1\r\nHost: w\r\n\r\n"
     b"POST /b HTTP/1.1\r\nHost: w\r\nContent-Length: 11\r\n\r\nhello\r\n\r\n!!"
-    b"\r\nPOST /c HTTP/1.1\r\nHost: w\r\nTransfer-Encoding: Chunked\r\n\r\n3\r\nabc\r\nA \r\n0123456789\r\n0\r\nX: y\r\n\r\n"
+    b"\r\nPOST /c HTTP/1.1\r\nHost: w\r\nTransfer-Encoding: Chunked\r\n\r\n"
+    b"3\r\nabc\r\nA \r\n0123456789\r\n0\r\nX: y\r\n\r\n"
     b"GET /d HTTP/1.1\r\nHost: w\r\n\r\n"
 )
 
@@ -272,7 +278,7 @@ def test_requests_read_the_same_wherever_the_bytes_are_cut(cuts: list[int]) -> N
     reader = RequestReader()
     found: list[object] = []
     edges = [0, *sorted(cuts), len(STREAM)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         reader.receive(STREAM[start:end])
         found += events(reader)
 
@@ -315,7 +321,9 @@ def test_heads_that_two_readers_could_read_in_two_ways_are_malformed(block: byte
         parse_head(block)
 
 
-@pytest.mark.parametrize("body", [b"g\r\n", b"-1\r\n", b"\r\n", b"2\r\nabc\r\n", b"1" * 17 + b"\r\n", b"1;" + b"x" * 400])
+@pytest.mark.parametrize(
+    "body", [b"g\r\n", b"-1\r\n", b"\r\n", b"2\r\nabc\r\n", b"1" * 17 + b"\r\n", b"1;" + b"x" * 400]
+)
 def test_chunks_that_lie_are_malformed(body: bytes) -> None:
     """A chunk's size is hexadecimal, bounded, and kept."""
     reader = RequestReader()

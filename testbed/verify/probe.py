@@ -300,11 +300,17 @@ class _Hbone(_Tls):
         self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="utf-8"))
         self.heard = False
         self.h2.initiate_connection()
-        self._flush()
+        self._flush(outcome)
 
-    def _flush(self) -> None:
+    def _flush(self, outcome: Try) -> None:
         assert self.socket is not None
-        self.socket.sendall(self.h2.data_to_send())
+        try:
+            self.socket.sendall(self.h2.data_to_send())
+        except OSError:
+            if not self.heard:
+                outcome.handshake = "refused"
+                self.socket.recv(1)  # the peer's alert, which says more than a broken pipe, may still lie here
+            raise
 
     def exchange(self, outcome: Try) -> None:
         attempt = self.attempt
@@ -312,7 +318,7 @@ class _Hbone(_Tls):
         # Ordinary CONNECT has neither :scheme nor :path (RFC 9113 §8.5).
         pseudo = [(":method", "CONNECT"), (":authority", attempt.authority)]
         self.h2.send_headers(stream, pseudo + [(n.lower(), v) for n, v in attempt.connect_headers.items()])
-        self._flush()
+        self._flush(outcome)
         deadline_s = time.monotonic() + attempt.timeout_s
         received = b""
         sent = self._inner_bytes()
@@ -323,16 +329,16 @@ class _Hbone(_Tls):
                 if isinstance(event, h2.events.ResponseReceived):
                     outcome.connect_status = int(dict(event.headers)[":status"])
                     if outcome.connect_status != 200 or not sent:
-                        self._give_up(stream)
+                        self._give_up(stream, outcome)
                         return
                     self.h2.send_data(stream, sent)
-                    self._flush()
+                    self._flush(outcome)
                 elif isinstance(event, h2.events.DataReceived):
                     received += event.data
                     self.h2.acknowledge_received_data(event.flow_controlled_length, stream)
                     outcome.bytes_received = len(received)
                     if self._whole(received, sent, outcome):
-                        self._give_up(stream)
+                        self._give_up(stream, outcome)
                         return
                 elif isinstance(event, h2.events.StreamReset):
                     outcome.error = f"stream reset ({_h2_name(event.error_code)})"
@@ -344,7 +350,7 @@ class _Hbone(_Tls):
                 elif isinstance(event, h2.events.ConnectionTerminated):
                     outcome.error = f"goaway ({_h2_name(event.error_code)})"
                     return
-            self._flush()
+            self._flush(outcome)
 
     def _events(self, deadline_s: float, outcome: Try) -> list[h2.events.Event]:
         assert self.socket is not None
@@ -366,13 +372,13 @@ class _Hbone(_Tls):
         self.heard = True
         return self.h2.receive_data(data)
 
-    def _give_up(self, stream: int) -> None:
+    def _give_up(self, stream: int, outcome: Try) -> None:
         """Enough is known: the stream is cancelled, so that none stays open behind the probe."""
         try:
             self.h2.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
-            self._flush()
-        except h2.exceptions.ProtocolError:
-            pass
+            self._flush(outcome)
+        except (h2.exceptions.ProtocolError, OSError):
+            pass  # the stream or the connection has ended by itself meanwhile
 
     def _inner_bytes(self) -> bytes:
         attempt = self.attempt
