@@ -57,7 +57,8 @@ def dots(rows: Sequence[DotRow], *, unit: str, title: str) -> str:
             )
         for n, point in enumerate(row.points):
             body.append(
-                f'<circle class="s{row.series % 8} point" cx="{axis.x(point):.1f}" cy="{y + (n % 5 - 2) * 2:.1f}" r="2.5"/>'
+                f'<circle class="s{row.series % 8} point" cx="{axis.x(point):.1f}" '
+                f'cy="{y + (n % 5 - 2) * 2:.1f}" r="2.5"/>'
             )
         if row.value is not None:
             tip = f"<title>{escape(clean(row.label))}: {digits(row.value)} {escape(unit)}</title>"
@@ -70,7 +71,7 @@ def dots(rows: Sequence[DotRow], *, unit: str, title: str) -> str:
 
 
 def curves(series: Mapping[str, Sequence[float]], *, unit: str, title: str) -> str:
-    """Cumulative distributions (sorted values in): what share of requests was at most so slow; cut at the largest p99."""
+    """Cumulative distributions (sorted values in): the share of requests at most so slow; cut at the largest p99."""
     height, top, bottom = 300, 14, 264
     kept = {name: sorted(v for v in values if math.isfinite(v)) for name, values in series.items()}
     kept = {name: values for name, values in kept.items() if values}
@@ -90,9 +91,8 @@ def curves(series: Mapping[str, Sequence[float]], *, unit: str, title: str) -> s
     return _svg(height, body, title) + legend(list(kept))
 
 
-def bars(rows: Sequence[BarRow], *, unit: str, title: str) -> str:
-    """Stacked by component; the sum stands at the end."""
-    names = list(dict.fromkeys(name for row in rows for name in row.parts))
+def bars(rows: Sequence[BarRow], *, names: Sequence[str], unit: str, title: str) -> str:
+    """Stacked by component; the sum stands at the end. `names` gives each component its colour, on every plot the same."""
     axis = _Axis(0.0, max([sum(max(0.0, v) for v in row.parts.values()) for row in rows] or [1.0]) * 1.08)
     height = len(rows) * _ROW + 46
     body = [axis.draw(height - 36, unit)]
@@ -111,11 +111,15 @@ def bars(rows: Sequence[BarRow], *, unit: str, title: str) -> str:
             body.append(_text(axis.x(at) + 6, y + 17, digits(at), "start"))
         else:
             body.append(_text(_LEFT + 6, y + 17, "none measured", "start", "dim"))
-    return _svg(height, body, title) + legend(names)
+    return _svg(height, body, title) + legend(names, [name for row in rows for name in row.parts])
 
 
-def legend(names: Sequence[str]) -> str:
-    keys = (f'<span><i class="k{i % 8}"></i>{escape(clean(name))}</span>' for i, name in enumerate(names))
+def legend(names: Sequence[str], shown: Sequence[str] | None = None) -> str:
+    keys = (
+        f'<span><i class="k{i % 8}"></i>{escape(clean(name))}</span>'
+        for i, name in enumerate(names)
+        if shown is None or name in shown
+    )
     return f'<p class="legend">{" ".join(keys)}</p>'
 
 

@@ -77,14 +77,14 @@ def _page(
         _warnings(run, summary),
         *(_block(b) for b in built.blocks),
         _notes(built.notes),
-        "<p class=dim>Absolute figures are those of the implementations named below on this machine. What carries over is "
-        "the difference between planes in the same run.</p>",
+        "<p class=dim>Absolute figures are those of the implementations named below on this machine. What carries over "
+        "is the difference between planes in the same run.</p>",
         "<h2>Latency</h2>",
         _latency(run, summary, measurements),
         "<h2>Cost</h2>",
         _cost(summary),
         "<h2>What packets proved</h2>",
-        "<p>A closed padlock: packets proved encryption there. Open: packets proved cleartext. <b>?</b>: no evidence.</p>",
+        "<p>A closed padlock: packets proved encryption there. Open: they proved cleartext. <b>?</b>: no evidence.</p>",
         *(
             drawing.draw(info["plan"]["topology"], [f for f in findings if f.plane == p], title=f"plane {p}")
             for p in planes
@@ -182,6 +182,7 @@ def _ecdf(run: Run, summary: table.Summary, measurements: Sequence[Measurement])
 
 def _cost(summary: table.Summary) -> str:
     parts = []
+    names = list(dict.fromkeys([*summary.components("cpu_per_1000_requests"), *summary.components("memory_pss")]))
     for metric, unit, title in (
         ("cpu_per_1000_requests", "ms", "CPU per 1,000 requests by component"),
         ("memory_pss", "MiB", "Memory (PSS) by component"),
@@ -192,7 +193,9 @@ def _cost(summary: table.Summary) -> str:
             found = {c: summary.median(plane, metric, c) for c in components}
             rows.append(plots.BarRow(label=plane, parts={c: v for c, v in found.items() if v is not None}))
         parts.append(
-            plots.bars(rows, unit=unit, title=title) if components else f"<p class=dim>{title}: not measured.</p>"
+            plots.bars(rows, names=names, unit=unit, title=title)
+            if components
+            else f"<p class=dim>{title}: not measured.</p>"
         )
     return "".join(parts)
 

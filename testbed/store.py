@@ -158,7 +158,9 @@ class Run:
         entry: dict[str, Any] = {"kind": "trial", "trial": trial}
         rows = list(requests)
         if rows:
-            entry["requests"] = f"requests/{_safe(trial)}.parquet"
+            # Numbered: two trials never share a file, whatever characters their names lose
+            slug = re.sub(r"[^A-Za-z0-9._-]+", "-", trial)[:80].strip("-.")
+            entry["requests"] = f"requests/{len(self.whole_trials()) + 1:04d}-{slug}.parquet"
             self._guarded(lambda: write_whole(self.path / entry["requests"], _parquet_bytes(trial, rows)))
         table = _csv_bytes([_cell(getattr(m, c)) for c in COLUMNS] for m in measurements)
         try:

