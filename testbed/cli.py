@@ -65,9 +65,12 @@ def schema(write: bool = False) -> int:
 
 
 def doctor(as_json_text: bool = False) -> int:
-    from testbed import doctor as doctor_module
+    from testbed import doctor as machine_doctor
+    from testbed.typeset import wants_colour
 
-    return doctor_module.main(json_output=as_json_text)
+    checks = machine_doctor.check()
+    print(machine_doctor.as_json(checks) if as_json_text else machine_doctor.as_text(checks, colour=wants_colour(sys.stdout)))
+    return 0
 
 
 # experiments
@@ -126,9 +129,9 @@ def report_build(run: str) -> int:
 
 
 def report_compare(before: str, after: str) -> int:
-    from testbed import report
+    from testbed import report, typeset
 
-    print(report.compare(Path(before), Path(after)))
+    print(typeset.as_text(report.compare(Path(before), Path(after)), colour=typeset.wants_colour(sys.stdout)))
     return 0
 
 

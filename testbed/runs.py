@@ -7,12 +7,13 @@ import hashlib
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from testbed import report, sweep, table
+from testbed import report, sweep, table, typeset
 from testbed.errors import UsageError
 from testbed.links.probe import choose
 from testbed.machine import describe
@@ -76,7 +77,7 @@ def run(
     store = (
         Run.resume(Path(resume), now=now) if resume else Run.create(sweep.results_root(), experiment, plan, started=now)
     )
-    with store as into, _progress(total=len(blocks) + len(experiment.planes)) as progress:
+    with store as into, _steps(total=len(blocks) + len(experiment.planes)) as progress:
         try:
             sweep.run(
                 experiment,
@@ -93,9 +94,8 @@ def run(
             print(f"\nwhat was measured so far is in {into.path}; go on with --resume {into.path}", file=sys.stderr)
             raise
         into.finish(ended=datetime.now(UTC).isoformat(timespec="seconds"))
-        progress("report")
-        page = report.build(into.path)
-    code = show(into.path)
+    page = report.build(store.path)
+    code = show(store.path)
     print(f"\nreport: {page}")
     return code
 
@@ -104,8 +104,8 @@ def show(path: Path) -> int:
     """The table of a run on stdout. 3 when trials were left out, 4 when a plane has no valid trial."""
     stored = Run.open(path)
     measurements = stored.measurements()
-    made = table.build(measurements, stored.findings())
-    print(table.terminal(made))
+    made = table.build(table.summarise(measurements), stored.findings())
+    print(typeset.as_text(made, colour=typeset.wants_colour(sys.stdout)))
     planes = {m.plane for m in measurements}
     if planes - {m.plane for m in measurements if m.valid}:
         return 4
@@ -113,9 +113,24 @@ def show(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def _progress(total: int) -> Iterator[Progress]:
-    with Progress(total=total) as progress:
-        yield progress
+def _steps(total: int) -> Iterator[Callable[[str], None]]:
+    """`seams.Progress` over `progress.Progress`: each call ends the step before it and begins one."""
+    shown = Progress(sys.stderr, total=total, noun="step", now=time.monotonic())
+    begun = False
+
+    def begin(what: str) -> None:
+        nonlocal begun
+        now = time.monotonic()
+        if begun:
+            shown.step(now)
+        begun = True
+        shown.start(what, now)
+
+    try:
+        yield begin
+        shown.step(time.monotonic())
+    finally:
+        shown.close(time.monotonic())
 
 
 def _commit() -> str:

@@ -82,19 +82,19 @@ def run(
     # Proof first: a plane that does not do what it claims is not worth measuring for minutes.
     for plane in planes:
         if plane not in proven:
-            progress(f"proof: {plane}")
-            _prove(experiment, into, placements[plane], topology, runtime, links, seed, progress)
+            progress(f"proof of {plane}")
+            _prove(experiment, into, placements[plane], topology, runtime, links)
     for block in blocks:
         name = f"r{block.round:02d}-b{block.number:02d}-{block.label}"
         if name in done:
             continue
-        progress(f"round {block.round}/{experiment.rounds} · {block.label} ({block.number}/{len(blocks)})")
+        progress(f"round {block.round} of {experiment.rounds}, {block.label}")
         _measure(experiment, into, block, placements[block.plane], topology, runtime, links, gates)
 
 
 def lab_name(into: Run) -> str:
     """Unique among the labs of this machine, readable in `lab.list`."""
-    return f"{into.info["experiment"][:12]}-{os.getpid()}-{int(time.monotonic() * 1000) % 100000:05d}"
+    return f"{into.info['experiment'][:12]}-{os.getpid()}-{int(time.monotonic() * 1000) % 100000:05d}"
 
 
 def extra_sandboxes(placement: Placement) -> list[tuple[str, str, str]]:
@@ -140,8 +140,6 @@ def _prove(
     topology: Topology,
     runtime: Runtime,
     links: LinkMaker,
-    seed: int,
-    progress: Progress,
 ) -> None:
     logs = into.path / "logs" / f"proof-{placement.plane}"
     logs.mkdir(parents=True, exist_ok=True)
@@ -154,7 +152,6 @@ def _prove(
             findings = proof.prove(deployment, client=experiment.client, target=experiment.target, captures=into.path / "captures")
         except (PeerError, TrialError) as error:
             raise type(error)(f"proof of {placement.plane}: {error}") from error
-        progress(f"boundaries: {placement.plane}")
         findings += proof.try_boundaries(deployment, client=experiment.client, packets=findings)
     into.append_findings(findings)
 

@@ -135,5 +135,6 @@ def usage_values(record: LoadRecord, usage: dict[str, Usage]) -> list[tuple[str,
     values: list[tuple[str, str, str, float]] = []
     for name, used in sorted(usage.items()):
         values.append((name, "cpu_per_1000_requests", "ms", used.cpu_s * 1e3 / requests * 1000))
-        values.append((name, "memory_pss", "MiB", used.pss_mib))
+        if used.pss_mib is not None:
+            values.append((name, "memory_pss", "MiB", used.pss_mib))
     return values

@@ -11,7 +11,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from testbed.observe.procstat import cpu_ns, pss_bytes
+from testbed.observe.procstat import cgroup_cpu, clock_cpu, read
+from testbed.runtime.cgroups import Trees, trees
 from testbed.seams import Process
 
 PERIOD_S = 0.1
@@ -20,7 +21,8 @@ PERIOD_S = 0.1
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     cpu_s: float
-    pss_mib: float
+    pss_mib: float | None
+    """None where the process has ended or its memory is not ours to read."""
 
 
 @dataclass(slots=True)
@@ -29,7 +31,8 @@ class Sampler:
 
     components: Mapping[str, Process]
     _samples: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
-    _memory: dict[str, int] = field(default_factory=dict)
+    _memory: dict[str, int | None] = field(default_factory=dict)
+    _trees: Trees = field(default_factory=trees)
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
@@ -46,10 +49,14 @@ class Sampler:
     def _sample(self) -> None:
         for name, process in self.components.items():
             try:
-                used = cpu_ns(process)
+                used = self._cpu_ns(process)
             except OSError:
                 continue  # it ended; the trial's own check names it
             self._samples[name].append((time.monotonic(), used))
+
+    def _cpu_ns(self, process: Process) -> int:
+        found = cgroup_cpu(self._trees, process.cgroup) if process.cgroup else None
+        return found[0] if found else clock_cpu(process.pid)
 
     def stop(self) -> None:
         self._stop.set()
@@ -57,16 +64,13 @@ class Sampler:
             self._thread.join()
         self._sample()
         for name, process in self.components.items():
-            try:
-                self._memory[name] = pss_bytes(process)
-            except OSError:
-                self._memory[name] = 0
+            self._memory[name] = read(process, now=time.monotonic(), found=self._trees).pss_bytes
 
     def usage(self, start_s: float, end_s: float) -> dict[str, Usage]:
         return {
             name: Usage(
                 cpu_s=(interpolate(samples, end_s) - interpolate(samples, start_s)) / 1e9,
-                pss_mib=self._memory.get(name, 0) / 2**20,
+                pss_mib=None if (pss := self._memory.get(name)) is None else pss / 2**20,
             )
             for name, samples in self._samples.items()
             if samples
