@@ -30,7 +30,7 @@ from testbed.links.delayline import Shape
 from testbed.links.devices import End, add_routes, index_of, make_pairs, routes_via, set_offload, set_up
 from testbed.links.ends import configure_ends, end, make_direct, may_offload, open_nodes, remove_ends
 from testbed.model.topology import Impairment, Link
-from testbed.seams import LiveLink, RunningLab, end_name
+from testbed.seams import LiveLink, RunningLab, Spawn, end_name
 
 LINKS_PER_PROCESS = 50
 """One process forwards 5,000 frames/s of 50 links with half a core; above, links are spread over several."""
@@ -40,11 +40,11 @@ BOOT = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from testbed.links.wirep
 DEAD = "its links are dead, bring the lab up again"
 MIDDLE_MAC = b"\x02\x6e\0\0\0"
 
-Start = Callable[[Sequence[str], Sequence[int]], int]
-"""Starts argv as root with these descriptors inherited at the same numbers; returns its pid."""
+Start = Callable[[RunningLab, Sequence[str], Sequence[int]], int]
+"""Starts argv as root, for this lab, with these descriptors inherited at the same numbers; returns its pid."""
 
 
-def start_owned(argv: Sequence[str], fds: Sequence[int]) -> int:
+def start_owned(_lab: RunningLab, argv: Sequence[str], fds: Sequence[int]) -> int:
     """Starts the wire as a child that ends with this process, even by SIGKILL: it reads a pipe that only we hold."""
     owner_read, owner_write = os.pipe()
     try:
@@ -54,6 +54,26 @@ def start_owned(argv: Sequence[str], fds: Sequence[int]) -> int:
         os.close(owner_read)
     threading.Thread(target=_reap, args=(child, owner_write), name=f"wire-{child.pid}", daemon=True).start()
     return child.pid
+
+
+def start_in_lab(lab: RunningLab, argv: Sequence[str], fds: Sequence[int]) -> int:
+    """The lab's keeper starts the wire, so that it lives and ends with a lab that outlives this process."""
+    folder = lab.folder / "wire"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    (process,) = lab.spawn(
+        [
+            Spawn(
+                name=f"wire.{len(list(lab.folder.glob('wire-*.sock')))}",
+                sandbox=next(name for name, sandbox in lab.sandboxes.items() if sandbox.kind == "node"),
+                argv=argv,
+                uid=0,
+                folder=folder,
+                capabilities=("sys_admin", "net_admin", "net_raw", "sys_nice", "ipc_lock"),
+                fds=fds,
+            )
+        ]
+    )
+    return process.pid
 
 
 def _reap(child: subprocess.Popen[bytes], owner_write: int) -> None:
@@ -76,14 +96,14 @@ class WireProcess:
         return f"<WireProcess {self.path.name}>"
 
     @classmethod
-    def start(cls, path: Path, start: Start, bias_ns: int) -> WireProcess:
+    def start(cls, lab: RunningLab, path: Path, start: Start, bias_ns: int) -> WireProcess:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with listener, _short(path) as name:
             listener.bind(name)
             os.chmod(path, 0o600)
             listener.listen(8)
             fd = listener.fileno()
-            start([sys.executable, "-I", "-c", BOOT, f"--listen-fd={fd}", f"--bias-ns={bias_ns}"], [fd])
+            start(lab, [sys.executable, "-I", "-c", BOOT, f"--listen-fd={fd}", f"--bias-ns={bias_ns}"], [fd])
         return cls(path)
 
     def ask(self, op: str, **arguments: object) -> dict:
@@ -230,7 +250,7 @@ class LabWires:
             bias_ns = calibrate.cached_bias_ns(self.lab.folder.parent) if self._calibrated else 0
             taken = {path.name for path in self.lab.folder.glob("wire-*.sock")}
             number = next(n for n in range(len(taken) + 1) if f"wire-{n}.sock" not in taken)
-            process = WireProcess.start(self.lab.folder / f"wire-{number}.sock", self._start, bias_ns)
+            process = WireProcess.start(self.lab, self.lab.folder / f"wire-{number}.sock", self._start, bias_ns)
             self.processes.append(process)
             self._load[process] = 0
         self._load[process] += 1

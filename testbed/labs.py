@@ -1,0 +1,306 @@
+"""The lab verbs: labs that outlive the command that made them.
+
+What `lab.inspect` prints is written into the lab's folder when it comes up, as contracts.md shapes it; links are measured anew
+each time they are shown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from testbed import deploy, lab, sweep, topofile
+from testbed.errors import PeerError, UsageError
+from testbed.links.gauge import measure
+from testbed.links.netem import NetemLinks
+from testbed.links.probe import choose
+from testbed.links.wire import WireLinks, start_in_lab
+from testbed.model.experiment import LinkReading
+from testbed.model.topology import GilbertElliott, Impairment, Link, Topology
+from testbed.registry import load
+from testbed.runtime import ownership
+from testbed.runtime.enter import in_netns
+from testbed.seams import LinkMaker
+from testbed.store import as_json, write_whole
+
+ABOUT = "inspect.json"
+
+
+def up(topology_name: str, *, plane: str, runtime: str, link: str, name: str) -> int:
+    topology = _topology(topology_name)
+    name = name or topology.name
+    placement = load("plane", plane).place(topology, {})
+    root = ownership.state_root()
+    if any(state.name == name and state.alive for state in ownership.labs(root)):
+        about = _about(root / name)
+        if about["plane"] == plane and about["topology"] == topology.name:
+            print(f"lab {name} is up already ({plane} on {topology.name})", file=sys.stderr)
+            return link_show(name, False)
+        raise UsageError(
+            f"a lab called {name!r} is up with {about['plane']} on {about['topology']}; ./inv lab.down --name {name}, or another --name"
+        )
+    links = choose(link)
+    if isinstance(links, WireLinks):
+        links = WireLinks(start=start_in_lab)
+    running = lab.start(
+        topology,
+        runtime=load("runtime", "netns" if runtime == "auto" else runtime)(),
+        links=links,
+        name=name,
+        logs=root / name / "logs",
+        extra=sweep.extra_sandboxes(placement),
+        detached=True,
+        progress=lambda line: print(line, file=sys.stderr),
+    )
+    try:
+        with ExitStack() as stack:
+            deployment = deploy.start(running, placement, stack=stack)
+            write_whole(running.folder / ABOUT, json.dumps(describe(deployment)).encode())
+        readings = measure(running.running, running.links)
+    except BaseException:
+        running.running.down()
+        raise
+    print_readings(readings)
+    print(f"\nlab {name} is up: ./inv lab.exec client -- …, ./inv lab.inspect, ./inv lab.down", file=sys.stderr)
+    return 3 if any(not reading.within_tolerance for reading in readings) else 0
+
+
+def describe(deployment: deploy.Deployment) -> dict:
+    """What contracts.md promises of `lab.inspect --json`, but for the links' measured values."""
+    running, topology = deployment.lab, deployment.lab.topology
+    netns = {name: sandbox.netns for name, sandbox in running.running.sandboxes.items()}
+    pids = {name: process.pid for name, process in running.apps.items()}
+    return {
+        "lab": running.name,
+        "topology": topology.name,
+        "runtime": "netns",
+        "link_kind": running.link_kind,
+        "plane": deployment.placement.plane,
+        "nodes": [{"name": n.name, "zone": n.zone, "netns": netns[n.name], "address": n.address} for n in topology.nodes],
+        "workloads": [
+            {
+                "name": w.name,
+                "namespace": w.namespace,
+                "service_account": w.service_account,
+                "node": w.node,
+                "netns": netns[w.name],
+                "address": w.address,
+                "pids": [pids[w.name]] if w.name in pids else [],
+            }
+            for w in topology.workloads
+        ],
+        "services": [
+            {
+                "name": s.name,
+                "address": s.address,
+                "ports": [{"port": p.port, "target_port": p.target_port} for p in s.ports],
+                "waypoint": s.waypoint.name if s.waypoint else None,
+            }
+            for s in topology.services
+        ],
+        "proxies": [
+            {
+                "name": p.name,
+                "role": p.role,
+                "for": list(p.serves),
+                "pid": deployment.proxies[p.name].pid,
+                "netns": netns[p.sandbox],
+                "identities": [str(identity) for identity in p.identities],
+            }
+            for p in deployment.placement.proxies
+        ],
+        "links": [as_json(link) for link in topology.links],
+    }
+
+
+def down(name: str) -> int:
+    name = _only(name)
+    ownership.bury(_state(name), ownership.state_root())
+    print(f"lab {name} is down", file=sys.stderr)
+    return 0
+
+
+def list_all(json_text: bool) -> int:
+    root = ownership.state_root()
+    rows = []
+    for state in ownership.labs(root):
+        about = _about(root / state.name) if (root / state.name / ABOUT).exists() else {}
+        rows.append(
+            {
+                "lab": state.name,
+                "topology": about.get("topology", state.topology),
+                "plane": about.get("plane", "?"),
+                "state": "up" if state.alive else "dead (lab.gc removes it)",
+                "detached": state.detached,
+            }
+        )
+    if json_text:
+        print(json.dumps(rows, indent=1))
+    elif not rows:
+        print("no labs", file=sys.stderr)
+    else:
+        for row in rows:
+            print(f"{row['lab']:<24} {row['topology']:<16} {row['plane']:<12} {row['state']}")
+    return 0
+
+
+def inspect(name: str, json_text: bool) -> int:
+    name = _only(name)
+    about = _about(ownership.state_root() / name)
+    maker, attached = _attach(name)
+    links = _links(about)
+    readings = measure(attached, maker.attach(attached, links))
+    about["links"] = [_link_row(link, reading) for link, reading in zip(links, readings, strict=True)]
+    if json_text:
+        print(json.dumps(about, indent=1))
+        return 0
+    print(f"lab {about['lab']}: {about['topology']} with plane {about['plane']}, links by {about['link_kind']}")
+    for node in about["nodes"]:
+        print(f"  node {node['name']} ({node['zone']}) {node['address']}")
+        for proxy in about["proxies"]:
+            if proxy["netns"] == node["netns"]:
+                print(f"    {proxy['role']} pid {proxy['pid']} for {', '.join(proxy['for'])}")
+        for workload in about["workloads"]:
+            if workload["node"] == node["name"]:
+                pids = f" pid {workload['pids'][0]}" if workload["pids"] else ""
+                print(f"    {workload['name']:<16} {workload['address']:<14} {workload['namespace']}/{workload['service_account']}{pids}")
+    for service in about["services"]:
+        ports = ", ".join(f"{p['port']}→{p['target_port']}" for p in service["ports"])
+        print(f"  service {service['name']} {service['address']} {ports}")
+    print_readings(readings)
+    return 0
+
+
+def execute(name: str, workload: str, command: str) -> int:
+    """Runs a shell command inside; its exit code is ours. The command runs as the caller, in the sandbox's network only."""
+    name = _only(name)
+    about = _about(ownership.state_root() / name)
+    netns = {entry["name"]: entry["netns"] for entry in (*about["nodes"], *about["workloads"])}
+    if workload not in netns:
+        raise UsageError(f"lab {name} has no workload or node {workload!r}; known: {', '.join(sorted(netns))}")
+    sys.stdout.flush()
+    return in_netns(netns[workload], lambda: os.waitstatus_to_exitcode(os.system(command)))
+
+
+def graph(topology_name: str) -> int:
+    topology = _topology(topology_name)
+    for zone in dict.fromkeys(node.zone for node in topology.nodes):
+        print(f"zone {zone}")
+        for node in topology.nodes:
+            if node.zone == zone:
+                print(f"  node {node.name} {node.network}")
+                for workload in topology.on_node(node.name):
+                    print(f"    {workload.name:<16} {workload.app.kind:<10} {workload.namespace}/{workload.service_account}")
+    for link in topology.links:
+        print(f"link {link.a} ── {link.b}  RTT {link.rtt_ms:g} ms")
+    for service in topology.services:
+        print(f"service {service.name} {service.address} → {', '.join(service.endpoints)}")
+    return 0
+
+
+def link_show(name: str, json_text: bool) -> int:
+    name = _only(name)
+    about = _about(ownership.state_root() / name)
+    maker, attached = _attach(name)
+    links = _links(about)
+    readings = measure(attached, maker.attach(attached, links))
+    if json_text:
+        print(json.dumps([_link_row(link, reading) for link, reading in zip(links, readings, strict=True)], indent=1))
+    else:
+        print_readings(readings)
+    return 0
+
+
+def link_set(name: str, a: str, b: str, fields: dict[str, float]) -> int:
+    """The direction a→b. The other one keeps what it has."""
+    if not fields:
+        raise UsageError("nothing to set; name one of --delay-ms, --jitter-ms, --loss, --rate-mbit")
+    limits = {"delay_ms": 10_000.0, "jitter_ms": 10_000.0, "loss": 1.0, "rate_mbit": 100_000.0}
+    for key, value in fields.items():
+        if not 0 <= value <= limits[key]:
+            raise UsageError(f"--{key.replace('_', '-')} {value:g} is outside 0..{limits[key]:g}")
+    name = _only(name)
+    folder = ownership.state_root() / name
+    about = _about(folder)
+    links = _links(about)
+    found = next((k for k in links if {k.a, k.b} == {a, b}), None)
+    if found is None:
+        raise UsageError(f"lab {name} has no link {a}–{b}; it has {', '.join(k.name for k in links)}")
+    maker, attached = _attach(name)
+    live = next(x for x in maker.attach(attached, links) if x.link.name == found.name)
+    side = "a_to_b" if found.a == a else "b_to_a"
+    changed = dataclasses.replace(getattr(found, side), **fields)
+    live.set(**{side: changed})
+    links = [dataclasses.replace(k, **{side: changed}) if k is found else k for k in links]
+    about["links"] = [as_json(k) for k in links]
+    write_whole(folder / ABOUT, json.dumps(about).encode())
+    print_readings(measure(attached, maker.attach(attached, [k for k in links if k.name == found.name])))
+    return 0
+
+
+def print_readings(readings: list[LinkReading]) -> None:
+    """Measured beside asked."""
+    print(f"{'link':<28} {'asked RTT ms':>12} {'measured p50':>12} {'p90':>8} {'asked loss':>10} {'measured':>8}")
+    for r in readings:
+        mark = "" if r.within_tolerance else "  OFF"
+        print(
+            f"{r.link:<28} {r.asked_rtt_ms:>12.3f} {r.rtt_p50_ms:>12.3f} {r.rtt_p90_ms:>8.3f} {r.asked_loss:>10.3f} {r.loss:>8.3f}{mark}"
+        )
+
+
+def _topology(name: str) -> Topology:
+    return topofile.load(Path(name) if name.endswith((".yml", ".yaml")) else topofile.find(name))
+
+
+def _state(name: str) -> ownership.LabState:
+    found = ownership.read(ownership.state_root() / name)
+    if found is None:
+        raise UsageError(f"no lab called {name!r}; ./inv lab.list shows those there are")
+    return found
+
+
+def _only(name: str) -> str:
+    """The name given, or the only lab that is up."""
+    if name:
+        _state(name)
+        return name
+    alive = [state.name for state in ownership.labs() if state.alive and state.detached]
+    if len(alive) == 1:
+        return alive[0]
+    raise UsageError(f"say which lab with --name: {', '.join(alive)}" if alive else "no lab is up; ./inv lab.up pair makes one")
+
+
+def _about(folder: Path) -> dict:
+    try:
+        return json.loads((folder / ABOUT).read_text())
+    except (OSError, ValueError) as error:
+        raise PeerError(f"lab {folder.name}: {ABOUT} cannot be read ({error}); it is not one of lab.up, or is still coming up") from error
+
+
+def _links(about: dict) -> list[Link]:
+    def impairment(fields: dict) -> Impairment:
+        burst = fields.get("gilbert_elliott")
+        return Impairment(**{**fields, "gilbert_elliott": GilbertElliott(**burst) if burst else None})
+
+    sides = ("a_to_b", "b_to_a")
+    return [Link(**{**row, **{side: impairment(row[side]) for side in sides}}) for row in about["links"]]
+
+
+def _attach(name: str) -> tuple[LinkMaker, object]:
+    about = _about(ownership.state_root() / name)
+    attached = load("runtime", about["runtime"])().attach(name)
+    maker: LinkMaker = WireLinks(start=start_in_lab) if about["link_kind"] == "wire" else NetemLinks()
+    return maker, attached
+
+
+def _link_row(link: Link, reading: LinkReading) -> dict:
+    return {
+        "a": link.a,
+        "b": link.b,
+        "asked": {"a_to_b": as_json(link.a_to_b), "b_to_a": as_json(link.b_to_a), "rtt_ms": link.rtt_ms},
+        "measured": {"rtt_ms": reading.rtt_p50_ms, "rtt_p90_ms": reading.rtt_p90_ms, "loss": reading.loss},
+    }
