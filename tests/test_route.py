@@ -63,9 +63,7 @@ DEFINED = service("s", "127.0.0.3")
          "other network", "named port of the one endpoint that has it", "host network, by address",
          "host network, by service", "passthrough", "passthrough with waypoint"],
 )  # fmt: skip
-def test_the_hop_is_ztunnels(
-    to: tuple[str, int], workloads: list[dict], services: list[dict], expected: tuple
-) -> None:
+def test_the_hop_is_ztunnels(to: tuple[str, int], workloads: list[dict], services: list[dict], expected: tuple) -> None:
     """The same view and destination give the hop that ztunnel's own table gives."""
     assert brief(hop(to, workloads=workloads, services=services)) == expected
 
@@ -115,7 +113,8 @@ def test_a_waypoint_named_by_host_is_balanced_and_proves_its_own_identity() -> N
 
 def test_weighted_waypoints_share_by_weight() -> None:
     """Three quarters of the draws go to the one of weight 3."""
-    weighted = [{"destination": gateway("/127.0.0.10"), "weight": 3}, {"destination": gateway("/127.0.0.11"), "weight": 1}]
+    shares = {"127.0.0.10": 3, "127.0.0.11": 1}
+    weighted = [{"destination": gateway(f"/{ip}"), "weight": weight} for ip, weight in shares.items()]
     canary = service("s", "127.0.0.3", weightedWaypoints=weighted)
 
     dialled = [hop(("127.0.0.3", 80), services=[canary], draw=d / 8).dial[0] for d in range(8)]
@@ -152,7 +151,8 @@ def test_the_address_family_is_the_services_else_the_callers(families: str, to: 
     """A dual-stack endpoint is dialled in the family that the service wants, else the one that was addressed."""
     pod = workload("p", POD, "ff06::c3", protocol="HBONE", **behind("s"))
 
-    assert hop((to, 80), workloads=[pod], services=[service("s", "127.0.0.3", "::3", ipFamilies=families)]).dial[0] == dial
+    both = service("s", "127.0.0.3", "::3", ipFamilies=families)
+    assert hop((to, 80), workloads=[pod], services=[both]).dial == (dial, 15008)
 
 
 def balanced(mode: str, preferences: list[str], places: list[tuple[str, str]]) -> set[str]:
@@ -208,7 +208,8 @@ def test_every_draw_reaches_an_endpoint(draw: float) -> None:
 
 # -- inbound
 
-CLIENT_IP, SERVER_IP, SERVER_VIP, WAYPOINT_IP, WAYPOINT_VIP = "10.0.0.1", "10.0.0.2", "10.10.0.1", "10.0.0.3", "10.10.0.2"
+CLIENT_IP, SERVER_IP, WAYPOINT_IP = "10.0.0.1", "10.0.0.2", "10.0.0.3"
+SERVER_VIP, WAYPOINT_VIP = "10.10.0.1", "10.10.0.2"
 HOST = "server.default.svc.cluster.local"
 TUNNEL = {"protocol": "PROXY", "port": 15088}
 
@@ -216,7 +217,8 @@ TUNNEL = {"protocol": "PROXY", "port": 15088}
 def inbound_mesh(attached: str = "", via: str = "", tunnel: dict | None = None, **server: object) -> MeshView:
     """`attached` says who has the waypoint at `via`: the `service` or the `workload`."""
     held = {"waypoint": gateway(f"/{via}")}
-    waypoint = workload("waypoint", WAYPOINT_IP, **behind("waypoint"), **({"applicationTunnel": tunnel} if tunnel else {}))
+    tunnelled = {"applicationTunnel": tunnel} if tunnel else {}
+    waypoint = workload("waypoint", WAYPOINT_IP, **behind("waypoint"), **tunnelled)
     target = workload("server", SERVER_IP, **behind("server"), **(held if attached == "workload" else {}))
     services = [
         service("waypoint", WAYPOINT_VIP),
@@ -263,7 +265,8 @@ def test_what_an_authority_means(mesh: MeshView, dialled: str, authority: str | 
 
 def test_a_named_port_is_looked_up_at_the_endpoint() -> None:
     """With a service target of 0, only the endpoint's own map knows."""
-    mesh = view([workload("server", SERVER_IP, **behind("server", {"80": 9090}))], [service("server") | {"ports": {"80": 0}}])
+    server = workload("server", SERVER_IP, **behind("server", {"80": 9090}))
+    mesh = view([server], [service("server") | {"ports": {"80": 0}}])
 
     assert inbound_target(mesh, mesh.workloads[0], f"{HOST}:80", SERVER_IP).port == 9090
 
@@ -292,7 +295,9 @@ def test_the_service_of_an_address_is_guessed_for_the_log() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("text", ["::1:80", "[::1]", "[host]:80", "a b:80", ":80", "h:0", "h:65536", "h:+80", "h:٨", "u@h:80"])
+@pytest.mark.parametrize(
+    "text", ["::1:80", "[::1]", "[host]:80", "a b:80", ":80", "h:0", "h:65536", "h:+80", "h:\u0668", "u@h:80"]
+)
 def test_a_malformed_authority_is_refused(text: str) -> None:
     """A port is obligatory, IPv6 needs brackets, and only ASCII digits are a number."""
     with pytest.raises(ValueError, match="authority"):
