@@ -12,7 +12,8 @@ WHOLE = Record(
     destination="10.0.2.2:15008", hbone_target="10.0.2.2:8080", source_workload="client", source_namespace="default",
     source_identity="spiffe://td/ns/default/sa/c", source_cluster="Kubernetes",
     destination_service="server.default.svc.cluster.local", destination_workload="server",
-    destination_namespace="default", destination_identity="spiffe://td/ns/default/sa/s", destination_cluster="Kubernetes",
+    destination_namespace="default", destination_identity="spiffe://td/ns/default/sa/s",
+    destination_cluster="Kubernetes",
     bytes_sent=17, bytes_received=42, duration_ms=12.4,
 )  # fmt: skip
 

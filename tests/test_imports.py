@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PURE = (
     *sorted((ROOT / "testbed" / "model").glob("*.py")),
-    *(ROOT / "planes" / "mesh" / f"{name}.py"
-      for name in ("fields", "local", "view", "route", "accesslog", "metrics", "baggage", "frames", "hbone", "headers")),
+    *(ROOT / "planes" / "mesh" / f"{name}.py" for name in (
+        "fields", "local", "view", "route", "accesslog", "metrics", "baggage", "frames", "hbone", "headers")),
     ROOT / "testbed" / "links" / "delayline.py",
     ROOT / "planes" / "catalog.py",
     ROOT / "planes" / "ztunnel" / "place.py",

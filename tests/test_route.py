@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from planes.mesh.route import Flag, Hop, HopKind, inbound_target, next_hop, parse_authority
@@ -49,7 +51,8 @@ DEFINED = service("s", "127.0.0.3")
         (("127.0.0.3", 80),
          [workload("p", POD, **behind("s", {"80": 1234})), workload("q", "127.0.0.4", **behind("s", {"8080": 9999}))],
          [service("s", "127.0.0.3") | {"ports": {"80": 0, "8080": 0}}], ("tcp", (POD, 1234), None)),
-        ((POD, 80), [workload("p", POD, networkMode="HostNetwork", **behind("s"))], [DEFINED], ("tcp", (POD, 80), None)),
+        ((POD, 80), [workload("p", POD, networkMode="HostNetwork", **behind("s"))], [DEFINED],
+         ("tcp", (POD, 80), None)),
         (("127.0.0.3", 80), [workload("p", POD, networkMode="HostNetwork", **behind("s"))], [DEFINED],
          ("tcp", (POD, 8080), None)),
         (("1.2.3.4", 80), [], [service("s", "1.2.3.4", loadBalancer={"mode": "Passthrough", **BALANCER})],
@@ -198,9 +201,22 @@ def test_endpoints_share_by_capacity(capacities: list[int]) -> None:
     assert [reached.count(f"e{i}") for i in range(len(capacities))] == capacities
 
 
+def test_an_endpoint_of_the_own_network_outranks_every_remote_one() -> None:
+    """With Network as the first preference, even one of another region; remote ones are for when none is left."""
+    source = SOURCE | {"locality": {"region": "r1", "zone": "z1"}}
+    far = workload("far", "10.0.0.1", locality={"region": "r2"}, **behind("s"))
+    remote = workload("remote", "10.0.0.2", network="n2", locality={"region": "r1", "zone": "z1"}, **behind("s"))
+    balancer = {"mode": "Failover", "routingPreferences": ["Network", "Region", "Zone"], "healthPolicy": "OnlyHealthy"}
+    mesh = view([source, far, remote], [service("s", "127.0.0.3", loadBalancer=balancer)])
+    hops = [next_hop(mesh, mesh.local("default", "source"), ("127.0.0.3", 80), d / 10) for d in range(10)]
+
+    assert {h.dial for h in hops} == {("10.0.0.1", 8080)}
+
+
 @given(st.floats(0, 1, exclude_max=True))
+@example(math.nextafter(1, 0))
 def test_every_draw_reaches_an_endpoint(draw: float) -> None:
-    """Also the largest draw below 1, whose product with the sum of capacities may round up to it."""
+    """Also the largest draw below 1: its product with the sum of capacities stays below the sum."""
     pods = [workload(f"e{i}", f"10.0.0.{i}", capacity=2**31 - 1, **behind("s")) for i in range(3)]
 
     assert hop(("127.0.0.3", 80), workloads=pods, services=[DEFINED], draw=draw).kind is HopKind.TCP
