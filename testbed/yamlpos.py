@@ -1,7 +1,8 @@
 """Shapes: one description of a YAML document from which come its strict reading, with positions, and its JSON Schema.
 
-A shape reads a composed YAML node to an `Item` and notes every problem in a `Reader` instead of stopping at the first; the
-same object gives `schema()`, so what an editor accepts and what we accept cannot drift. Nothing here knows topologies.
+A shape reads a composed YAML node to an `Item` and notes every problem in a `Reader` instead of stopping at the
+first; the same object gives `schema()`, so what an editor accepts and what we accept cannot drift. Nothing here knows
+topologies.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A value as read, with the place it stood at. A mapping's value is a dict of Items, a sequence's a list of them."""
+    """A value as read, with the place it stood at. A mapping's value is a dict of Items, a sequence's a list."""
 
     value: Any
     mark: yaml.Mark
@@ -65,18 +66,18 @@ class Reader:
     def documents(self, text: str) -> list[yaml.Node]:
         """The composed documents; a syntax error is a problem and ends the list."""
         nodes: list[yaml.Node] = []
-        loader = yaml.SafeLoader(text)
         try:
-            while loader.check_node():
-                if (node := loader.get_node()) is not None:
-                    nodes.append(node)
+            nodes.extend(node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None)
         except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark or loader.get_mark()
-            self.problem(mark, f"not YAML: {error.problem or error.context}", "mend the syntax there")
-        except yaml.YAMLError as error:  # characters that YAML does not allow
-            self.problems.append(f"{self.filename}:1:1: not YAML: {' '.join(str(error).split())}; save it as plain UTF-8")
-        finally:
-            loader.dispose()
+            what, mark = f"not YAML: {error.problem or error.context}", error.problem_mark or error.context_mark
+            if mark is None:
+                self.problems.append(f"{self.filename}:1:1: {what}; mend the syntax")
+            else:
+                self.problem(mark, what, "mend the syntax there")
+        except (yaml.YAMLError, RecursionError) as error:  # characters that YAML does not allow; endless nesting
+            self.problems.append(
+                f"{self.filename}:1:1: not YAML: {' '.join(str(error).split())}; save it as plain text"
+            )
         return nodes
 
 
@@ -90,7 +91,7 @@ class Shape(Protocol):
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """`did you mean 'x'? known: …`, the mend for a name that is not known."""
-    names = sorted(known)
+    names = sorted(str(name) for name in known)
     lowered = {n.lower(): n for n in names}
     close = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
     hint = f"did you mean {lowered[close[0]]!r}? " if close else ""
@@ -107,14 +108,18 @@ class Text:
     def read(self, node: yaml.Node, reader: Reader) -> Item | None:
         value = _scalar(node)
         if not isinstance(value, str):
-            quoted = f'write "{node.value}" in quotes' if isinstance(node, yaml.ScalarNode) and node.value else "write text"
+            quoted = (
+                f'write "{node.value}" in quotes' if isinstance(node, yaml.ScalarNode) and node.value else "write text"
+            )
             reader.problem(node.start_mark, f"{self.what} must be text, not {_kind(node)} ({_show(node)})", quoted)
             return None
         if self.choices and value not in self.choices:
             reader.problem(node.start_mark, f"unknown {self.what} ({value!r})", suggestion(value, self.choices))
             return None
         if self.pattern and not re.search(self.pattern, value):
-            reader.problem(node.start_mark, f"bad {self.what} ({value!r})", self.mend or f"it must match {self.pattern}")
+            reader.problem(
+                node.start_mark, f"bad {self.what} ({value!r})", self.mend or f"it must match {self.pattern}"
+            )
             return None
         return Item(value, node.start_mark)
 
@@ -204,7 +209,9 @@ class Table:
         if pairs is None:
             return None
         if len(pairs) < self.minimum:
-            reader.problem(node.start_mark, f"{self.what} has the wrong length ({len(pairs)})", f"give at least {self.minimum}")
+            reader.problem(
+                node.start_mark, f"{self.what} has the wrong length ({len(pairs)})", f"give at least {self.minimum}"
+            )
         entries: dict[str, Item] = {}
         for name, (key, value) in pairs.items():
             if not re.search(self.key, name):
@@ -225,7 +232,9 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A mapping with known keys. `one_of` names keys of which exactly one must be there; `at_most_one` of which not two may."""
+    """A mapping with known keys. `one_of` names keys of which exactly one must be there; `at_most_one` of which not
+    two may.
+    """
 
     what: str
     fields: Mapping[str, Shape]
@@ -284,7 +293,9 @@ class Anything:
         try:
             return Item(_construct(node), node.start_mark)
         except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-            reader.problem(node.start_mark, f"{self.what} cannot be read ({' '.join(str(error).split())})", "mend it there")
+            reader.problem(
+                node.start_mark, f"{self.what} cannot be read ({' '.join(str(error).split())})", "mend it there"
+            )
             return None
 
     def schema(self) -> dict[str, Any]:
@@ -304,7 +315,9 @@ def _pairs(node: yaml.Node, what: str, reader: Reader) -> dict[str, tuple[yaml.N
             reader.problem(key.start_mark, f"a key in {what} must be text, not {_kind(key)} ({_show(key)})", mend)
         elif key.value in pairs:
             first = pairs[key.value][0].start_mark.line + 1
-            reader.problem(key.start_mark, f"key given twice in {what} ({key.value!r}, first on line {first})", "take one out")
+            reader.problem(
+                key.start_mark, f"key given twice in {what} ({key.value!r}, first on line {first})", "take one out"
+            )
         else:
             pairs[key.value] = (key, value)
     return pairs
@@ -324,7 +337,14 @@ def _scalar(node: yaml.Node) -> Any:
         return None
 
 
-_KINDS = {"str": "text", "int": "a number", "float": "a number", "bool": "true/false", "null": "nothing", "timestamp": "a date"}
+_KINDS = {
+    "str": "text",
+    "int": "a number",
+    "float": "a number",
+    "bool": "true/false",
+    "null": "nothing",
+    "timestamp": "a date",
+}
 
 
 def _kind(node: yaml.Node) -> str:
