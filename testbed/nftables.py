@@ -1,10 +1,11 @@
-"""nf_tables rules, policy-routing rules and routes as netlink bytes, and their commit in a namespace; no binary is called.
+"""nf_tables rules, and the route that captures need, as netlink bytes, and their commit in a namespace.
 
-Building is pure: a `Batch` per netlink family, each message with the name of the rule it makes, so that the kernel's refusal is
-told by name. `apply` opens the sockets inside a network namespace. What the tables mean is Istio's: the in-pod rules of
-ztunnel (`in_pod_capture`), the sidecar's (`sidecar_capture`), and a stand-in for kube-proxy (`service_dnat`). The nf_tables
-transaction is atomic; every table is ours by its name and is replaced as a whole, so applying twice leaves one copy.
-Sources: `linux/netfilter/nf_tables.h`, `linux/fib_rules.h`; the rules from Istio's iptables golden files.
+No binary is called. Building is pure: a `Batch` per netlink family, each message with the name of the rule it makes,
+so that the kernel's refusal is told by name. `apply` opens the sockets inside a network namespace. What the tables
+mean is Istio's: the in-pod rules of ztunnel (`in_pod_capture`), the sidecar's (`sidecar_capture`), and a stand-in for
+kube-proxy (`service_dnat`). The nf_tables transaction is atomic; every table is ours by its name and is replaced as a
+whole, so applying twice leaves one copy. Sources: `linux/netfilter/nf_tables.h`, `linux/fib_rules.h`; the rules from
+Istio's iptables golden files.
 """
 
 from __future__ import annotations
@@ -70,10 +71,11 @@ class Batch:
 
 
 def in_pod_capture(outbound_port: int = OUTBOUND_PORT, inbound_port: int = INBOUND_PORT) -> Batch:
-    """Ztunnel's in-pod rules for one workload's namespace, with the route that returns replies to spoofed source addresses.
+    """Ztunnel's in-pod rules for one workload's namespace, with the route that returns replies to spoofed source
+    addresses.
 
-    A packet of ztunnel's (mark 0x539) marks its connection 0x111; the application's replies get that mark back and are
-    routed to this host by table 100, wherever their destination address lives.
+    A packet of ztunnel's (mark 0x539) marks its connection 0x111; the application's replies get that mark back and
+    are routed to this host by table 100, wherever their destination address lives.
     """
     t = _Table(CAPTURE_TABLE)
     t.chain("prerouting_mangle", "filter", _PREROUTING, -150)
@@ -148,7 +150,8 @@ def virtual_ports(topology: Topology, services: Iterable[Service] | None = None)
 
 
 def service_dnat(services: Iterable[VirtualPort]) -> Batch:
-    """Kube-proxy's part in a node's namespace: each new TCP connection to a service goes to a random endpoint, all alike.
+    """Kube-proxy's part in a node's namespace: each new TCP connection to a service goes to a random endpoint, all
+    alike.
 
     A port without endpoints gets no rule: its address then has no route, and the connection fails.
     """
@@ -345,14 +348,18 @@ def _mark_rule() -> Message:
     header = struct.pack("=BBBBBBBBI", _IPV4, 0, 0, 0, _ROUTE_TABLE, 0, 0, 1, 0)
     values = ((6, _RULE_PRIORITY), (10, CONNECTION_MARK), (16, _MASK), (15, _ROUTE_TABLE))
     attributes = b"".join(_attribute(kind, struct.pack("=I", value)) for kind, value in values)
-    return Message(f"rule fwmark {CONNECTION_MARK:#x} to table {_ROUTE_TABLE}", _route_frame(_NEW_FIB_RULE, header, attributes))
+    return Message(
+        f"rule fwmark {CONNECTION_MARK:#x} to table {_ROUTE_TABLE}", _route_frame(_NEW_FIB_RULE, header, attributes)
+    )
 
 
 # -- the shell: sockets in a namespace
 
 
 def apply(netns_path: str, batch: Batch) -> None:
-    """Puts the batch into the namespace at `netns_path`. Raises MachineError with the name of what the kernel refused."""
+    """Puts the batch into the namespace at `netns_path`. Raises MachineError with the name of what the kernel
+    refused.
+    """
     failures: list[BaseException] = []
 
     def enter() -> None:
@@ -372,7 +379,9 @@ def apply(netns_path: str, batch: Batch) -> None:
     thread.join()
     if failures:
         if isinstance(failures[0], OSError):
-            text = f"namespace {netns_path} cannot be entered ({failures[0]}); it must exist, and this needs CAP_SYS_ADMIN"
+            text = (
+                f"namespace {netns_path} cannot be entered ({failures[0]}); it must exist, and this needs CAP_SYS_ADMIN"
+            )
             raise MachineError(text) from failures[0]
         raise failures[0]
 
@@ -429,7 +438,9 @@ def _acknowledged(
         except TimeoutError as error:
             if refused:
                 break
-            raise MachineError(f"netlink: no answer for {next(iter(waiting.values())).what} in 5 s; try again") from error
+            raise MachineError(
+                f"netlink: no answer for {next(iter(waiting.values())).what} in 5 s; try again"
+            ) from error
         except OSError as error:
             if refused:
                 break
@@ -450,14 +461,16 @@ def _acknowledged(
     if refused:
         message, code = refused[0]
         what = message.what if message is not None else "the transaction"
-        raise MachineError(f"netlink: {what} refused: {os.strerror(code)} ({errno.errorcode.get(code, code)}); {_mend(code)}")
+        raise MachineError(
+            f"netlink: {what} refused: {os.strerror(code)} ({errno.errorcode.get(code, code)}); {_mend(code)}"
+        )
 
 
 def _mend(code: int) -> str:
     if code in (errno.EPERM, errno.EACCES):
         return "run as root, or in a user namespace of your own"
     if code in (errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT):
-        return "this kernel lacks a part of nf_tables: load nf_tables, nft_chain_nat, nft_redir, nft_nat, nft_ct, nft_numgen"
+        return "the kernel lacks a part: load nf_tables, nft_chain_nat, nft_redir, nft_nat, nft_ct, nft_numgen"
     return "see the kernel's log"
 
 

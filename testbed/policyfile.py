@@ -1,8 +1,8 @@
-"""Istio's own YAML resources -> the values of `model.policy`; what a plane cannot honour is told, never dropped in silence.
+"""Istio's own YAML resources -> the values of `model.policy`; what a plane cannot honour is told.
 
-`PeerAuthentication` and `AuthorizationPolicy` are read field by field (Istio's security API v1); an unknown field is an error
-with its place. Resources that only an L7 proxy can honour are kept whole as `OtherResource`. `not_honoured` says, resource by
-resource, what a given plane leaves undone, so that a result can say so too.
+`PeerAuthentication` and `AuthorizationPolicy` are read field by field (Istio's security API v1); an unknown field is
+an error with its place. Resources that only an L7 proxy can honour are kept whole as `OtherResource`. `not_honoured`
+says, resource by resource, what a given plane leaves undone, so that a result can say so too.
 """
 
 from __future__ import annotations
@@ -88,7 +88,11 @@ _RULE = Record(
             what="when",
             of=Record(
                 what="condition",
-                fields={"key": Text(what="condition key"), "values": _texts("values"), "notValues": _texts("notValues")},
+                fields={
+                    "key": Text(what="condition key"),
+                    "values": _texts("values"),
+                    "notValues": _texts("notValues"),
+                },
                 required=("key",),
             ),
         ),
@@ -169,7 +173,9 @@ class ResourceShape:
     def read(self, node: yaml.Node, reader: Reader) -> Item | None:
         kind = _kind_of(node)
         if kind is None:
-            reader.problem(node.start_mark, f"{self.what} has no kind (none)", "add apiVersion:, kind:, metadata: and spec:")
+            reader.problem(
+                node.start_mark, f"{self.what} has no kind (none)", "add apiVersion:, kind:, metadata: and spec:"
+            )
             return None
         if kind.value not in _ENVELOPES:
             reader.problem(kind.start_mark, f"unknown kind ({kind.value!r})", suggestion(kind.value, _ENVELOPES))
@@ -255,7 +261,9 @@ def _rule(rule: Item, reader: Reader) -> Rule:
                 _check_port(port, reader)
     for condition in rule.each("when"):
         key = condition.get("key")
-        check = {"source.ip": _check_network, "destination.ip": _check_network, "destination.port": _check_port}.get(key)
+        check = {"source.ip": _check_network, "destination.ip": _check_network, "destination.port": _check_port}.get(
+            key
+        )
         values = [*condition.each("values"), *condition.each("notValues")]
         if not values:
             reader.problem(condition.mark, f"condition has no values ({key})", "add values: or notValues:")
@@ -356,7 +364,9 @@ def load(path: Path) -> tuple[Resource, ...]:
 
 
 def not_honoured(resources: Many[object], plane: str, root_namespace: str = ROOT_NAMESPACE) -> list[str]:
-    """What `plane` leaves undone of the resources, one line each; empty for planes with an L7 proxy at every workload."""
+    """What `plane` leaves undone of the resources, one line each; empty for planes with an L7 proxy at every
+    workload.
+    """
     if plane not in L4_PLANES:
         return []
     lines: list[str] = []

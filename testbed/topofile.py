@@ -1,14 +1,15 @@
 """Topology files: YAML -> `model.topology.Topology`, checked at this door and nowhere after.
 
-`DOCUMENT` describes the keys once; the strict reading and `json_schema()` both come from it. What a schema cannot say (names
-that must exist, a connected graph, device names that must differ) is checked in `_Builder`. Every problem of a file is
-reported at once. Declared delays are milliseconds one way; `forward` is from the first node of `between` to the second.
+`topofields.DOCUMENT` describes the keys once; the strict reading and `json_schema()` both come from it. What a schema
+cannot say (names that must exist, a connected graph, device names that must differ) is checked in `_Builder`. Every
+problem of a file is reported at once. Declared delays are milliseconds one way; `forward` is from the first node of
+`between` to the second.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,183 +35,14 @@ from testbed.model.topology import (
     workload_address,
 )
 from testbed.seams import end_name
-from testbed.yamlpos import LABEL, Item, Number, Reader, Record, Sequence, Shape, Table, Text, suggestion
+from testbed.topofields import DOCUMENT, json_schema
+from testbed.yamlpos import Item, Reader, suggestion
+
+__all__ = ["DOCUMENT", "FOLDER", "find", "json_schema", "load", "parse", "shipped"]
 
 FOLDER = Path(__file__).parent.parent / "topologies"
-MAX_DELAY_MS = 10_000.0
 IDLE = "idle"
 _WORKLOADS_PER_NODE = 253
-
-
-# -- the table of fields
-
-
-def _too_long(value: float) -> tuple[str, str]:
-    mend = f"did you mean delayMs: {value / 1000:g}?" if value / 1000 <= MAX_DELAY_MS else "give at most 10000"
-    return f"one-way delay {value / 1000:g}s is above the 10s this testbed supports ({value:g})", mend
-
-
-def _name(what: str) -> Text:
-    return Text(what=what, pattern=LABEL, mend="names are lower-case letters, digits and inner dashes, at most 63")
-
-
-def _probability(what: str) -> Number:
-    return Number(what=what, minimum=0, maximum=1, above=lambda v: (f"{what} is above 1 ({v:g})", _as_fraction(v)))
-
-
-def _as_fraction(value: float) -> str:
-    return f"it is a probability from 0 to 1; did you mean {value / 100:g}?" if value <= 100 else "give 0 to 1"
-
-
-_PORT = Number(what="port", minimum=1, maximum=65535, integer=True)
-_IMPAIRMENT: dict[str, Shape] = {
-    "delayMs": Number(what="one-way delay in ms", minimum=0, maximum=MAX_DELAY_MS, above=_too_long),
-    "jitterMs": Number(what="jitter in ms, a standard deviation", minimum=0, maximum=MAX_DELAY_MS),
-    "loss": _probability("loss"),
-    "gilbertElliott": Record(
-        what="gilbertElliott",
-        fields={
-            "p": _probability("p (good to bad)"),
-            "r": _probability("r (bad to good)"),
-            "lossBad": _probability("lossBad"),
-            "lossGood": _probability("lossGood"),
-        },
-        required=("p", "r"),
-    ),
-    "rateMbit": Number(what="rate in Mbit/s, 0 for unlimited", minimum=0, maximum=400_000),
-    "queueMs": Number(what="depth of the rate limiter's queue in ms", minimum=1, maximum=60_000),
-}
-_LOSSES = (("loss", "gilbertElliott"),)
-_DIRECTION = Record(what="direction of a link", fields=_IMPAIRMENT, at_most_one=_LOSSES)
-
-
-def _between(of: str) -> Sequence:
-    return Sequence(what="between", of=Text(what=f"name of a {of}"), minimum=2, maximum=2)
-
-
-_WORKLOAD = Record(
-    what="workload",
-    fields={
-        "node": Text(what="name of a node"),
-        "nodes": Sequence(what="nodes", of=Text(what="name of a node"), minimum=1),
-        "namespace": _name("namespace"),
-        "serviceAccount": _name("service account"),
-        "replicas": Number(what="replicas", minimum=1, maximum=10_000, integer=True),
-        "app": Record(
-            what="app",
-            fields={
-                "kind": Text(what="kind of app"),
-                "ports": Sequence(what="ports", of=_PORT),
-                "serviceTimeMs": Number(what="service time in ms", minimum=0, maximum=60_000),
-                "calls": Sequence(what="calls", of=Text(what="name of a service")),
-            },
-            required=("kind",),
-        ),
-        "plane": Text(what="plane of a workload", choices=("ambient", "none", "sidecar")),
-        "labels": Table(what="labels", of=Text(what="label value"), key=r"^\S+$"),
-    },
-    one_of=("node", "nodes"),
-)
-_SERVICE = Record(
-    what="service",
-    fields={
-        "namespace": _name("namespace"),
-        "ports": Sequence(
-            what="ports",
-            of=Record(
-                what="service port",
-                fields={
-                    "port": _PORT,
-                    "targetPort": _PORT,
-                    "protocol": Text(what="protocol", choices=("grpc", "http", "http2", "tcp")),
-                },
-                required=("port",),
-            ),
-            minimum=1,
-        ),
-        "workloads": Sequence(what="workloads", of=Text(what="name of a workload"), minimum=1),
-        "waypoint": Record(
-            what="waypoint",
-            fields={
-                "name": _name("name of a waypoint"),
-                "node": Text(what="name of a node"),
-                "replicas": Number(what="replicas", minimum=1, maximum=100, integer=True),
-            },
-            required=("node",),
-        ),
-        "trafficDistribution": Text(
-            what="traffic distribution", choices=("any", "local", "prefer-same-node", "prefer-same-zone")
-        ),
-    },
-    required=("ports", "workloads"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _PolicyShape:
-    """An inline Istio resource, or `file:` with the name of one beside the topology."""
-
-    file: Record = field(
-        default_factory=lambda: Record(
-            what="policy file", fields={"file": Text(what="name of a policy file")}, required=("file",)
-        )
-    )
-
-    def read(self, node: yaml.Node, reader: Reader) -> Item | None:
-        if isinstance(node, yaml.MappingNode) and not any(key.value == "file" for key, _ in node.value):
-            return policyfile.ResourceShape().read(node, reader)
-        return self.file.read(node, reader)
-
-    def schema(self) -> dict[str, Any]:
-        return {"oneOf": [self.file.schema(), *policyfile.ResourceShape().schema()["oneOf"]]}
-
-
-DOCUMENT = Record(
-    what="topology",
-    fields={
-        "name": _name("name of the topology"),
-        "trustDomain": Text(what="trust domain", pattern=r"^[a-z0-9]([-a-z0-9._]{0,253}[a-z0-9])?$"),
-        "zones": Sequence(what="zones", of=_name("name of a zone")),
-        "nodes": Table(
-            what="nodes", of=Record(what="node", fields={"zone": Text(what="name of a zone")}), minimum=1
-        ),
-        "workloads": Table(what="workloads", of=_WORKLOAD),
-        "services": Table(what="services", of=_SERVICE),
-        "links": Sequence(
-            what="links",
-            of=Record(
-                what="link",
-                fields={"between": _between("node"), **_IMPAIRMENT, "forward": _DIRECTION, "backward": _DIRECTION},
-                required=("between",),
-                at_most_one=_LOSSES,
-            ),
-        ),
-        "zoneLinks": Sequence(
-            what="zoneLinks",
-            of=Record(
-                what="zone link",
-                fields={
-                    "between": _between("zone"),
-                    "rttMs": Number(what="round trip in ms", minimum=0, maximum=2 * MAX_DELAY_MS),
-                    **_IMPAIRMENT,
-                },
-                required=("between",),
-                at_most_one=(*_LOSSES, ("rttMs", "delayMs")),
-            ),
-        ),
-        "policies": Sequence(what="policies", of=_PolicyShape()),
-    },
-    required=("name", "nodes"),
-)
-
-
-def json_schema() -> dict[str, Any]:
-    """What the structure of a topology file must be; names that refer to each other are beyond it."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Meshbed topology",
-        **DOCUMENT.schema(),
-    }
 
 
 # -- the door
@@ -248,7 +80,9 @@ def parse(text: str, filename: str) -> Topology:
     documents = reader.documents(text)
     if not reader.problems and len(documents) != 1:
         found = "no document" if not documents else f"{len(documents)} documents"
-        reader.problems.append(f"{filename}:1:1: a topology file holds one document ({found}); write one topology a file")
+        reader.problems.append(
+            f"{filename}:1:1: a topology file holds one document ({found}); write one topology a file"
+        )
     if reader.problems:
         raise TopologyError(reader.problems)
     item = DOCUMENT.read(documents[0], reader)
@@ -310,6 +144,10 @@ class _Builder:
         self.problem(item.mark, f"no {kind} of that name ({item.value!r})", suggestion(item.value, known))
         return False
 
+    def _refer_all(self, items: Iterable[Item], kind: str, known: Iterable[str]) -> bool:
+        """Each is looked up, so that each unknown one is told."""
+        return False not in [self._refer(item, kind, known) for item in items]
+
     def _claim(self, name: str, kind: str, mark: yaml.Mark) -> None:
         """Nodes, workloads and waypoints are sandboxes of one lab: one name, one sandbox."""
         if name in self.sandboxes:
@@ -344,7 +182,7 @@ class _Builder:
         for group, item in self.item.items("workloads"):
             mark = self.item.value["workloads"].keys[group]
             spread = [*item.each("nodes"), *([n] if (n := item.child("node")) else [])]
-            if not all([self._refer(node, "node", self.node_names) for node in spread]) or not spread:
+            if not spread or not self._refer_all(spread, "node", self.node_names):
                 continue
             app = self._app(item.child("app"))
             replicas = item.get("replicas", 1)
@@ -467,19 +305,21 @@ class _Builder:
 
         for item in self.item.each("links"):
             ends = item.each("between")
-            if len(ends) != 2 or not all([self._refer(end, "node", self.node_names) for end in ends]):
+            if len(ends) != 2 or not self._refer_all(ends, "node", self.node_names):
                 continue
             a, b = (end.value for end in ends)
             if a == b:
                 self.problem(ends[1].mark, f"a link needs two nodes ({a!r} twice)", "name another node")
             elif frozenset((a, b)) in pairs:
-                self.problem(ends[0].mark, f"link given twice ({a}, {b})", "take one out; directions go in forward, backward")
+                self.problem(
+                    ends[0].mark, f"link given twice ({a}, {b})", "take one out; directions go in forward, backward"
+                )
             else:
                 base = _impairment(item, Impairment())
                 add(a, b, _directed(item, "forward", base), _directed(item, "backward", base), item.mark)
         for item in self.item.each("zoneLinks"):
             ends = item.each("between")
-            if len(ends) != 2 or not all([self._refer(end, "zone", self.zones) for end in ends]):
+            if len(ends) != 2 or not self._refer_all(ends, "zone", self.zones):
                 continue
             impairment = _impairment(item, Impairment(delay_ms=item.get("rttMs", 0.0) / 2))
             for a in self._in_zone(ends[0].value):
@@ -531,7 +371,9 @@ class _Builder:
                 return (*path[path.index(service) :], service)
             if service in finished:
                 return None
-            found = next((p for c in dict.fromkeys(calls.get(service, ())) if (p := loop_from(c, (*path, service)))), None)
+            found = next(
+                (p for c in dict.fromkeys(calls.get(service, ())) if (p := loop_from(c, (*path, service)))), None
+            )
             finished.add(service)
             return found
 
@@ -556,7 +398,11 @@ class _Builder:
                 text = path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-                self.problem(name.mark, f"the policy file cannot be read ({name.value!r}: {reason})", "its path is beside this file")
+                self.problem(
+                    name.mark,
+                    f"the policy file cannot be read ({name.value!r}: {reason})",
+                    "its path is beside this file",
+                )
                 continue
             beside = Reader(str(path), self.reader.problems)
             policies += [resource.value for resource in policyfile.read(text, beside)]

@@ -1,7 +1,8 @@
 """Shapes: one description of a YAML document from which come its strict reading, with positions, and its JSON Schema.
 
-A shape reads a composed YAML node to an `Item` and notes every problem in a `Reader` instead of stopping at the first; the
-same object gives `schema()`, so what an editor accepts and what we accept cannot drift. Nothing here knows topologies.
+A shape reads a composed YAML node to an `Item` and notes every problem in a `Reader` instead of stopping at the
+first; the same object gives `schema()`, so what an editor accepts and what we accept cannot drift. Nothing here knows
+topologies.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A value as read, with the place it stood at. A mapping's value is a dict of Items, a sequence's a list of them."""
+    """A value as read, with the place it stood at. A mapping's value is a dict of Items, a sequence's a list."""
 
     value: Any
     mark: yaml.Mark
@@ -74,7 +75,9 @@ class Reader:
             else:
                 self.problem(mark, what, "mend the syntax there")
         except (yaml.YAMLError, RecursionError) as error:  # characters that YAML does not allow; endless nesting
-            self.problems.append(f"{self.filename}:1:1: not YAML: {' '.join(str(error).split())}; save it as plain text")
+            self.problems.append(
+                f"{self.filename}:1:1: not YAML: {' '.join(str(error).split())}; save it as plain text"
+            )
         return nodes
 
 
@@ -105,14 +108,18 @@ class Text:
     def read(self, node: yaml.Node, reader: Reader) -> Item | None:
         value = _scalar(node)
         if not isinstance(value, str):
-            quoted = f'write "{node.value}" in quotes' if isinstance(node, yaml.ScalarNode) and node.value else "write text"
+            quoted = (
+                f'write "{node.value}" in quotes' if isinstance(node, yaml.ScalarNode) and node.value else "write text"
+            )
             reader.problem(node.start_mark, f"{self.what} must be text, not {_kind(node)} ({_show(node)})", quoted)
             return None
         if self.choices and value not in self.choices:
             reader.problem(node.start_mark, f"unknown {self.what} ({value!r})", suggestion(value, self.choices))
             return None
         if self.pattern and not re.search(self.pattern, value):
-            reader.problem(node.start_mark, f"bad {self.what} ({value!r})", self.mend or f"it must match {self.pattern}")
+            reader.problem(
+                node.start_mark, f"bad {self.what} ({value!r})", self.mend or f"it must match {self.pattern}"
+            )
             return None
         return Item(value, node.start_mark)
 
@@ -202,7 +209,9 @@ class Table:
         if pairs is None:
             return None
         if len(pairs) < self.minimum:
-            reader.problem(node.start_mark, f"{self.what} has the wrong length ({len(pairs)})", f"give at least {self.minimum}")
+            reader.problem(
+                node.start_mark, f"{self.what} has the wrong length ({len(pairs)})", f"give at least {self.minimum}"
+            )
         entries: dict[str, Item] = {}
         for name, (key, value) in pairs.items():
             if not re.search(self.key, name):
@@ -223,7 +232,9 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A mapping with known keys. `one_of` names keys of which exactly one must be there; `at_most_one` of which not two may."""
+    """A mapping with known keys. `one_of` names keys of which exactly one must be there; `at_most_one` of which not
+    two may.
+    """
 
     what: str
     fields: Mapping[str, Shape]
@@ -282,7 +293,9 @@ class Anything:
         try:
             return Item(_construct(node), node.start_mark)
         except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-            reader.problem(node.start_mark, f"{self.what} cannot be read ({' '.join(str(error).split())})", "mend it there")
+            reader.problem(
+                node.start_mark, f"{self.what} cannot be read ({' '.join(str(error).split())})", "mend it there"
+            )
             return None
 
     def schema(self) -> dict[str, Any]:
@@ -302,7 +315,9 @@ def _pairs(node: yaml.Node, what: str, reader: Reader) -> dict[str, tuple[yaml.N
             reader.problem(key.start_mark, f"a key in {what} must be text, not {_kind(key)} ({_show(key)})", mend)
         elif key.value in pairs:
             first = pairs[key.value][0].start_mark.line + 1
-            reader.problem(key.start_mark, f"key given twice in {what} ({key.value!r}, first on line {first})", "take one out")
+            reader.problem(
+                key.start_mark, f"key given twice in {what} ({key.value!r}, first on line {first})", "take one out"
+            )
         else:
             pairs[key.value] = (key, value)
     return pairs
@@ -322,7 +337,14 @@ def _scalar(node: yaml.Node) -> Any:
         return None
 
 
-_KINDS = {"str": "text", "int": "a number", "float": "a number", "bool": "true/false", "null": "nothing", "timestamp": "a date"}
+_KINDS = {
+    "str": "text",
+    "int": "a number",
+    "float": "a number",
+    "bool": "true/false",
+    "null": "nothing",
+    "timestamp": "a date",
+}
 
 
 def _kind(node: yaml.Node) -> str:

@@ -212,7 +212,11 @@ def test_outbound_connection_arrives_at_15001_with_its_destination(pair: tuple[N
     here, _ = pair
     nftables.apply(here.path, in_pod_capture())
 
-    with here.listen("0.0.0.0", 15001) as proxy, here.connect("10.96.0.10", 80) as app, _reaches(app, proxy) as accepted:
+    with (
+        here.listen("0.0.0.0", 15001) as proxy,
+        here.connect("10.96.0.10", 80) as app,
+        _reaches(app, proxy) as accepted,
+    ):
         assert _original(accepted) == ("10.96.0.10", 80)
 
 
@@ -231,7 +235,9 @@ def test_marked_traffic_is_not_captured(pair: tuple[Namespace, Namespace]) -> No
 
 @pytest.mark.root
 def test_inbound_goes_to_15006_and_hbone_does_not(pair: tuple[Namespace, Namespace]) -> None:
-    """Plain connections from outside are redirected with their destination kept; 15008 is answered where it was dialled."""
+    """Plain connections from outside are redirected with their destination kept; 15008 is answered where it was
+    dialled.
+    """
     here, there = pair
     nftables.apply(here.path, in_pod_capture())
 
@@ -248,9 +254,12 @@ def test_upstream_with_the_clients_source_address_gets_its_replies(pair: tuple[N
     here, _ = pair
     nftables.apply(here.path, in_pod_capture())
 
-    with here.listen(HERE, 8080) as app, here.connect(HERE, 8080, mark=nftables.MARK, source=THERE) as upstream:
-        with _reaches(upstream, app) as accepted:
-            assert accepted.getpeername()[0] == THERE
+    with (
+        here.listen(HERE, 8080) as app,
+        here.connect(HERE, 8080, mark=nftables.MARK, source=THERE) as upstream,
+        _reaches(upstream, app) as accepted,
+    ):
+        assert accepted.getpeername()[0] == THERE
 
 
 @pytest.mark.root
@@ -264,7 +273,7 @@ def test_without_the_rules_a_spoofed_upstream_hangs(pair: tuple[Namespace, Names
 
 @pytest.mark.root
 def test_a_call_to_its_own_address_is_not_captured(pair: tuple[Namespace, Namespace]) -> None:
-    """A workload that dials itself reaches itself; conntrack decides once, so PREROUTING does not redirect it either."""
+    """A workload that dials itself reaches itself; conntrack decided, so PREROUTING leaves it too."""
     here, _ = pair
     nftables.apply(here.path, in_pod_capture())
 

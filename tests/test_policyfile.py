@@ -176,7 +176,10 @@ HONOUR = [
     (authorization("{targetRefs: [{kind: Service, name: s}]}"), "targetRefs are for waypoints"),
     (PeerAuthentication(name="p", namespace="n", mode=Mode.STRICT), None),
     (PeerAuthentication(name="p", namespace="n", mode=Mode.DISABLE), "DISABLE is treated as PERMISSIVE"),
-    (PeerAuthentication(name="p", namespace="istio-system", selector=(("a", "b"),)), "in the root namespace is ignored"),
+    (
+        PeerAuthentication(name="p", namespace="istio-system", selector=(("a", "b"),)),
+        "in the root namespace is ignored",
+    ),
     (OtherResource(kind="VirtualService", name="v", namespace="n", spec_json="{}"), "needs an L7 proxy"),
 ]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from planes.mesh.route import Flag, Hop, HopKind, inbound_target, next_hop, parse_authority
@@ -49,7 +51,8 @@ DEFINED = service("s", "127.0.0.3")
         (("127.0.0.3", 80),
          [workload("p", POD, **behind("s", {"80": 1234})), workload("q", "127.0.0.4", **behind("s", {"8080": 9999}))],
          [service("s", "127.0.0.3") | {"ports": {"80": 0, "8080": 0}}], ("tcp", (POD, 1234), None)),
-        ((POD, 80), [workload("p", POD, networkMode="HostNetwork", **behind("s"))], [DEFINED], ("tcp", (POD, 80), None)),
+        ((POD, 80), [workload("p", POD, networkMode="HostNetwork", **behind("s"))], [DEFINED],
+         ("tcp", (POD, 80), None)),
         (("127.0.0.3", 80), [workload("p", POD, networkMode="HostNetwork", **behind("s"))], [DEFINED],
          ("tcp", (POD, 8080), None)),
         (("1.2.3.4", 80), [], [service("s", "1.2.3.4", loadBalancer={"mode": "Passthrough", **BALANCER})],
@@ -63,9 +66,7 @@ DEFINED = service("s", "127.0.0.3")
          "other network", "named port of the one endpoint that has it", "host network, by address",
          "host network, by service", "passthrough", "passthrough with waypoint"],
 )  # fmt: skip
-def test_the_hop_is_ztunnels(
-    to: tuple[str, int], workloads: list[dict], services: list[dict], expected: tuple
-) -> None:
+def test_the_hop_is_ztunnels(to: tuple[str, int], workloads: list[dict], services: list[dict], expected: tuple) -> None:
     """The same view and destination give the hop that ztunnel's own table gives."""
     assert brief(hop(to, workloads=workloads, services=services)) == expected
 
@@ -115,7 +116,8 @@ def test_a_waypoint_named_by_host_is_balanced_and_proves_its_own_identity() -> N
 
 def test_weighted_waypoints_share_by_weight() -> None:
     """Three quarters of the draws go to the one of weight 3."""
-    weighted = [{"destination": gateway("/127.0.0.10"), "weight": 3}, {"destination": gateway("/127.0.0.11"), "weight": 1}]
+    shares = {"127.0.0.10": 3, "127.0.0.11": 1}
+    weighted = [{"destination": gateway(f"/{ip}"), "weight": weight} for ip, weight in shares.items()]
     canary = service("s", "127.0.0.3", weightedWaypoints=weighted)
 
     dialled = [hop(("127.0.0.3", 80), services=[canary], draw=d / 8).dial[0] for d in range(8)]
@@ -152,7 +154,8 @@ def test_the_address_family_is_the_services_else_the_callers(families: str, to: 
     """A dual-stack endpoint is dialled in the family that the service wants, else the one that was addressed."""
     pod = workload("p", POD, "ff06::c3", protocol="HBONE", **behind("s"))
 
-    assert hop((to, 80), workloads=[pod], services=[service("s", "127.0.0.3", "::3", ipFamilies=families)]).dial[0] == dial
+    both = service("s", "127.0.0.3", "::3", ipFamilies=families)
+    assert hop((to, 80), workloads=[pod], services=[both]).dial == (dial, 15008)
 
 
 def balanced(mode: str, preferences: list[str], places: list[tuple[str, str]]) -> set[str]:
@@ -198,9 +201,22 @@ def test_endpoints_share_by_capacity(capacities: list[int]) -> None:
     assert [reached.count(f"e{i}") for i in range(len(capacities))] == capacities
 
 
+def test_an_endpoint_of_the_own_network_outranks_every_remote_one() -> None:
+    """With Network as the first preference, even one of another region; remote ones are for when none is left."""
+    source = SOURCE | {"locality": {"region": "r1", "zone": "z1"}}
+    far = workload("far", "10.0.0.1", locality={"region": "r2"}, **behind("s"))
+    remote = workload("remote", "10.0.0.2", network="n2", locality={"region": "r1", "zone": "z1"}, **behind("s"))
+    balancer = {"mode": "Failover", "routingPreferences": ["Network", "Region", "Zone"], "healthPolicy": "OnlyHealthy"}
+    mesh = view([source, far, remote], [service("s", "127.0.0.3", loadBalancer=balancer)])
+    hops = [next_hop(mesh, mesh.local("default", "source"), ("127.0.0.3", 80), d / 10) for d in range(10)]
+
+    assert {h.dial for h in hops} == {("10.0.0.1", 8080)}
+
+
 @given(st.floats(0, 1, exclude_max=True))
+@example(math.nextafter(1, 0))
 def test_every_draw_reaches_an_endpoint(draw: float) -> None:
-    """Also the largest draw below 1, whose product with the sum of capacities may round up to it."""
+    """Also the largest draw below 1: its product with the sum of capacities stays below the sum."""
     pods = [workload(f"e{i}", f"10.0.0.{i}", capacity=2**31 - 1, **behind("s")) for i in range(3)]
 
     assert hop(("127.0.0.3", 80), workloads=pods, services=[DEFINED], draw=draw).kind is HopKind.TCP
@@ -208,7 +224,8 @@ def test_every_draw_reaches_an_endpoint(draw: float) -> None:
 
 # -- inbound
 
-CLIENT_IP, SERVER_IP, SERVER_VIP, WAYPOINT_IP, WAYPOINT_VIP = "10.0.0.1", "10.0.0.2", "10.10.0.1", "10.0.0.3", "10.10.0.2"
+CLIENT_IP, SERVER_IP, WAYPOINT_IP = "10.0.0.1", "10.0.0.2", "10.0.0.3"
+SERVER_VIP, WAYPOINT_VIP = "10.10.0.1", "10.10.0.2"
 HOST = "server.default.svc.cluster.local"
 TUNNEL = {"protocol": "PROXY", "port": 15088}
 
@@ -216,7 +233,8 @@ TUNNEL = {"protocol": "PROXY", "port": 15088}
 def inbound_mesh(attached: str = "", via: str = "", tunnel: dict | None = None, **server: object) -> MeshView:
     """`attached` says who has the waypoint at `via`: the `service` or the `workload`."""
     held = {"waypoint": gateway(f"/{via}")}
-    waypoint = workload("waypoint", WAYPOINT_IP, **behind("waypoint"), **({"applicationTunnel": tunnel} if tunnel else {}))
+    tunnelled = {"applicationTunnel": tunnel} if tunnel else {}
+    waypoint = workload("waypoint", WAYPOINT_IP, **behind("waypoint"), **tunnelled)
     target = workload("server", SERVER_IP, **behind("server"), **(held if attached == "workload" else {}))
     services = [
         service("waypoint", WAYPOINT_VIP),
@@ -263,7 +281,8 @@ def test_what_an_authority_means(mesh: MeshView, dialled: str, authority: str | 
 
 def test_a_named_port_is_looked_up_at_the_endpoint() -> None:
     """With a service target of 0, only the endpoint's own map knows."""
-    mesh = view([workload("server", SERVER_IP, **behind("server", {"80": 9090}))], [service("server") | {"ports": {"80": 0}}])
+    server = workload("server", SERVER_IP, **behind("server", {"80": 9090}))
+    mesh = view([server], [service("server") | {"ports": {"80": 0}}])
 
     assert inbound_target(mesh, mesh.workloads[0], f"{HOST}:80", SERVER_IP).port == 9090
 
@@ -292,7 +311,9 @@ def test_the_service_of_an_address_is_guessed_for_the_log() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("text", ["::1:80", "[::1]", "[host]:80", "a b:80", ":80", "h:0", "h:65536", "h:+80", "h:٨", "u@h:80"])
+@pytest.mark.parametrize(
+    "text", ["::1:80", "[::1]", "[host]:80", "a b:80", ":80", "h:0", "h:65536", "h:+80", "h:\u0668", "u@h:80"]
+)
 def test_a_malformed_authority_is_refused(text: str) -> None:
     """A port is obligatory, IPv6 needs brackets, and only ASCII digits are a number."""
     with pytest.raises(ValueError, match="authority"):

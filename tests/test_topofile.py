@@ -122,9 +122,7 @@ links:
 
     assert (link.a, link.b) == ("b", "a")
     assert link.a_to_b == Impairment(delay_ms=3, jitter_ms=1, loss=0.5)
-    assert link.b_to_a == Impairment(
-        delay_ms=1, gilbert_elliott=GilbertElliott(p=0.1, r=0.2), rate_mbit=10, queue_ms=5
-    )
+    assert link.b_to_a == Impairment(delay_ms=1, gilbert_elliott=GilbertElliott(p=0.1, r=0.2), rate_mbit=10, queue_ms=5)
 
 
 def test_zone_links_leave_declared_links_alone() -> None:
@@ -167,7 +165,11 @@ MISTAKES = [
     ("workloads: {w: {node: a, replicas: 0}}", "replicas is out of range (0)", "from 1 to 10000"),
     ("workloads: {w: {node: a, replicas: 254}}", "node a has more than 253 workloads", "nodes: [...]"),
     ("workloads: {w: {node: a, plane: ambiant}}", "unknown plane of a workload ('ambiant')", "mean 'ambient'?"),
-    ("workloads: {w: {node: a, app: {kind: http-eco, ports: [1]}}}", "unknown kind of app ('http-eco')", "'http-echo'?"),
+    (
+        "workloads: {w: {node: a, app: {kind: http-eco, ports: [1]}}}",
+        "unknown kind of app ('http-eco')",
+        "'http-echo'?",
+    ),
     ("workloads: {w: {node: a, app: {kind: http-echo}}}", "the app listens nowhere (http-echo)", "add ports"),
     ("workloads: {w: {node: a, app: {kind: tcp-echo, ports: [15001]}}}", "belongs to the proxies (15001)", "another"),
     ("workloads: {w: {node: a, app: {kind: idle, calls: [s]}}}", "4:52: no service of that name ('s')", "known: none"),
@@ -223,7 +225,10 @@ def test_services_that_call_each_other_in_a_circle_are_refused() -> None:
     """Such a chain would never answer."""
     echo = {"kind": "http-echo", "ports": [1]}
     text = small(
-        workloads={"v": {"node": "a", "app": {**echo, "calls": ["w"]}}, "w": {"node": "b", "app": {**echo, "calls": ["v"]}}},
+        workloads={
+            "v": {"node": "a", "app": {**echo, "calls": ["w"]}},
+            "w": {"node": "b", "app": {**echo, "calls": ["v"]}},
+        },
         services={n: {"ports": [{"port": 1}], "workloads": [n]} for n in ("v", "w")},
     )
 
@@ -332,8 +337,11 @@ def _at(path: tuple) -> object:
 
 
 _EXTRA = [_with((*path, "extra"), 1) for path in _places(GOOD) if isinstance(_at(path), dict)]
-_LACKING = [_with(path[:-1], {k: v for k, v in _at(path[:-1]).items() if k != path[-1]})  # type: ignore[attr-defined]
-            for path in _places(GOOD) if path and isinstance(_at(path[:-1]), dict)]
+_LACKING = [
+    _with(path[:-1], {k: v for k, v in _at(path[:-1]).items() if k != path[-1]})  # type: ignore[attr-defined]
+    for path in _places(GOOD)
+    if path and isinstance(_at(path[:-1]), dict)
+]
 CORPUS = [_with(path, value) for path in _places(GOOD) for value in VALUES if path or value is not None]
 CORPUS += [*_EXTRA, *_LACKING, GOOD]
 
@@ -348,4 +356,3 @@ def test_schema_and_parser_agree_on_every_mutation_of_a_good_document() -> None:
         verdicts[accepted] += 1
 
     assert min(verdicts.values()) > 20, verdicts
-

@@ -49,7 +49,7 @@ def test_one_uid_for_two_workloads_is_refused() -> None:
 
 def test_a_vip_needs_its_network() -> None:
     """ztunnel writes the (often empty) network before the slash; a bare address is a mistake with one mend."""
-    with pytest.raises(ViewError, match='"/10.96.0.1"'):
+    with pytest.raises(ViewError, match=r'"/10\.96\.0\.1"'):
         view([], [service("s") | {"vips": ["10.96.0.1"]}])
 
 
@@ -71,7 +71,7 @@ def test_addresses_of_host_network_workloads_name_nobody() -> None:
 def test_a_claimed_address_goes_to_the_pod_with_hbone() -> None:
     """Of several that claim an address, Pod with HBONE > Pod > HBONE > other, in whatever order they are written."""
     pod, hbone_pod = workload("pod", "10.0.0.1"), workload("hbone", "10.0.0.1", protocol="HBONE")
-    entry = workload("entry", "10.0.0.1", protocol="HBONE") | {"uid": "c/networking.istio.io/WorkloadEntry/default/entry"}
+    entry = workload("entry", "10.0.0.1", protocol="HBONE") | {"uid": "c/istio/WorkloadEntry/default/entry"}
 
     for order in ([pod, hbone_pod, entry], [entry, hbone_pod, pod]):
         assert view(order).workload_at("", "10.0.0.1").name == "hbone"

@@ -28,7 +28,9 @@ _HTTP_PORT = 8080
 
 
 def star(n: int, *, delay_ms: float = 0.0) -> Topology:
-    """`n` nodes, all joined to the first; `delay_ms` one way per link. A client on the first node, a server on the last."""
+    """`n` nodes, all joined to the first; `delay_ms` one way per link. A client on the first node, a server on the
+    last.
+    """
     _at_least(n, 2, "a star")
     return _of_nodes(f"star-{n}", n, ((0, leaf) for leaf in range(1, n)), delay_ms)
 

@@ -211,7 +211,7 @@ def _balance(
     chosen, marks = options  # type: ignore[misc]
     if not chosen:
         raise Refused(f"no healthy upstream: service {service.hostname} has no endpoint that may take port {port}")
-    return chosen[bisect_right(marks, draw * marks[-1], 0, len(marks) - 1)] if len(chosen) > 1 else chosen[0]
+    return chosen[bisect_right(marks, draw * marks[-1])] if len(chosen) > 1 else chosen[0]
 
 
 def _can_serve(endpoint: Endpoint, source: WorkloadView, service: ServiceView, port: int, to_waypoint: bool) -> bool:

@@ -1,9 +1,9 @@
 """L4 authorization as ztunnel enforces it: policies in its LOCAL config shape, and the verdict over one connection.
 
-Pure. Meaning of every level, from ztunnel's `src/rbac.rs`: rules (any of) → clauses (all of) → matches (any of) → fields
-(all of) → values (any of; `not_…`: none of). Three corners decide real outcomes and are kept as they are there:
-a policy without rules never matches; a clause without matches does; a match with no field set is skipped, so a clause that
-holds only such matches does not. Conversion from Istio's resources is in `policy`.
+Pure. Meaning of every level, from ztunnel's `src/rbac.rs`: rules (any of) → clauses (all of) → matches (any of) →
+fields (all of) → values (any of; `not_…`: none of). Three corners decide real outcomes and are kept as they are
+there: a policy without rules never matches; a clause without matches does; a match with no field set is skipped, so a
+clause that holds only such matches does not. Conversion from Istio's resources is in `policy`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class StringMatch:
 
     @classmethod
     def parse(cls, text: str) -> StringMatch:
-        """Istio's notation: `*` presence, `*x` suffix, `x*` prefix, else exact; a leading star wins over a trailing one."""
+        """Istio's notation: `*` presence, `*x` suffix, `x*` prefix, else exact; a leading star wins over a trailing
+        one.
+        """
         if text == "*":
             return cls(MatchKind.PRESENCE)
         if text.startswith("*"):
@@ -103,7 +105,9 @@ Rules = tuple[tuple[tuple[L4Match, ...], ...], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """What is known of a connection where it is judged: TCP peer, the workload's address and port, who proved to be calling."""
+    """What is known of a connection where it is judged: TCP peer, the workload's address and port, who proved to be
+    calling.
+    """
 
     source_ip: str
     destination_ip: str
@@ -154,8 +158,10 @@ class L4Policy:
 
     @classmethod
     def from_local(cls, value: dict) -> L4Policy:
-        """The inverse of `to_local`. Raises KeyError, TypeError or ValueError for anything that is not of that shape."""
-        rules = tuple(tuple(tuple(_match_from_local(m) for m in clause) for clause in r) for r in value.get("rules", ()))
+        """The inverse of `to_local`. Raises KeyError, TypeError or ValueError for anything not of that shape."""
+        rules = tuple(
+            tuple(tuple(_match_from_local(m) for m in clause) for clause in r) for r in value.get("rules", ())
+        )
         return cls(
             name=value["name"],
             namespace=value["namespace"],
@@ -193,14 +199,14 @@ def decide(policies: Sequence[L4Policy], connection: Connection) -> Verdict:
 
 
 def applicable(policies: Iterable[L4Policy], *, namespace: str, attached: Iterable[str]) -> tuple[L4Policy, ...]:
-    """Those that apply to a workload: Global, Namespace in its namespace, and the ones it names. Unknown names are skipped."""
+    """Those that apply to a workload: Global, Namespace in its namespace, and the ones it names. Unknown names are
+    skipped.
+    """
     names = set(attached)
     return tuple(
         p
         for p in policies
-        if p.scope is Scope.GLOBAL
-        or (p.scope is Scope.NAMESPACE and p.namespace == namespace)
-        or p.key in names
+        if p.scope is Scope.GLOBAL or (p.scope is Scope.NAMESPACE and p.namespace == namespace) or p.key in names
     )
 
 

@@ -1,8 +1,9 @@
 """Istio's security resources as values, and istiod's conversion of them to what ztunnel enforces.
 
-Pure. `PeerAuthentication` and `AuthorizationPolicy` hold every field of the resources, L7 ones too, so that an L7 plane can
-take them from here; `to_l4` drops and keeps exactly what istiod does for ambient (facts: `pilot/pkg/serviceregistry/ambient/
-{authorization,policies}.go`), including the corners that surprise: see `_rule_to_l4`. The L4 model itself is in `l4policy`.
+Pure. `PeerAuthentication` and `AuthorizationPolicy` hold every field of the resources, L7 ones too, so that an L7
+plane can take them from here; `to_l4` drops and keeps exactly what istiod does for ambient (facts:
+`pilot/pkg/serviceregistry/ambient/ {authorization,policies}.go`), including the corners that surprise: see
+`_rule_to_l4`. The L4 model itself is in `l4policy`.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerAuthentication:
-    """Which peers a workload takes: `selector` None means its namespace, or the mesh when that is the root namespace."""
+    """Which peers a workload takes: `selector` None means the namespace, or the mesh in the root namespace."""
 
     name: str
     namespace: str
@@ -164,7 +165,9 @@ L4_CONDITIONS = ("source.ip", "source.namespace", "source.principal", "destinati
 
 
 def l7_attributes(rule: Rule) -> list[str]:
-    """Names of the attributes in a rule that no L4 proxy can see, as fields of the dataclasses above or as `when` keys."""
+    """Names of the attributes in a rule that no L4 proxy can see, as fields of the dataclasses above or as `when`
+    keys.
+    """
     found = [name for source in rule.sources for name in _L7_SOURCE if getattr(source, name)]
     found += [name for operation in rule.operations for name in _L7_OPERATION if getattr(operation, name)]
     found += [condition.key for condition in rule.conditions if condition.key not in L4_CONDITIONS]
@@ -248,9 +251,10 @@ def _authorization_to_l4(resource: AuthorizationPolicy, root_namespace: str) -> 
 def _rule_to_l4(action: L4Action, rule: Rule, namespace: str) -> tuple[tuple[L4Match, ...], ...] | None:
     """One rule's clauses; None when the rule is dropped.
 
-    An ALLOW rule with any L7 attribute is dropped whole (fail closed). In a DENY rule only the attribute goes; where that
-    leaves a match with no field, ztunnel skips the match, so a clause of L7 attributes alone turns the whole rule off (fail
-    open). Only L4 and L7 attributes in one `source` or one `operation` become the broader deny that Istio's docs promise.
+    An ALLOW rule with any L7 attribute is dropped whole (fail closed). In a DENY rule only the attribute goes; where
+    that leaves a match with no field, ztunnel skips the match, so a clause of L7 attributes alone turns the whole
+    rule off (fail open). Only L4 and L7 attributes in one `source` or one `operation` become the broader deny that
+    Istio's docs promise.
     """
     if action is L4Action.ALLOW and l7_attributes(rule):
         return None
