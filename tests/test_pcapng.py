@@ -16,7 +16,9 @@ KEYS = "CLIENT_HANDSHAKE_TRAFFIC_SECRET " + "ab" * 32 + " " + "cd" * 32
 
 def recording(**changes: object) -> Recording:
     packets = tuple(
-        Packet(number=n + 1, interface=n % 2, time_ns=1_700_000_000_123_456_789 + n, data=bytes([n]) * n, wire_length=n + 5)
+        Packet(
+            number=n + 1, interface=n % 2, time_ns=1_700_000_000_123_456_789 + n, data=bytes([n]) * n, wire_length=n + 5
+        )
         for n in range(20)
     )
     interfaces = (Interface(name="node-a:to-b"), Interface(name="node-b:to-a", link_type=pcapng.RAW_IP, snaplen=96))
@@ -38,7 +40,9 @@ def test_scapy_reads_the_same_packets_in_the_same_order(tmp_path: Path) -> None:
         theirs = [(data, m.ifname, (m.tshigh << 32 | m.tslow), m.wirelen) for data, m in reader]
 
     ours = recording()
-    assert theirs == [(p.data, ours.interfaces[p.interface].name.encode(), p.time_ns, p.wire_length) for p in ours.packets]
+    assert theirs == [
+        (p.data, ours.interfaces[p.interface].name.encode(), p.time_ns, p.wire_length) for p in ours.packets
+    ]
 
 
 def test_secrets_are_embedded_once_and_before_the_packets(tmp_path: Path) -> None:

@@ -52,7 +52,9 @@ def test_any_order_and_repetition_gives_the_same_bytes(data: st.DataObject) -> N
     assert connection.forward.data == text and not connection.forward.conflicts and not connection.forward.gaps
     start = data.draw(st.integers(0, 199))
     carriers = connection.forward.carriers(start, start + 1)
-    assert carriers == tuple(n for n, f in enumerate(laid, 1) if bytes([start]) in f[54:] and f[34:36] == frames[0][34:36])
+    assert carriers == tuple(
+        n for n, f in enumerate(laid, 1) if bytes([start]) in f[54:] and f[34:36] == frames[0][34:36]
+    )
 
 
 @given(st.lists(st.tuples(st.integers(0, 99), st.integers(1, 40)), max_size=12))
@@ -74,7 +76,11 @@ def test_overlaps_and_gaps_are_what_a_byte_map_says(pieces: list[tuple[int, int]
 
 def test_a_repetition_with_other_bytes_is_reported() -> None:
     """The first bytes stay; the packet that contradicts them is named."""
-    frames = [frame(CLIENT, SERVER, 9, 2, b""), frame(CLIENT, SERVER, 10, 24, b"abc"), frame(CLIENT, SERVER, 10, 24, b"axc")]
+    frames = [
+        frame(CLIENT, SERVER, 9, 2, b""),
+        frame(CLIENT, SERVER, 10, 24, b"abc"),
+        frame(CLIENT, SERVER, 10, 24, b"axc"),
+    ]
 
     stream = one(frames).connections[0].forward
 
