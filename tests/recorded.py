@@ -1,4 +1,5 @@
-"""Real TLS and HTTP/2 exchanges without a socket, laid out as packets of a capture: what the fast tests read and judge."""
+"""Real TLS and HTTP/2 exchanges without a socket, laid out as packets of a capture: what the fast tests read and
+judge."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ class Authority:
         self.root = folder / "root.pem"
         self.root.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def _sign(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *extensions: x509.ExtensionType) -> x509.Certificate:
+    def _sign(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *extensions: x509.ExtensionType
+    ) -> x509.Certificate:
         builder = x509.CertificateBuilder(
             issuer_name=self._name,
             subject_name=subject,
@@ -245,9 +248,7 @@ def frame(source: tuple[str, int], destination: tuple[str, int], sequence: int, 
     return bytes(12) + b"\x08\x00" + head + segment
 
 
-def hbone(
-    authority: Authority, folder: Path, tunnels: Tunnels, *, client: str, server: str
-) -> tuple[Exchange, str]:
+def hbone(authority: Authority, folder: Path, tunnels: Tunnels, *, client: str, server: str) -> tuple[Exchange, str]:
     """(what crossed, its key log) of an HBONE connection between two identities."""
     key_log = folder / f"keys-{os.urandom(4).hex()}.txt"
     pair = Pair(

@@ -18,7 +18,9 @@ from tests.recorded import CLIENT, SERVER, TO_CLIENT, TO_SERVER, Authority, Exch
 TOKEN = b"canary-7f3a9e"
 CLIENT_ID = "spiffe://cluster.local/ns/default/sa/client"
 SERVER_ID = "spiffe://cluster.local/ns/default/sa/server"
-REQUESTS = [(b"GET / HTTP/1.1\r\nx-canary: " + TOKEN + b"-%d\r\n\r\n" % n, b"HTTP/1.1 200 OK\r\n\r\n") for n in range(8)]
+REQUESTS = [
+    (b"GET / HTTP/1.1\r\nx-canary: " + TOKEN + b"-%d\r\n\r\n" % n, b"HTTP/1.1 200 OK\r\n\r\n") for n in range(8)
+]
 
 SEGMENTS = (
     Segment(sandbox="node-a", device="veth-client", kind=WIRE, label="veth of client", workload="client"),

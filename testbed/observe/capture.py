@@ -1,9 +1,11 @@
-"""Packets of many places into one pcapng, by a process of its own: `python -m testbed.observe.capture` with orders on stdin.
+"""Packets of many places into one pcapng, by a process of its own: `python -m testbed.observe.capture` with orders on
+stdin.
 
-The process is apart so that it neither delays nor is delayed by what it watches, and so that an owner's death ends it: its
-orders come through a pipe, and the pipe's end is the order to leave. Protocol: one JSON line in (points, file, snaplen), one
-line `{"ready": …}` out when every ring listens; a line `stop` in; one line of evidence out. On any other end the file is
-removed: what stands under the final name is always whole. Files are 0600, for secrets may be put inside.
+The process is apart so that it neither delays nor is delayed by what it watches, and so that an owner's death ends
+it: its orders come through a pipe, and the pipe's end is the order to leave. Protocol: one JSON line in (points,
+file, snaplen), one line `{"ready": …}` out when every ring listens; a line `stop` in; one line of evidence out. On
+any other end the file is removed: what stands under the final name is always whole. Files are 0600, for secrets may
+be put inside.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ __all__ = ["Capture", "CaptureEvidence", "Point", "embed_secrets"]
 RING_BYTES = 8 << 20
 """Per point: at 10 Gbit/s of super-frames, 6 ms; at a proof window's 5,000 packets/s of 1 KiB, over a second."""
 SETTLE_S = 0.06
-"""After `stop`, frames of a block that is not full are handed over within 20 ms (ring.BLOCK_TIMEOUT_MS); three times that."""
+"""After `stop`, frames of a block that is not full are handed over within 20 ms (ring.BLOCK_TIMEOUT_MS); three times
+that."""
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 30.0
 
@@ -57,9 +60,7 @@ class CaptureEvidence:
 class Capture:
     """Runs the process. `start` returns when every point is listening, so nothing sent later is missed."""
 
-    def __init__(
-        self, points: Sequence[Point], out: Path, *, snaplen: int = 0, ring_bytes: int = RING_BYTES
-    ) -> None:
+    def __init__(self, points: Sequence[Point], out: Path, *, snaplen: int = 0, ring_bytes: int = RING_BYTES) -> None:
         if not points:
             raise UsageError("a capture needs at least one point to listen at")
         self.out = out

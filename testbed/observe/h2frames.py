@@ -1,7 +1,7 @@
 """HTTP/2 read back from both directions' bytes: exchanges with headers, status and DATA, each byte findable. Pure.
 
-Frames by hyperframe, headers by hpack, and nothing of the codec that wrote them (`planes.mesh` has its own). One decoder per
-direction and connection, since HPACK's table is. Source: RFC 9113 §3.4, §4, §8.5 (CONNECT); RFC 7541.
+Frames by hyperframe, headers by hpack, and nothing of the codec that wrote them (`planes.mesh` has its own). One
+decoder per direction and connection, since HPACK's table is. Source: RFC 9113 §3.4, §4, §8.5 (CONNECT); RFC 7541.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""TLS 1.3 opened with its key log: application bytes, chosen ALPN, certificates both ways, each byte with its packets. Pure.
+"""TLS 1.3 opened with its key log: application bytes, chosen ALPN, certificates both ways, each byte with its
+packets. Pure.
 
 Source: RFC 8446 §5.2 (record protection), §7.1-7.3 (key schedule from a traffic secret on), §4.6.3 (KeyUpdate);
-draft-ietf-tls-keylogfile for the file. scapy decrypts too, but takes 1.6 ms a packet (facts/performance 6.1) and keeps its
-state in globals; the tests check this module's result against it.
+draft-ietf-tls-keylogfile for the file. scapy decrypts too, but takes 1.6 ms a packet (facts/performance 6.1) and
+keeps its state in globals.
 """
 
 from __future__ import annotations
@@ -188,7 +189,8 @@ def _open_side(
 
 
 class _Opener:
-    """Walks one direction's records: handshake epoch until Finished, then traffic epochs, a new one at each KeyUpdate."""
+    """Walks one direction's records: handshake epoch until Finished, then traffic epochs, a new one at each
+    KeyUpdate."""
 
     def __init__(self, stream: ByteStream, handshake: _Epoch, traffic: _Epoch) -> None:
         self._stream = stream
@@ -279,7 +281,8 @@ def chosen_alpn(message: bytes) -> str | None:
 
 
 def leaf(message: bytes, packets: Iterable[int] = ()) -> Certificate | None:
-    """First certificate of a TLS 1.3 Certificate message (RFC 8446 §4.4.2); None for an empty list (client without one)."""
+    """First certificate of a TLS 1.3 Certificate message (RFC 8446 §4.4.2); None for an empty list (client without
+    one)."""
     at = 5 + message[4]
     if at + 6 > len(message):
         return None

@@ -1,8 +1,8 @@
 """pcapng as values and bytes: interfaces, packets numbered as Wireshark numbers them, TLS secrets, drop counts.
 
 Source: draft-ietf-opsawg-pcapng. scapy's reader is not used for whole files because it passes over Interface Statistics
-Blocks, in which a capture says what it lost, and hands out no interface number; the tests read the same files with it and
-compare every number and byte. A file cut off in the middle of a block is read up to there and marked `cut`.
+Blocks, in which a capture says what it lost, and hands out no interface number; the tests read the same files with it
+and compare every number and byte. A file cut off in the middle of a block is read up to there and marked `cut`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _ENHANCED_HEAD = struct.Struct("<IIIIIII")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interface:
-    """One interface block. Our captures name it `<sandbox>:<device>`, so that Wireshark's column tells the two apart."""
+    """One interface block. Our captures name it `<sandbox>:<device>`, so that Wireshark's column tells the two
+    apart."""
 
     name: str
     link_type: int = ETHERNET
@@ -113,7 +114,11 @@ def parse(data: bytes) -> Recording:
             kept = min(wire, interfaces[first].snaplen or wire)
             packets.append(
                 Packet(
-                    number=len(packets) + 1, interface=first, time_ns=0, data=bytes(body[4 : 4 + kept]), wire_length=wire
+                    number=len(packets) + 1,
+                    interface=first,
+                    time_ns=0,
+                    data=bytes(body[4 : 4 + kept]),
+                    wire_length=wire,
                 )
             )
         elif kind == SECRETS:
@@ -267,7 +272,8 @@ def _per_interface(recording: Recording) -> list[int]:
 
 
 def embed_secrets(path: Path, key_log_files: Sequence[Path]) -> int:
-    """Put the text of the key logs into the capture (a Decryption Secrets Block); returns how many secrets it now holds.
+    """Put the text of the key logs into the capture (a Decryption Secrets Block); returns how many secrets it now
+    holds.
 
     A key log that does not exist is passed over: a plane without TLS writes none. Repeating it adds nothing twice.
     """

@@ -1,7 +1,9 @@
-"""A TPACKET_V3 receive ring on an AF_PACKET socket inside any network namespace: frames with nanosecond stamps, drops counted.
+"""A TPACKET_V3 receive ring on an AF_PACKET socket inside any network namespace: frames with nanosecond stamps, drops
+counted.
 
-Source: kernel Documentation/networking/packet_mmap.rst, include/uapi/linux/if_packet.h. Measured (facts/docker 8): no drop at
-589,000 packets/s where a plain recv loop lost 6 %. veth shows GSO super-frames up to 64 KiB; a block holds many of them.
+Source: kernel Documentation/networking/packet_mmap.rst, include/uapi/linux/if_packet.h. Measured (facts/docker 8): no
+drop at 589,000 packets/s where a plain recv loop lost 6 %. veth shows GSO super-frames up to 64 KiB; a block holds
+many of them.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ Frame = tuple[int, int, int, int, memoryview, int]
 
 
 def socket_in(netns: str | None, family: int, kind: int, protocol: int = 0) -> socket.socket:
-    """A socket of another network namespace (a path, or None for our own); it stays there. Only this thread moves, and back.
+    """A socket of another network namespace (a path, or None for our own); it stays there. Only this thread moves,
+    and back.
 
     Raises MachineError when the right is missing, UsageError when the path is no namespace.
     """
@@ -55,7 +58,9 @@ def socket_in(netns: str | None, family: int, kind: int, protocol: int = 0) -> s
             raise UsageError(f"network namespace {netns}: {error.strerror}; is the lab still up?") from error
         try:
             if libc.setns(target, CLONE_NEWNET):
-                raise MachineError(f"network namespace {netns}: {os.strerror(ctypes.get_errno())}; capturing needs root")
+                raise MachineError(
+                    f"network namespace {netns}: {os.strerror(ctypes.get_errno())}; capturing needs root"
+                )
         finally:
             os.close(target)
         try:
@@ -109,7 +114,8 @@ class Ring:
         self._next = 0
 
     def _cut_in_kernel(self, snaplen: int) -> None:
-        """`ret #snaplen`: otherwise whole super-frames are copied into the ring and then thrown away (facts/docker 8)."""
+        """`ret #snaplen`: otherwise whole super-frames are copied into the ring and then thrown away (facts/docker
+        8)."""
         instruction = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, snaplen))
         program = struct.pack("HxxxxxxQ", 1, ctypes.addressof(instruction))
         self.socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
@@ -144,7 +150,8 @@ class Ring:
             self._next = (self._next + 1) % self._blocks
 
     def statistics(self) -> tuple[int, int]:
-        """(received, dropped) since the start; the kernel's counters start anew at each reading, so they are added up."""
+        """(received, dropped) since the start; the kernel's counters start anew at each reading, so they are added
+        up."""
         received, dropped, _ = struct.unpack("III", self.socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 12))
         self._received += received
         self._dropped += dropped

@@ -1,9 +1,10 @@
 """Packets -> TCP byte streams that know which packets carried which bytes. Pure.
 
-One connection is followed per capture point (interface) and 4-tuple; a SYN on a used 4-tuple starts another one. Frames are
-taken apart by struct and not by scapy: 0.7 µs against 128 µs a packet (facts/performance 6.1), and a proof window has tens of
-thousands. Bytes that arrive twice are kept as they came first; bytes that never came are zeros and listed in `gaps`, so that
-no reader mistakes them for data. IP fragments and anything that is not TCP are counted, never guessed at.
+One connection is followed per capture point (interface) and 4-tuple; a SYN on a used 4-tuple starts another one.
+Frames are taken apart by struct and not by scapy: 0.7 µs against 128 µs a packet (facts/performance 6.1), and a proof
+window has tens of thousands. Bytes that arrive twice are kept as they came first; bytes that never came are zeros and
+listed in `gaps`, so that no reader mistakes them for data. IP fragments and anything that is not TCP are counted,
+never guessed at.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ class Connection:
     client: Address
     server: Address
     opening_seen: bool
-    """The SYN was captured; otherwise who is the client is a guess (whoever spoke first) and the start may be missing."""
+    """The SYN was captured; otherwise who is the client is a guess (whoever spoke first) and the start may be
+    missing."""
     forward: ByteStream
     backward: ByteStream
     first_packet: int
@@ -190,7 +192,8 @@ class _Half:
         if self.base is None:
             self.base = sequence
         start = (sequence - self.base) & 0xFFFFFFFF
-        # Serial arithmetic (RFC 9293 §3.4) around what has come so far: a stream may pass 4 GiB, a packet may come from before.
+        # Serial arithmetic (RFC 9293 §3.4) around what has come so far: a stream may pass 4 GiB, a packet may come
+        # from before.
         start += len(self.data) & ~0xFFFFFFFF
         if start - len(self.data) > 1 << 31:
             start -= 1 << 32

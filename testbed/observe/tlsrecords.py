@@ -1,7 +1,9 @@
-"""TLS as it looks from outside: records, and the two hellos. Pure; what is recognised is recognised by its bytes, never by port.
+"""TLS as it looks from outside: records, and the two hellos. Pure; what is recognised is recognised by its bytes,
+never by port.
 
 The hellos are dissected by scapy (1 ms each, two a connection); records are cut by hand, since there are thousands.
-Source: RFC 8446 §5.1 (records), §4.1.2-3 (hellos), §4.2.1 (a 1.3 server says its version in an extension, not in the header).
+Source: RFC 8446 §5.1 (records), §4.1.2-3 (hellos), §4.2.1 (a 1.3 server says its version in an extension, not in the
+header).
 """
 
 from __future__ import annotations
@@ -65,7 +67,8 @@ class Hello:
 
 
 def records(data: bytes, limit: int | None = None) -> Iterator[Record]:
-    """Whole records from the start of a stream up to `limit` (say, its first gap); ends at the first thing that is none."""
+    """Whole records from the start of a stream up to `limit` (say, its first gap); ends at the first thing that is
+    none."""
     at, limit = 0, len(data) if limit is None else limit
     while at + 5 <= limit:
         kind, version, length = data[at], data[at + 1] << 8 | data[at + 2], data[at + 3] << 8 | data[at + 4]

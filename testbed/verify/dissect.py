@@ -34,7 +34,9 @@ class FileReport:
                 if c.get(name):
                     lines.append(f"    {name.replace('_', ' ')}: {c[name]}")
             for x in c.get("connects", ())[:5]:
-                lines.append(f"    CONNECT {x['authority']} → {x['status']}  baggage: {x['baggage']}  (packets {x['packets']})")
+                lines.append(
+                    f"    CONNECT {x['authority']} → {x['status']}  baggage: {x['baggage']}  (packets {x['packets']})"
+                )
             if len(c.get("connects", ())) > 5:
                 lines.append(f"    … {len(c['connects'])} CONNECTs in all")
             for line in c.get("clear_http", ())[:5]:

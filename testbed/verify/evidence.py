@@ -1,4 +1,5 @@
-"""A capture read all the way up: per segment its TCP connections, opened TLS, HTTP/2 conversations, and canary sightings. Pure.
+"""A capture read all the way up: per segment its TCP connections, opened TLS, HTTP/2 conversations, and canary
+sightings. Pure.
 
 This is what `judge` weighs. Nothing in here knows a claim.
 """
@@ -24,7 +25,8 @@ FORWARD, BACKWARD = "forward", "backward"
 class Canary:
     """Bytes that only requests from `source` to `destination` carry, each of `count` requests once.
 
-    If `-<letters and digits>` follows the token in the payload, that names the request; else requests are counted in order.
+    If `-<letters and digits>` follows the token in the payload, that names the request; else requests are counted in
+    order.
     """
 
     token: bytes
@@ -147,7 +149,8 @@ def hear(connection: Connection, keys: KeyLog) -> Heard:
 
 
 def in_clear(listening: Listening, token: bytes) -> list[Sighting]:
-    """Every occurrence that needs no key: in reassembled streams, in cleartext HTTP/2 bodies, and in single packets of any kind.
+    """Every occurrence that needs no key: in reassembled streams, in cleartext HTTP/2 bodies, and in single packets
+    of any kind.
 
     One occurrence is one sighting: a retransmission of it adds its packet number and no count.
     """
@@ -178,7 +181,8 @@ def in_clear(listening: Listening, token: bytes) -> list[Sighting]:
 
 
 def opened(listening: Listening, token: bytes) -> list[Sighting]:
-    """Every occurrence inside decrypted TLS: in the DATA of HTTP/2 streams where it is HTTP/2, else in the application bytes."""
+    """Every occurrence inside decrypted TLS: in the DATA of HTTP/2 streams where it is HTTP/2, else in the
+    application bytes."""
     found: list[Sighting] = []
     for heard in listening.heard:
         if heard.tls is None:

@@ -1,9 +1,10 @@
 """Claims weighed against packets -> findings. Pure over `evidence`, and shares no code with the proxies it judges.
 
-Per claim and segment: is a canary readable; TLS version and suite; ALPN; identities both ways; HBONE framing; and, with the
-keys, that exactly the expected requests were inside. Three rules keep it honest. Absence proves nothing unless traffic was
-there and no packet was lost, so drops, gaps and empty segments give `no-evidence`. A claim of cleartext must be *found*
-readable, else the check itself is broken. And a leak is a leak, however bad the rest of the capture is.
+Per claim and segment: is a canary readable; TLS version and suite; ALPN; identities both ways; HBONE framing; and,
+with the keys, that exactly the expected requests were inside. Three rules keep it honest. Absence proves nothing
+unless traffic was there and no packet was lost, so drops, gaps and empty segments give `no-evidence`. A claim of
+cleartext must be *found* readable, else the check itself is broken. And a leak is a leak, however bad the rest of the
+capture is.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def judge(
 
 
 def journeys(evidence: Evidence, canary: Canary) -> list[Journey]:
-    """Requests in the order in which they were first seen. Requests without a name are numbered per segment, in order."""
+    """Requests in the order in which they were first seen. Requests without a name are numbered per segment, in
+    order."""
     requests: dict[str, list[Crossing]] = {}
     for listening in evidence.listenings:
         seen = [("clear", s) for s in in_clear(listening, canary.token)]
@@ -316,8 +318,12 @@ class _Bench:
         whole = [j for j in found if set(names) <= {c.segment for c in j.crossings}]
         value = f"{len(whole)} of {canary.count} whole way"
         incomplete = [s.label for s in expected if not (x := self.evidence.at(s)) or not x.is_complete]
-        identities = sorted({f"{c.client_identity}→{c.server_identity}" for j in found for c in j.crossings if c.client_identity})
-        seen = f"over {_some([s.label for s in expected])}" + (f" as {_some(identities)}" if identities else " in clear")
+        identities = sorted(
+            {f"{c.client_identity}→{c.server_identity}" for j in found for c in j.crossings if c.client_identity}
+        )
+        seen = f"over {_some([s.label for s in expected])}" + (
+            f" as {_some(identities)}" if identities else " in clear"
+        )
         packets = sorted({n for j in whole for c in j.crossings for n in c.packets})
         if names and len(whole) == len(found) == canary.count and not incomplete:
             result = Result.HOLDS
@@ -351,10 +357,9 @@ class _Bench:
         return client in here[claim.source] and server in here[claim.destination]
 
     def _between(self, claim: Claim, listening: Listening) -> list[Heard]:
-        """Connections of the pair that carried bytes. Inside a sandbox redirection has changed addresses: there, all."""
-        return [
-            h for h in listening.heard if not h.is_empty and (claim.segment != WIRE or self._matches(claim, h))
-        ]
+        """Connections of the pair that carried bytes. Inside a sandbox redirection has changed addresses: there,
+        all."""
+        return [h for h in listening.heard if not h.is_empty and (claim.segment != WIRE or self._matches(claim, h))]
 
     def _leaks(self, canary: Canary, listening: Listening) -> list[Sighting]:
         """Sightings in clear, but for connections that are claimed to be in clear (another leg of the same request)."""
@@ -364,7 +369,8 @@ class _Bench:
         return [s for s in found if s.heard is None or not any(self._matches(c, s.heard) for c in clear)]
 
     def _to_open(self, claim: Claim, listening: Listening) -> tuple[list[Heard], str]:
-        """(connections, why they cannot be judged from inside); the reason is empty when all were opened to their end."""
+        """(connections, why they cannot be judged from inside); the reason is empty when all were opened to their
+        end."""
         heard = self._between(claim, listening)
         if not heard:
             return [], f"no connection from {claim.source} to {claim.destination} here"

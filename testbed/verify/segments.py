@@ -1,7 +1,9 @@
-"""Where to listen, and what each place is: topology and device names -> segments, and which of them a pair's traffic crosses.
+"""Where to listen, and what each place is: topology and device names -> segments, and which of them a pair's traffic
+crosses.
 
-A segment is one capture point with a meaning: a workload's veth as seen in its node, one end of a link between nodes (both of
-these are `wire` in the words of `model.placement.Claim`), or the loopback inside a workload's sandbox (`local`).
+A segment is one capture point with a meaning: a workload's veth as seen in its node, one end of a link between nodes
+(both of these are `wire` in the words of `model.placement.Claim`), or the loopback inside a workload's sandbox
+(`local`).
 """
 
 from __future__ import annotations
@@ -44,14 +46,17 @@ class Layout:
     homes: Mapping[str, str]
     """Workload (or proxy with an own address) -> node."""
     addresses: Mapping[str, frozenset[str]]
-    """Its own address, and those of services it stands behind: before a VIP is translated, that is what a packet bears."""
+    """Its own address, and those of services it stands behind: before a VIP is translated, that is what a packet
+    bears."""
     routes: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     """(node, node) -> nodes passed, both ends included, where it is not the way of fewest links."""
 
     def crossed(self, source: str, destination: str, kind: str) -> tuple[Segment, ...]:
         """Segments that traffic from `source` to `destination` must appear on, in that order."""
         if kind == LOCAL:
-            return tuple(s for name in (source, destination) for s in self.segments if s.kind == LOCAL and s.workload == name)
+            return tuple(
+                s for name in (source, destination) for s in self.segments if s.kind == LOCAL and s.workload == name
+            )
         found = [s for s in self.segments if s.kind == WIRE and s.workload == source]
         path = self.route(self.homes[source], self.homes[destination])
         for a, b in itertools.pairwise(path):
@@ -85,10 +90,11 @@ def lay_out(
     local: Sequence[str] = (),
     routes: Mapping[tuple[str, str], tuple[str, ...]] | None = None,
 ) -> Layout:
-    """`veths`: workload -> its veth's device name in its node (the runtime knows). Those without an entry are not watched.
+    """`veths`: workload -> its veth's device name in its node (the runtime knows). Those without an entry are not
+    watched.
 
-    `extra`: proxies with an address of their own, name -> (node, address). `local`: workloads whose inside is watched as well.
-    Of each link one end is watched, `a`'s: what is there passed the link or is about to.
+    `extra`: proxies with an address of their own, name -> (node, address). `local`: workloads whose inside is watched
+    as well. Of each link one end is watched, `a`'s: what is there passed the link or is about to.
     """
     homes = {w.name: w.node for w in topology.workloads}
     addresses = {w.name: {w.address} for w in topology.workloads}
