@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import unquote_plus
 
 MAX_HEAD_BYTES = 16 * 1024
@@ -55,6 +56,7 @@ Event = RequestHead | BodyPart | RequestEnd
 END = RequestEnd()
 
 
+@lru_cache(maxsize=256)  # one client sends the same head again and again
 def parse_head(block: bytes) -> RequestHead:
     """The head without its closing empty line. Raises Malformed."""
     lines = block.split(b"\r\n")
