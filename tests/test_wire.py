@@ -218,6 +218,26 @@ def test_a_hung_wire_is_not_alive(lab: ScratchLab, wires: WireLinks, monkeypatch
         os.kill(pid, signal.SIGKILL)
 
 
+def test_a_stalled_wire_drops_what_became_old_and_recovers(lab: ScratchLab, wires: WireLinks) -> None:
+    """Frames that waited unseen beyond the queue's depth are lost and counted, not delivered late; new ones pass."""
+    live = wires.join(lab, [link("a", "b", 0, Impairment(delay_ms=1, queue_ms=50))])
+    pid = wires.status()[0]["pid"]
+    receiver = inside(lab, "b", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    sender = inside(lab, "a", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    with receiver, sender:
+        receiver.bind((live[0].link.b_address, 7001))
+        receiver.settimeout(5)
+        os.kill(pid, signal.SIGSTOP)
+        for _ in range(200):
+            sender.sendto(b"old", (live[0].link.b_address, 7001))
+        time.sleep(0.2)
+        os.kill(pid, signal.SIGCONT)
+        assert eventually(lambda: live[0].counters()["a_to_b"]["stale"] == 200)
+        sender.sendto(b"new", (live[0].link.b_address, 7001))
+
+        assert receiver.recv(100) == b"new"
+
+
 def test_a_gone_node_makes_only_its_links_dead(lab: ScratchLab, wires: WireLinks) -> None:
     """When a namespace disappears, its link is dead and the wire goes on for the others."""
     delay = Impairment(delay_ms=1)

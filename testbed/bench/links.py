@@ -1,7 +1,8 @@
-"""What the wire reaches on this machine: accuracy asked/measured, idle and busy; throughput; packets a second; 50 links at once.
+"""What the wire reaches on this machine: accuracy asked/measured, idle and busy; throughput; packets a second; 50
+links at once.
 
-All in scratch namespaces. Errors are half of the round trip's, achieved minus asked, in microseconds; other work on the machine is
-in them, so medians count and the tails are the neighbours'. Nothing is asserted here.
+All in scratch namespaces. Errors are half of the round trip's, achieved minus asked, in microseconds; other work on
+the machine is in them, so medians count and the tails are the neighbours'. Nothing is asserted here.
 """
 
 from __future__ import annotations
@@ -239,7 +240,8 @@ def table(result: dict) -> str:
     for row in result["accuracy"]:
         how = ("calibrated" if row["calibrated"] else "as is") + (", all cores busy" if row["busy"] else "")
         lines.append(
-            f"| {row['delay_ms']:g} | {how} | {row['p50_us']:.0f} | {row['p90_us']:.0f} | {row['p99_us']:.0f} | {row['lost']} |"
+            f"| {row['delay_ms']:g} | {how} | {row['p50_us']:.0f} | {row['p90_us']:.0f} "
+            f"| {row['p99_us']:.0f} | {row['lost']} |"
         )
     lines.append("")
     lines += [
@@ -255,7 +257,8 @@ def table(result: dict) -> str:
     lines.append(
         f"{many['links']} links in {many['processes']} process, joined in {many['joined_s']:.2f} s: "
         f"{many['frames_per_s']:.0f} frames/s, {many['core_share']:.0%} of a core, error p50 {many['p50_us']:.0f}, "
-        f"p99 {many['p99_us']:.0f}, worst link's p50 {many['worst_link_p50_us']:.0f} us, lost {many['lost']} of {many['probes']}"
+        f"p99 {many['p99_us']:.0f}, worst link's p50 {many['worst_link_p50_us']:.0f} us, "
+        f"lost {many['lost']} of {many['probes']}"
     )
     return "\n".join(lines)
 

@@ -21,7 +21,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from testbed.errors import MachineError, PeerError
@@ -319,7 +319,7 @@ def shapes(link: Link) -> dict[str, dict]:
 
 
 @contextlib.contextmanager
-def _short(path: Path):
+def _short(path: Path) -> Iterator[str]:
     """A name of `path` that fits a Unix socket's 107 bytes, however deep the folder."""
     if not path.parent.is_dir():
         raise MachineError(f"wire socket {path}: no such folder")
