@@ -330,6 +330,18 @@ def test_service_address_spreads_over_three_endpoints(pair: tuple[Namespace, Nam
 
 
 @pytest.mark.root
+def test_the_short_form_for_a_new_namespace_captures_too(pair: tuple[Namespace, Namespace]) -> None:
+    """Without the deletions the same rules stand."""
+    here, _ = pair
+    batch = in_pod_capture()
+    nftables.apply(here.path, batch.for_new_namespace())
+
+    assert len(batch.for_new_namespace().tables) == len(batch.tables) - 1
+    with here.listen("0.0.0.0", 15001) as proxy, here.connect("10.96.0.10", 80) as app:
+        _reaches(app, proxy).close()
+
+
+@pytest.mark.root
 def test_applying_twice_and_removing_leaves_nothing(pair: tuple[Namespace, Namespace]) -> None:
     """Idempotent both ways: rules do not pile up, and a removed table captures no more."""
     here, there = pair
