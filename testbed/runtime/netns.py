@@ -158,7 +158,8 @@ class NetnsLab:
     def _job(self, spawn: Spawn, joins: Sequence[str]) -> dict:
         folder = Path(spawn.folder).absolute()
         shown = [folder, *(Path(shared).absolute() for shared in spawn.shared_folders)]
-        barred = {path: bar for path in _code_folders(spawn.argv[0]) if (bar := barrier(path, spawn.uid)) is not None}
+        needed = [*shown, *_code_folders(spawn.argv[0])]
+        barred = {path: bar for path in needed if (bar := barrier(path, spawn.uid)) is not None}
         kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         env = {"HOME": str(folder), "TMPDIR": str(folder), **kept, **spawn.env}
         return {
@@ -193,6 +194,8 @@ def barrier(path: Path, uid: int) -> Path | None:
     if uid == 0:
         return None
     for folder in reversed(path.parents):
+        if not folder.exists():
+            return None  # the keeper makes it, open to pass
         found = folder.stat()
         if not found.st_mode & (0o100 if found.st_uid == uid else 0o001):
             return folder

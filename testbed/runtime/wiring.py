@@ -32,7 +32,6 @@ SYSCTLS = (
     ("ipv4/conf/default/send_redirects", "0"),
     ("ipv4/ip_unprivileged_port_start", "0"),  # port 80 without a capability
     ("ipv4/ip_nonlocal_bind", "1"),
-    ("ipv4/ping_group_range", "0 2147483647"),
 )
 IN_WORKLOADS = tuple(item for item in SYSCTLS if item[0] != "ipv4/ip_forward")
 
