@@ -115,7 +115,10 @@ def test_twenty_kills_at_random_points_leave_nothing(root: Path) -> None:
     before = devices()
     for _ in range(20):
         child = subprocess.Popen(
-            [sys.executable, "-c", ORCHESTRATOR], cwd=PROJECT, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(PROJECT)}
+            [sys.executable, "-c", ORCHESTRATOR],
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(PROJECT)},
         )
         assert child.stdout is not None and child.stdout.readline() == b"go\n"
         time.sleep(draw.uniform(0.0, 0.25))

@@ -57,7 +57,9 @@ def test_attributes_are_padded_to_four_bytes_and_read_back(kind: int, data: byte
 
 def test_veth_names_both_namespaces_and_indexes() -> None:
     """The peer's header and attributes lie in VETH_INFO_PEER, so that both ends are born in place."""
-    message = netlink.veth(End(name="eth0", index=2, mac="02:00:0a:00:01:02", namespace_fd=101), End(name="w-a", index=10, namespace_pid=7))
+    message = netlink.veth(
+        End(name="eth0", index=2, mac="02:00:0a:00:01:02", namespace_fd=101), End(name="w-a", index=10, namespace_pid=7)
+    )
     outer = attributes(message.body[16:])
     kind = attributes(outer[18])
     peer = attributes(kind[2])[1]
@@ -94,7 +96,9 @@ def test_device_name_must_fit_the_kernel(name: str) -> None:
 def test_chunks_hold_every_message_once_in_order(count: int) -> None:
     """Sequence numbers are positions, whatever the chunking."""
     parts = netlink.chunks([netlink.link_up(i + 1) for i in range(count)])
-    sequences = [struct.unpack_from("=I", data, o + 8)[0] for n, data in parts for o in range(0, len(data), len(data) // n)]
+    sequences = [
+        struct.unpack_from("=I", data, o + 8)[0] for n, data in parts for o in range(0, len(data), len(data) // n)
+    ]
 
     assert sequences == list(range(count))
     assert all(n <= netlink.CHUNK for n, _ in parts)

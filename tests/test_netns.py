@@ -78,7 +78,9 @@ def test_there_is_no_way_between_nodes_before_links_and_one_after(lab: NetnsLab)
 
     def join() -> None:
         with netlink.open_socket() as sock:
-            pair = netlink.veth(End(name="to-n2", index=500, namespace_fd=a), End(name="to-n1", index=501, namespace_fd=b))
+            pair = netlink.veth(
+                End(name="to-n2", index=500, namespace_fd=a), End(name="to-n1", index=501, namespace_fd=b)
+            )
             netlink.transact(sock, [pair], where="link")
 
     def finish(index: int, address: str) -> None:
@@ -111,7 +113,7 @@ def test_a_program_sees_only_itself_and_its_own_folder(lab: NetnsLab) -> None:
 import os
 print(os.getpid(), os.getuid(), os.getgid(), os.getgroups())
 print([p for p in os.listdir('/proc') if p.isdigit()])
-print(os.listdir({str(lab.folder)!r}), os.listdir({str(lab.folder / 'p')!r}))
+print(os.listdir({str(lab.folder)!r}), os.listdir({str(lab.folder / "p")!r}))
 print(open('config').read())
 """
 
@@ -120,7 +122,9 @@ print(open('config').read())
 
 def test_capabilities_are_exactly_those_named_and_nothing_can_be_gained(lab: NetnsLab) -> None:
     """Effective and ambient sets hold net_raw alone, or nothing; no_new_privs is set."""
-    code = "print(*(l.split()[1] for l in open('/proc/self/status') if l.startswith(('CapEff', 'CapAmb', 'NoNewPrivs'))))"
+    code = (
+        "print(*(l.split()[1] for l in open('/proc/self/status') if l.startswith(('CapEff', 'CapAmb', 'NoNewPrivs'))))"
+    )
     raw = f"{1 << 13:016x}"
 
     assert said(python(lab, "raw", code, 3002, capabilities=("net_raw",))) == [f"{raw} {raw} 1"]
@@ -217,7 +221,10 @@ def test_detached_lab_outlives_its_maker_and_can_be_attached_to() -> None:
     lab = NetnsRuntime().attach(NAME)
     try:
         assert lab.processes["s"].poll() is None
-        assert lab.spawn([Spawn(name="t", sandbox="w1-0", argv=["true"], uid=3014, folder=lab.folder / "t")])[0].wait(10) == 0
+        assert (
+            lab.spawn([Spawn(name="t", sandbox="w1-0", argv=["true"], uid=3014, folder=lab.folder / "t")])[0].wait(10)
+            == 0
+        )
     finally:
         lab.down()
     with pytest.raises(UsageError, match="no lab called"):

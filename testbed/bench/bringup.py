@@ -76,7 +76,13 @@ def ours(count: int) -> tuple[float, float]:
     try:
         lab.spawn(
             [
-                Spawn(name=f"s.{w.name}", sandbox=w.name, argv=["sleep", "3600"], uid=20000 + i, folder=lab.folder / "p" / w.name)
+                Spawn(
+                    name=f"s.{w.name}",
+                    sandbox=w.name,
+                    argv=["sleep", "3600"],
+                    uid=20000 + i,
+                    folder=lab.folder / "p" / w.name,
+                )
                 for i, w in enumerate(topology.workloads)
             ]
         )
@@ -88,8 +94,16 @@ def ours(count: int) -> tuple[float, float]:
 
 def mininet_lacks() -> str | None:
     """Why Mininet cannot stand beside us, with the mend; None when it can."""
-    done = subprocess.run([MININET_PYTHON, "-c", "import mininet.net"], capture_output=True) if Path(MININET_PYTHON).exists() else None
-    return None if done is not None and done.returncode == 0 else "Mininet is not here: apt-get install --no-install-recommends mininet"
+    done = (
+        subprocess.run([MININET_PYTHON, "-c", "import mininet.net"], capture_output=True)
+        if Path(MININET_PYTHON).exists()
+        else None
+    )
+    return (
+        None
+        if done is not None and done.returncode == 0
+        else "Mininet is not here: apt-get install --no-install-recommends mininet"
+    )
 
 
 def mininet(count: int) -> tuple[float, float]:

@@ -96,7 +96,9 @@ def hide(hidden: list[str], shown: list[str]) -> None:
 def _drop(job: dict) -> None:
     bits = kernel.capability_bits(job["capabilities"])
     if not job["single_uid"]:
-        if job["uid"] == 0:  # any other user cannot gain one by exec once no_new_privs is set; this saves 40 system calls
+        if (
+            job["uid"] == 0
+        ):  # any other user cannot gain one by exec once no_new_privs is set; this saves 40 system calls
             kernel.limit_capabilities(bits)
         kernel.prctl(kernel.PR_SET_KEEPCAPS, 1)
         os.setgroups([])

@@ -77,7 +77,9 @@ def plan(topology: Topology, extra: Sequence[tuple[str, str, str]]) -> list[Plan
         if name in seen:
             raise ValueError(f"two sandboxes are called {name!r}; give one of them another name")
         if node not in nodes:
-            raise ValueError(f"sandbox {name!r} is on node {node!r}, which does not exist; nodes: {', '.join(sorted(nodes))}")
+            raise ValueError(
+                f"sandbox {name!r} is on node {node!r}, which does not exist; nodes: {', '.join(sorted(nodes))}"
+            )
         seen.add(name)
     return [Planned(name=n, kind=k, address=a, node=at, index=i) for i, (n, k, a, at) in enumerate(rows)]
 
