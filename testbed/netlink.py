@@ -123,7 +123,13 @@ def address(index: int, ip: str, prefix: int) -> Message:
 
 
 def route(
-    destination: str, prefix: int, *, index: int, via: str | None = None, source: str | None = None, onlink: bool = False
+    destination: str,
+    prefix: int,
+    *,
+    index: int,
+    via: str | None = None,
+    source: str | None = None,
+    onlink: bool = False,
 ) -> Message:
     """Without `via` the destination is on the device itself (scope link); `onlink` takes `via` for reachable unasked."""
     scope = RT_SCOPE_UNIVERSE if via else RT_SCOPE_LINK

@@ -81,7 +81,9 @@ def test_pss_is_summed_and_ended_processes_count_nothing(tmp_path: Path) -> None
     """Three processes, one of which has ended between listing and reading."""
     for pid, kilobytes in ((11, 100), (12, 23)):
         (tmp_path / str(pid)).mkdir()
-        (tmp_path / str(pid) / "smaps_rollup").write_text(f"00-ff ---p [rollup]\nRss: 999 kB\nPss: {kilobytes} kB\nPss_Anon: 7 kB\n")
+        (tmp_path / str(pid) / "smaps_rollup").write_text(
+            f"00-ff ---p [rollup]\nRss: 999 kB\nPss: {kilobytes} kB\nPss_Anon: 7 kB\n"
+        )
 
     assert procstat.pss([11, 12, 13], proc=tmp_path) == 123 * 1024
     assert procstat.pss([13], proc=tmp_path) is None

@@ -120,7 +120,9 @@ def read(process: Process, *, now: float, found: Trees | None = None) -> Reading
 def usage(before: Reading, after: Reading) -> Usage:
     """Raises ValueError for readings of different components or sources: their counters do not subtract."""
     if (before.component, before.source) != (after.component, after.source):
-        raise ValueError(f"readings of {before.component} ({before.source}) and {after.component} ({after.source}) do not match")
+        raise ValueError(
+            f"readings of {before.component} ({before.source}) and {after.component} ({after.source}) do not match"
+        )
     return Usage(
         component=after.component,
         seconds=after.at_s - before.at_s,
@@ -147,5 +149,3 @@ class ProcStat:
 
     def _read(self) -> dict[str, Reading]:
         return {p.name: read(p, now=time.monotonic(), found=self._found) for p in self._watched}
-
-

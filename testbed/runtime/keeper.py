@@ -135,7 +135,9 @@ class Keeper:
             try:
                 getattr(self, "do_" + message["op"])(client, message)
             except (OSError, ValueError, KeyError) as error:
-                client.send({"op": "failed", "name": message.get("name", ""), "why": f"{type(error).__name__}: {error}"})
+                client.send(
+                    {"op": "failed", "name": message.get("name", ""), "why": f"{type(error).__name__}: {error}"}
+                )
 
     def do_build(self, client: Client, message: dict) -> None:
         """Makes the namespaces, each with its sysctls, then sends their netlink messages."""

@@ -44,7 +44,7 @@ def _become(job: dict, netns_fd: int, received: list[int], report: int) -> None:
     kernel.setns(netns_fd, kernel.NEWNET)
     log = os.open(job["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     kernel.unshare(kernel.NEWNS)
-    _hide(job["hide"], job["show"])
+    hide(job["hide"], job["show"])
     null = os.open("/dev/null", os.O_RDONLY)
     own_proc(job["pid_namespace"], required=not job["single_uid"])
     os.chdir(job["folder"])
@@ -81,7 +81,7 @@ def own_proc(pid_namespace: bool, *, required: bool) -> None:
             raise  # in a user namespace under a masked /proc the kernel refuses; there we go as far as we can
 
 
-def _hide(hidden: list[str], shown: list[str]) -> None:
+def hide(hidden: list[str], shown: list[str]) -> None:
     """Covers each `hidden` folder by an empty one and puts the `shown` folders back at their own paths."""
     kept = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in shown]
     for path in hidden:
@@ -96,7 +96,9 @@ def _hide(hidden: list[str], shown: list[str]) -> None:
 def _drop(job: dict) -> None:
     bits = kernel.capability_bits(job["capabilities"])
     if not job["single_uid"]:
-        if job["uid"] == 0:  # any other user cannot gain one by exec once no_new_privs is set; this saves 40 system calls
+        if (
+            job["uid"] == 0
+        ):  # any other user cannot gain one by exec once no_new_privs is set; this saves 40 system calls
             kernel.limit_capabilities(bits)
         kernel.prctl(kernel.PR_SET_KEEPCAPS, 1)
         os.setgroups([])

@@ -20,7 +20,7 @@ from testbed.errors import MachineError, PeerError, UsageError
 from testbed.model.topology import Topology
 from testbed.runtime import cgroups, enter, ownership, wiring
 from testbed.runtime.keeper import BASE, MARK
-from testbed.runtime.ownership import Being, LabState, being
+from testbed.runtime.ownership import LabState, being
 from testbed.runtime.process import Connection, LabProcess
 from testbed.runtime.routing import routes
 from testbed.runtime.wiring import Batch, Planned
@@ -36,7 +36,9 @@ PASSED_ON = ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "LANG", "LC_ALL", "TZ", "PYTHO
 class NetnsLab:
     """A lab that is up (`seams.RunningLab`)."""
 
-    def __init__(self, *, state: LabState, root: Path, connection: Connection, starter: subprocess.Popen[bytes] | None) -> None:
+    def __init__(
+        self, *, state: LabState, root: Path, connection: Connection, starter: subprocess.Popen[bytes] | None
+    ) -> None:
         self.name = state.name
         self.folder = root / state.name
         self.state = state
@@ -74,7 +76,9 @@ class NetnsLab:
         for spawn in spawns:
             if spawn.sandbox not in self._index:
                 known = ", ".join(sorted(self._index))
-                raise UsageError(f"lab {self.name}: {spawn.name!r} is for sandbox {spawn.sandbox!r}, known are: {known}")
+                raise UsageError(
+                    f"lab {self.name}: {spawn.name!r} is for sandbox {spawn.sandbox!r}, known are: {known}"
+                )
         joins = self._make_cgroups([spawn.name for spawn in spawns])
         for spawn in spawns:
             self._connection.codes.pop(spawn.name, None)
@@ -107,7 +111,9 @@ class NetnsLab:
         for node, rows in ways.items():
             for _, _, device in rows:
                 if device not in indexes[node]:
-                    raise UsageError(f"lab {self.name}: node {node} has no device {device}; join the links before routing")
+                    raise UsageError(
+                        f"lab {self.name}: node {node} has no device {device}; join the links before routing"
+                    )
         self._wire("wire", wiring.route_batches(ways, self.planned, indexes))
 
     def down(self) -> None:
@@ -158,7 +164,8 @@ class NetnsLab:
     def _job(self, spawn: Spawn, joins: Sequence[str]) -> dict:
         folder = Path(spawn.folder).absolute()
         shown = [folder, *(Path(shared).absolute() for shared in spawn.shared_folders)]
-        barred = {path: bar for path in _code_folders(spawn.argv[0]) if (bar := barrier(path, spawn.uid)) is not None}
+        needed = [] if self._single_uid else [*shown, *_code_folders(spawn.argv[0])]
+        barred = {path: bar for path in needed if (bar := barrier(path, spawn.uid)) is not None}
         kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         env = {"HOME": str(folder), "TMPDIR": str(folder), **kept, **spawn.env}
         return {
@@ -193,6 +200,8 @@ def barrier(path: Path, uid: int) -> Path | None:
     if uid == 0:
         return None
     for folder in reversed(path.parents):
+        if not folder.exists():
+            return None  # the keeper makes it, open to pass
         found = folder.stat()
         if not found.st_mode & (0o100 if found.st_uid == uid else 0o001):
             return folder
@@ -212,9 +221,13 @@ class NetnsRuntime:
         if os.geteuid() != 0:
             limit = Path("/proc/sys/user/max_user_namespaces")
             if not limit.exists() or int(limit.read_text()) == 0:
-                lacks.append("neither root nor user namespaces: run as root, or `sysctl user.max_user_namespaces=10000`")
+                lacks.append(
+                    "neither root nor user namespaces: run as root, or `sysctl user.max_user_namespaces=10000`"
+                )
         if os.geteuid() != 0 or enter.single_uid():
-            lacks.append("not root: every program of a lab has the same user id and no cgroup of its own; run as root for both")
+            lacks.append(
+                "not root: every program of a lab has the same user id and no cgroup of its own; run as root for both"
+            )
         elif not any(os.access(tree, os.W_OK) for tree in cgroups.trees().all):
             lacks.append("no cgroup tree to write to: CPU is read from process clocks; mount cgroup2 on /sys/fs/cgroup")
         return lacks

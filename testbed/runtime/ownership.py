@@ -105,7 +105,9 @@ def claim(state: LabState, root: Path) -> Path:
         made.rename(root / state.name)
     except OSError as error:
         remove(str(made))
-        raise UsageError(f"a lab called {state.name!r} is up already; `lab.down {state.name}` first, or another --name") from error
+        raise UsageError(
+            f"a lab called {state.name!r} is up already; `lab.down {state.name}` first, or another --name"
+        ) from error
     return root / state.name
 
 
@@ -141,7 +143,9 @@ def gc(*, dry_run: bool = False, everything: bool = False, root: Path | None = N
     removed = []
     for state in labs(root):
         if everything or not state.alive:
-            removed.append(Left(kind="lab", name=state.name, why="asked for" if state.alive else "its keeper or owner is dead"))
+            removed.append(
+                Left(kind="lab", name=state.name, why="asked for" if state.alive else "its keeper or owner is dead")
+            )
             if not dry_run:
                 bury(state, root)
     for folder in sorted(root.glob(".*.*.*")):

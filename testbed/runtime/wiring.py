@@ -32,7 +32,6 @@ SYSCTLS = (
     ("ipv4/conf/default/send_redirects", "0"),
     ("ipv4/ip_unprivileged_port_start", "0"),  # port 80 without a capability
     ("ipv4/ip_nonlocal_bind", "1"),
-    ("ipv4/ping_group_range", "0 2147483647"),
 )
 IN_WORKLOADS = tuple(item for item in SYSCTLS if item[0] != "ipv4/ip_forward")
 
@@ -78,7 +77,9 @@ def plan(topology: Topology, extra: Sequence[tuple[str, str, str]]) -> list[Plan
         if name in seen:
             raise ValueError(f"two sandboxes are called {name!r}; give one of them another name")
         if node not in nodes:
-            raise ValueError(f"sandbox {name!r} is on node {node!r}, which does not exist; nodes: {', '.join(sorted(nodes))}")
+            raise ValueError(
+                f"sandbox {name!r} is on node {node!r}, which does not exist; nodes: {', '.join(sorted(nodes))}"
+            )
         seen.add(name)
     return [Planned(name=n, kind=k, address=a, node=at, index=i) for i, (n, k, a, at) in enumerate(rows)]
 

@@ -1,0 +1,151 @@
+"""bench.bringup: how long N hosts take to come up and go down, ours beside Mininet's, interleaved.
+
+A host of ours is a routed workload with a sleeping process of its own user, PID and mount namespace; one of Mininet's is a bash in a
+network namespace on a Linux bridge. Mininet runs under the system's Python (Debian package `mininet`) and stops what it started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from testbed.errors import MachineError
+from testbed.model.topology import App, Node, Topology, Workload, node_network, workload_address
+from testbed.runtime.netns import NetnsRuntime
+from testbed.seams import Spawn
+
+PER_NODE = 250
+MININET_PYTHON = "/usr/bin/python3"
+MININET = """
+import json, sys, time
+from mininet.net import Mininet
+from mininet.topo import SingleSwitchTopo
+from mininet.nodelib import LinuxBridge
+from mininet.log import setLogLevel
+setLogLevel("error")
+begin = time.perf_counter()
+net = Mininet(topo=SingleSwitchTopo(int(sys.argv[1])), switch=LinuxBridge, controller=None, autoSetMacs=True)
+try:
+    net.start()
+    up = time.perf_counter()
+finally:
+    net.stop()
+print(json.dumps([up - begin, time.perf_counter() - up]))
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Medians over rounds, seconds."""
+
+    who: str
+    hosts: int
+    up_s: float
+    down_s: float
+    rounds: int
+
+
+def hosts(count: int) -> Topology:
+    """`count` workloads, as many on a node as it holds."""
+    nodes, workloads = [], []
+    for first in range(0, count, PER_NODE):
+        number = first // PER_NODE + 1
+        network, gateway = node_network(number)
+        nodes.append(Node(name=f"node{number}", zone="z", address=gateway, network=network))
+        for i in range(min(PER_NODE, count - first)):
+            workloads.append(
+                Workload(
+                    name=f"h{first + i}", group="h", namespace="default", service_account="h", node=f"node{number}",
+                    address=workload_address(number, i), app=App(kind="idle"),
+                )
+            )  # fmt: skip
+    return Topology(name=f"{count}-hosts", nodes=tuple(nodes), workloads=tuple(workloads), services=(), links=())
+
+
+def ours(count: int) -> tuple[float, float]:
+    """(up, down) in seconds, a sleeping process per host included."""
+    topology = hosts(count)
+    begin = time.perf_counter()
+    lab = NetnsRuntime().up(topology, name=f"bringup-{os.getpid()}")
+    try:
+        lab.spawn(
+            [
+                Spawn(
+                    name=f"s.{w.name}",
+                    sandbox=w.name,
+                    argv=["sleep", "3600"],
+                    uid=20000 + i,
+                    folder=lab.folder / "p" / w.name,
+                )
+                for i, w in enumerate(topology.workloads)
+            ]
+        )
+        up = time.perf_counter()
+    finally:
+        lab.down()
+    return up - begin, time.perf_counter() - up
+
+
+def mininet_lacks() -> str | None:
+    """Why Mininet cannot stand beside us, with the mend; None when it can."""
+    done = (
+        subprocess.run([MININET_PYTHON, "-c", "import mininet.net"], capture_output=True)
+        if Path(MININET_PYTHON).exists()
+        else None
+    )
+    return (
+        None
+        if done is not None and done.returncode == 0
+        else "Mininet is not here: apt-get install --no-install-recommends mininet"
+    )
+
+
+def mininet(count: int) -> tuple[float, float]:
+    done = subprocess.run([MININET_PYTHON, "-c", MININET, str(count)], capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        raise MachineError(f"Mininet with {count} hosts failed: {done.stderr.strip()[-300:]}")
+    up, down = json.loads(done.stdout.splitlines()[-1])
+    return up, down
+
+
+def run(sizes: Sequence[int] = (10, 100), rounds: int = 3, *, mininet_up_to: int = 100) -> list[Row]:
+    """Rounds are interleaved, so that drift of the machine meets both alike."""
+    peers: dict[str, Callable[[int], tuple[float, float]]] = {"meshbed": ours}
+    if mininet_lacks() is None:
+        peers["mininet"] = mininet
+    taken: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for _ in range(rounds):
+        for size in sizes:
+            for who, measure in peers.items():
+                if who == "meshbed" or size <= mininet_up_to:
+                    taken.setdefault((who, size), []).append(measure(size))
+    return [
+        Row(
+            who=who, hosts=size, rounds=len(pairs),
+            up_s=statistics.median(p[0] for p in pairs), down_s=statistics.median(p[1] for p in pairs),
+        )
+        for (who, size), pairs in sorted(taken.items(), key=lambda item: (item[0][1], item[0][0]))
+    ]  # fmt: skip
+
+
+def table(rows: Sequence[Row]) -> str:
+    lines = ["| hosts | who | up, ms | down, ms | rounds |", "|---|---|---|---|---|"]
+    lines += [f"| {r.hosts} | {r.who} | {r.up_s * 1e3:.0f} | {r.down_s * 1e3:.0f} | {r.rounds} |" for r in rows]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    print(table(run((10, 100, 1000))))
+    print("A host of ours holds a sleeping process, one of Mininet's a bash: part of Mininet's cost.")
+    if lack := mininet_lacks():
+        print(lack)
+
+
+if __name__ == "__main__":
+    main()
