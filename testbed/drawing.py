@@ -98,7 +98,7 @@ def _link(
     state = lock(on_segment(findings, link=f"{link['a']}--{link['b']}"))
     line = f'<line class="link {state}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
     words = _impairment(link)
-    size = 6.3 * len(words) + 34
+    size = 6.8 * len(words) + 36
     back = f'<rect class="chip" x="{x - size / 2:.1f}" y="{y - 12:.1f}" width="{size:.1f}" height="24" rx="12"/>'
     return line, back + _padlock(x - size / 2 + 14, y, state) + _text(x - size / 2 + 26, y + 4, words, "start")
 

@@ -92,7 +92,7 @@ def curves(series: Mapping[str, Sequence[float]], *, unit: str, title: str) -> s
 
 
 def bars(rows: Sequence[BarRow], *, names: Sequence[str], unit: str, title: str) -> str:
-    """Stacked by component; the sum stands at the end. `names` gives each component its colour, on every plot the same."""
+    """Stacked by component; the sum stands at the end. `names` fixes each component's colour."""
     axis = _Axis(0.0, max([sum(max(0.0, v) for v in row.parts.values()) for row in rows] or [1.0]) * 1.08)
     height = len(rows) * _ROW + 46
     body = [axis.draw(height - 36, unit)]

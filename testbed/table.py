@@ -9,14 +9,16 @@ was not measured is `–` with a note.
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
-import numpy as np
 import pandas as pd
 
+from testbed import stats
 from testbed.model.experiment import Finding, Measurement, Result
 
 BASE = "none"
@@ -129,26 +131,25 @@ def _folded(m: Measurement) -> str:
 
 def interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
     """95 % bootstrap of the median over rounds; always the same seed, so that a table can be made again."""
-    if len(values) < MIN_ROUNDS:
-        return None, None
-    return _ends(_resampled(values, seed=0))
+    return _interval(tuple(values)) if len(values) >= MIN_ROUNDS else (None, None)
+
+
+@cache
+def _interval(values: tuple[float, ...]) -> tuple[float, float]:
+    found = stats.bootstrap_interval(values, draw=random.Random(0).random)
+    return found.low, found.high
 
 
 def unpaired_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
     """The same for the difference of two medians, b - a, whose rounds have nothing to do with each other."""
     if min(len(a), len(b)) < MIN_ROUNDS:
         return None, None
-    return _ends(_resampled(b, seed=0) - _resampled(a, seed=1))
-
-
-def _resampled(values: Sequence[float], *, seed: int, resamples: int = 10_000) -> np.ndarray:
-    picks = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
-    return np.median(np.asarray(values, dtype=float)[picks], axis=1)
-
-
-def _ends(medians: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(medians, [2.5, 97.5])
-    return float(low), float(high)
+    rng = random.Random(0)
+    changes = [
+        stats.median(rng.choices(b, k=len(b))) - stats.median(rng.choices(a, k=len(a))) for _ in range(stats.RESAMPLES)
+    ]
+    low, high = stats.percentiles(changes, [2.5, 97.5])
+    return low, high
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

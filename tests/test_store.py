@@ -99,8 +99,10 @@ def test_a_kill_at_any_byte_costs_only_the_trial_in_progress(
     """Whatever half-written bytes follow the last journal line, and wherever that line is torn, whole trials stay."""
     root = tmp_path_factory.mktemp("runs")
     with new_run(root) as run:
+        sizes = [(run.path / "measurements.csv").stat().st_size]
         for number in range(3):
             run.append_trial(rows(f"t{number}"), [request()])
+            sizes.append((run.path / "measurements.csv").stat().st_size)
     journal = (run.path / "journal.jsonl").read_bytes()
     whole_lines = journal.splitlines(keepends=True)[: keep + 1]
     torn = b"".join(journal.splitlines(keepends=True)[keep + 1 :])
@@ -112,6 +114,8 @@ def test_a_kill_at_any_byte_costs_only_the_trial_in_progress(
     assert store.Run.open(run.path).whole_trials() == expected
     with store.Run.resume(run.path, now="2026-01-02T04:00:00Z") as again:
         assert again.whole_trials() == expected
+        # Other people's scripts read the CSV without our journal: nothing half written may be left in it.
+        assert (run.path / "measurements.csv").stat().st_size == sizes[keep]
         again.append_trial(rows("later"), [request()])
     read = store.Run.open(run.path)
     assert read.measurements() == [m for t in (*expected, "later") for m in rows(t)]
