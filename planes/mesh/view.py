@@ -122,7 +122,7 @@ class MeshView:
         return self._by_address.get((network, address))
 
     def service_at(self, network: str, address: str, client_namespace: str) -> ServiceView | None:
-        """Of services that share a VIP: the client's namespace, else the canonical one, else the first. CIDRs are last."""
+        """Of services that share a VIP: the client's namespace, else the canonical, else the first. CIDRs are last."""
         held = self._by_vip.get((network, address))
         if held is None:
             if not self._by_cidr:

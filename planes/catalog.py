@@ -1,0 +1,44 @@
+"""The planes by name, each a sum of placements. A plane that mixes (hybrid) adds more terms; it needs no other seam."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from planes.ztunnel.place import ambient_workloads, traffic_claims, ztunnels
+from planes.ztunnel.place import mesh_view as _mesh_view
+from testbed.errors import UsageError
+from testbed.model.placement import Placement
+from testbed.model.topology import Topology
+
+
+@dataclass(frozen=True, slots=True)
+class CataloguedPlane:
+    """A name and how it is placed; fits `testbed.seams.Plane`."""
+
+    name: str
+    _place: Callable[[Topology], Placement]
+
+    def place(self, topology: Topology, options: Mapping[str, object]) -> Placement:
+        """Raises UsageError for an option, for the planes of today have none."""
+        if options:
+            raise UsageError(f"plane {self.name}: no option is called {sorted(options)[0]!r}; this plane takes none")
+        return self._place(topology)
+
+
+def _place_none(topology: Topology) -> Placement:
+    return Placement(plane="none", claims=traffic_claims(topology, captured=frozenset()))
+
+
+def _place_ambient_l4(topology: Topology) -> Placement:
+    captured = ambient_workloads(topology)
+    proxies = ztunnels(topology, captured=captured, view=_mesh_view(topology, captured=captured))
+    return (
+        Placement(plane="ambient-l4")
+        + proxies
+        + Placement(plane="ambient-l4", claims=traffic_claims(topology, captured=captured))
+    )
+
+
+none = CataloguedPlane("none", _place_none)
+ambient_l4 = CataloguedPlane("ambient-l4", _place_ambient_l4)

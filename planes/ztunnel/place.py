@@ -1,0 +1,150 @@
+"""Where ztunnels go: one per node that has captured workloads, entering these, holding their identities and no others.
+
+Three terms that a plane adds up: `mesh_view` (what every proxy knows), `ztunnels` (proxies and captures) and
+`traffic_claims` (what must then be seen on the wire). Sidecars and waypoints are further terms beside them: a workload
+label decides who captures, `waypoints` says which services are reached through one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+from testbed.model.placement import Capture, CaptureKind, Claim, Encryption, Placement, Proxy
+from testbed.model.policy import policies_for_view
+from testbed.model.topology import Service, ServicePort, Topology, Workload
+
+CLUSTER = "Kubernetes"
+AMBIENT_LABELS = (None, "ambient")
+_PREFERENCES = {
+    "prefer-same-zone": ("Failover", ["Network", "Region", "Zone"]),
+    "prefer-same-node": ("Failover", ["Network", "Region", "Zone", "Subzone", "Node"]),
+    "local": ("Strict", ["Node"]),
+}
+
+
+def ambient_workloads(topology: Topology) -> frozenset[str]:
+    """Names of the workloads whose label puts them, or leaves them, in the ambient mesh."""
+    return frozenset(w.name for w in topology.workloads if w.plane in AMBIENT_LABELS)
+
+
+def mesh_view(
+    topology: Topology,
+    *,
+    captured: Collection[str],
+    waypoints: Mapping[str, str] | None = None,
+    extra_workloads: tuple[dict, ...] = (),
+) -> dict:
+    """The whole mesh in LOCAL shape. `captured` workloads take HBONE.
+
+    `waypoints` is service name to the address of its waypoint; services not in it are reached directly, whatever the
+    topology wishes. `extra_workloads` are the waypoints themselves, in LOCAL shape.
+    """
+    policies, attached = policies_for_view(topology)
+    return {
+        "workloads": [
+            *(_workload(topology, w, w.name in captured, attached.get(w.name, [])) for w in topology.workloads),
+            *extra_workloads,
+        ],
+        "services": [_service(s, (waypoints or {}).get(s.name)) for s in topology.services],
+        "policies": policies,
+    }
+
+
+def _workload(topology: Topology, w: Workload, captured: bool, policies: list[str]) -> dict:
+    labels = dict(w.labels)
+    return {
+        "uid": f"{CLUSTER}//Pod/{w.namespace}/{w.name}",
+        "name": w.name,
+        "namespace": w.namespace,
+        "serviceAccount": w.service_account,
+        "trustDomain": topology.trust_domain,
+        "workloadIps": [w.address],
+        "protocol": "HBONE" if captured else "TCP",
+        "node": w.node,
+        "workloadName": w.group,
+        "workloadType": "deployment",
+        "canonicalName": labels.get("app", w.group),
+        "canonicalRevision": labels.get("version", "latest"),
+        "clusterId": CLUSTER,
+        "locality": {"region": "", "zone": topology.node(w.node).zone, "subzone": ""},
+        "authorizationPolicies": policies,
+        "services": {
+            f"{s.namespace}/{s.hostname}": _ports(s.ports) for s in topology.services if w.name in s.endpoints
+        },
+    }
+
+
+def _service(service: Service, waypoint: str | None) -> dict:
+    view: dict = {
+        "name": service.name,
+        "namespace": service.namespace,
+        "hostname": service.hostname,
+        "vips": [f"/{service.address}"],
+        "ports": _ports(service.ports),
+    }
+    if service.traffic_distribution in _PREFERENCES:
+        mode, preferences = _PREFERENCES[service.traffic_distribution]
+        view["loadBalancer"] = {"mode": mode, "routingPreferences": preferences, "healthPolicy": "OnlyHealthy"}
+    if waypoint is not None:
+        view["waypoint"] = {"destination": f"/{waypoint}", "hboneMtlsPort": 15008}
+    return view
+
+
+def _ports(ports: tuple[ServicePort, ...]) -> dict[str, int]:
+    return {str(p.port): p.target_port for p in ports}
+
+
+def ztunnels(topology: Topology, *, captured: Collection[str], view: dict) -> Placement:
+    """One ztunnel per node that has captured workloads. Its identities are its workloads': that is its boundary."""
+    proxies = []
+    for node in topology.nodes:
+        entered = [w for w in topology.on_node(node.name) if w.name in captured]
+        if entered:
+            proxies.append(
+                Proxy(
+                    name=f"ztunnel.{node.name}",
+                    role="ztunnel",
+                    node=node.name,
+                    sandbox=node.name,
+                    program="planes.ztunnel",
+                    serves=tuple(w.name for w in entered),
+                    identities=tuple(sorted({w.identity(topology.trust_domain) for w in entered})),
+                    view=view,
+                    enters=tuple(w.name for w in entered),
+                )
+            )
+    captures = tuple(
+        Capture(workload=w.name, kind=CaptureKind.IN_POD) for w in topology.workloads if w.name in captured
+    )
+    return Placement(plane="ztunnel", proxies=tuple(proxies), captures=captures)
+
+
+def traffic_claims(topology: Topology, *, captured: Collection[str]) -> tuple[Claim, ...]:
+    """For every pair that may talk: mTLS with HBONE where both are captured, else the application's own bytes."""
+    found: dict[tuple[str, str, str | None], Claim] = {}
+    for client, server, port in _pairs(topology):
+        both = client.name in captured and server.name in captured
+        authority = f"{server.address}:{port.target_port}" if both else None
+        found[client.name, server.name, authority] = Claim(
+            source=client.name,
+            destination=server.name,
+            segment="wire",
+            encryption=Encryption.MTLS if both else Encryption.CLEAR,
+            hbone=both,
+            authority=authority,
+            client_identity=client.identity(topology.trust_domain) if both else None,
+            server_identity=server.identity(topology.trust_domain) if both else None,
+        )
+    return tuple(found.values())
+
+
+def _pairs(topology: Topology) -> Iterator[tuple[Workload, Workload, ServicePort]]:
+    """Clients are idle workloads, which may call every service, and applications, which call those they name."""
+    by_name = {w.name: w for w in topology.workloads}
+    for client in topology.workloads:
+        for service in topology.services:
+            if client.app.kind != "idle" and service.name not in client.app.calls:
+                continue
+            for endpoint in service.endpoints:
+                if endpoint != client.name:
+                    yield from ((client, by_name[endpoint], port) for port in service.ports)

@@ -1,0 +1,158 @@
+"""The lab's CA: a self-signed root per trust domain, and short-lived SPIFFE leaves as Istio's CA issues them.
+
+Profile of facts/hbone 1.2: URI SAN, critical since the subject is empty; key usage digitalSignature and
+keyEncipherment; both extended usages, for one certificate serves both roles; P-256 keys, in PKCS#8, the only form
+ztunnel reads. Time is an argument; nothing here looks at a clock.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from testbed.model.identity import DEFAULT_TRUST_DOMAIN, Identity
+
+LEAF_LIFETIME_S = 24 * 3600.0
+ROOT_LIFETIME_S = 10 * 365 * 24 * 3600.0
+BACKDATE_S = 60.0
+"""Not-before lies this much earlier, so that a peer whose clock is a little behind accepts a fresh certificate."""
+
+CERTIFICATE_FILE, KEY_FILE, ROOTS_FILE = "cert.pem", "key.pem", "roots.pem"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaf:
+    """A certificate with its key, and from when to when it counts (seconds since the epoch)."""
+
+    identity: Identity
+    cert_pem: bytes
+    key_pem: bytes
+    issued_at: float
+    not_after: float
+
+    def __repr__(self) -> str:  # a key must not end in a log
+        return f"Leaf({self.identity}, not_after={self.not_after:.0f})"
+
+
+class CertificateAuthority:
+    """A root that signs leaves of any identity; the caller decides who may have which."""
+
+    def __init__(self, *, now: float, trust_domain: str = DEFAULT_TRUST_DOMAIN) -> None:
+        """A new root each time: two authorities of one name do not trust each other's leaves."""
+        self.trust_domain = trust_domain
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, trust_domain)])
+        public = self._key.public_key()
+        self._key_id = x509.SubjectKeyIdentifier.from_public_key(public)
+        self._root = (
+            _validity(x509.CertificateBuilder(), now, ROOT_LIFETIME_S)
+            .subject_name(self._name)
+            .issuer_name(self._name)
+            .public_key(public)
+            .serial_number(x509.random_serial_number())
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
+            .add_extension(self._key_id, critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+
+    @property
+    def bundle(self) -> bytes:
+        """The trust bundle: the root as PEM."""
+        return self._root.public_bytes(serialization.Encoding.PEM)
+
+    def issue(self, identity: Identity, *, now: float, lifetime_s: float = LEAF_LIFETIME_S) -> Leaf:
+        """A leaf with a key of its own. The identity may be of another trust domain: tests need such wrong ones."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        builder = _validity(x509.CertificateBuilder(), now, lifetime_s)
+        certificate = (
+            builder.subject_name(x509.Name([]))
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            # RFC 5280 4.2.1.6: with an empty subject the alternative name must be critical.
+            .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(identity))]), critical=True)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(digital_signature=True, key_encipherment=True), critical=True)
+            .add_extension(
+                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+                critical=False,
+            )
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(self._key_id), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        return Leaf(
+            identity=identity,
+            cert_pem=certificate.public_bytes(serialization.Encoding.PEM),
+            key_pem=key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            ),
+            issued_at=now,
+            not_after=certificate.not_valid_after_utc.timestamp(),
+        )
+
+
+def due(leaf: Leaf, now: float) -> bool:
+    """Whether to renew: at half of its life, as ztunnel does."""
+    return now >= leaf.issued_at + (leaf.not_after - leaf.issued_at) / 2
+
+
+def write_identity(folder: Path, leaf: Leaf, bundle: bytes, uid: int) -> None:
+    """`cert.pem`, `key.pem`, `roots.pem` in `folder`, readable by `uid` alone, each replaced in one step.
+
+    The certificate is put down last: who watches it reads the new key with the new certificate. A reader that comes in
+    between finds a key that does not fit, and tries again. Only root can give files to another uid.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if uid != os.geteuid():
+        os.chown(folder, uid, -1)
+    for name, content in ((ROOTS_FILE, bundle), (KEY_FILE, leaf.key_pem), (CERTIFICATE_FILE, leaf.cert_pem)):
+        _replace(folder / name, content, uid)
+
+
+def _replace(path: Path, content: bytes, uid: int) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600 from its birth
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            if uid != os.geteuid():
+                os.fchown(file.fileno(), uid, -1)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _validity(builder: x509.CertificateBuilder, now: float, lifetime_s: float) -> x509.CertificateBuilder:
+    start = datetime.fromtimestamp(now, UTC)
+    return builder.not_valid_before(start - timedelta(seconds=BACKDATE_S)).not_valid_after(
+        start + timedelta(seconds=lifetime_s)
+    )
+
+
+def _usage(
+    *,
+    digital_signature: bool = False,
+    key_encipherment: bool = False,
+    key_cert_sign: bool = False,
+    crl_sign: bool = False,
+) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        key_encipherment=key_encipherment,
+        key_cert_sign=key_cert_sign,
+        crl_sign=crl_sign,
+        content_commitment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
