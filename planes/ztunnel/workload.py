@@ -108,7 +108,7 @@ class WorkloadProxy:
         give_up_s = self.context.loop.time() + WORKLOAD_WAIT_S
         while (local := self.local) is None:
             if self.context.loop.time() > give_up_s:
-                raise PeerError(f"workload {self.namespace}/{self.name} is not in the view of {self.context.settings.name}")
+                raise PeerError(f"workload {self.namespace}/{self.name} is not in the view")
             await asyncio.sleep(0.05)
         return local
 
