@@ -81,7 +81,7 @@ class WorkloadProxy:
         return self.context.decisions.local(self.namespace, self.name)
 
     async def start(self) -> None:
-        """Opens 15001, 15006 and 15008 inside the workload's namespace; the local workload must be in the view by then."""
+        """Opens the three listeners inside the workload's namespace, once the view knows the workload."""
         from planes.ztunnel import inbound, outbound, passthrough
 
         context, settings = self.context, self.context.settings
