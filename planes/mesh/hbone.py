@@ -3,7 +3,8 @@
 Holds no socket and no clock: give it bytes, take events and `take_output()`. TLS is a layer below (`tls`), choosing a
 peer a layer above (`route`, `pool`). Source: RFC 9113 (§8.5 for CONNECT), facts/hbone 1.3-1.9. Two things differ from a
 textbook codec, both for speed: DATA is handed on in pieces as it arrives, never gathered to whole frames; and a stream
-with a `sink` gets its bytes by a direct call instead of an event. Compression is hpack's on receipt, table-free on sending.
+with a `sink` gets its bytes by a direct call instead of an event.
+Compression is hpack's on receipt, table-free on sending.
 
 A peer's breach ends the connection with a `ConnectionFailed` event and a queued GOAWAY, or one stream with RST_STREAM;
 our own misuse raises `testbed.errors.Bug`.
@@ -501,7 +502,7 @@ class HboneConnection:
                 raise _Breach(frames.PROTOCOL_ERROR, f"first frame is of type {kind}, not SETTINGS")
             self._settings_due = False
         if self._block is not None and (kind != frames.CONTINUATION or number != self._block_stream):
-            raise _Breach(frames.PROTOCOL_ERROR, f"frame type {kind} inside header block of stream {self._block_stream}")
+            raise _Breach(frames.PROTOCOL_ERROR, f"frame type {kind} in header block of stream {self._block_stream}")
         if kind in _NEEDS_STREAM and number == 0:
             raise _Breach(frames.PROTOCOL_ERROR, f"frame of type {kind} on stream 0")
         if kind in _NEEDS_CONNECTION and number != 0:

@@ -91,12 +91,12 @@ def upstream(
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if mark is not None:
         _try_option(sock, socket.SOL_SOCKET, socket.SO_MARK, mark)
-    if source is not None and source != destination[0] and _family(source) == sock.family:
-        if _try_option(sock, socket.SOL_IP, IP_TRANSPARENT, 1) and _try_option(sock, socket.SOL_IP, IP_FREEBIND, 1):
-            try:
-                sock.bind((source, 0))
-            except OSError:
-                pass
+    spoof = source is not None and source != destination[0] and _family(source) == sock.family
+    if spoof and _try_option(sock, socket.SOL_IP, IP_TRANSPARENT, 1) and _try_option(sock, 0, IP_FREEBIND, 1):
+        try:
+            sock.bind((source, 0))
+        except OSError:
+            pass
     return sock
 
 
@@ -109,7 +109,7 @@ def _try_option(sock: socket.socket, level: int, option: int, value: int) -> boo
 
 
 def original_destination(sock: socket.socket) -> tuple[str, int]:
-    """Where a redirected connection was going before REDIRECT (facts 1.1). Raises OSError when it was not redirected."""
+    """Where a redirected connection was going before REDIRECT. Raises OSError when it was not redirected."""
     if sock.family == socket.AF_INET6:
         raw = sock.getsockopt(socket.IPPROTO_IPV6, SO_ORIGINAL_DST, 28)
         return socket.inet_ntop(socket.AF_INET6, raw[8:24]), struct.unpack_from(">H", raw, 2)[0]
@@ -118,7 +118,7 @@ def original_destination(sock: socket.socket) -> tuple[str, int]:
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop where it is installed, else asyncio with a read size whose buffer malloc does not map and unmap each time."""
+    """uvloop where it is installed, else asyncio with reads that malloc need not map and unmap each time."""
     try:
         import uvloop
     except ImportError:
@@ -147,7 +147,10 @@ ProtocolFactory = Callable[[], asyncio.BaseProtocol]
 
 
 async def serve(
-    loop: asyncio.AbstractEventLoop, factory: ProtocolFactory, sock: socket.socket, context: ssl.SSLContext | None = None
+    loop: asyncio.AbstractEventLoop,
+    factory: ProtocolFactory,
+    sock: socket.socket,
+    context: ssl.SSLContext | None = None,
 ) -> asyncio.AbstractServer:
     if context is None:
         return await loop.create_server(factory, sock=sock, backlog=BACKLOG)

@@ -63,7 +63,7 @@ class Pool:
         return session
 
     async def checkout(self, key: PoolKey, connect: Callable[[], Awaitable[S]], now: Callable[[], float]) -> S:
-        """As `take`, else by a new connection. What `connect` raises goes to the one who waited for it; others try anew."""
+        """As `take`, else by a new connection. What `connect` raises goes to its caller; others try anew."""
         while True:
             session = self.take(key, now())
             if session is not None:

@@ -1,8 +1,8 @@
 """Bytes between a TCP connection and an HBONE stream (`Tunnel`), or another TCP connection (`Pipe`).
 
-Each direction ends on its own: FIN becomes END_STREAM and the reverse, and half-open works for as long as it likes; a TCP
-RST becomes an end, too (facts/hbone 1.8). A side that cannot take more stops the other side's reading; no queue grows
-beyond one read.
+Each direction ends on its own: FIN becomes END_STREAM and the reverse, and half-open works for as long as it likes; a
+TCP RST becomes an end, too (facts/hbone 1.8). A side that cannot take more stops the other side's reading; no queue
+grows beyond one read.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Mesh TLS: contexts for an identity's key and certificate, and who the peer proved to be.
 
-TLS 1.3 only, ALPN `h2`, no SNI, no session resumption, peer certificate required in both roles (facts/hbone 1.2). Names are
-not checked by the TLS library: the URI SANs are read right after the handshake, before a byte is written.
+TLS 1.3 only, ALPN `h2`, no SNI, no session resumption, peer certificate required in both roles (facts/hbone 1.2).
+Names are not checked by the TLS library: the URI SANs are read right after the handshake, before a byte is written.
 """
 
 from __future__ import annotations

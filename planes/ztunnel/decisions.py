@@ -1,4 +1,4 @@
-"""What this proxy decides by: view, route and policy behind one small seam, so that the data path has no rules of its own.
+"""What this proxy decides by: view, route and policy behind one seam: the data path has no rules of its own.
 
 `Decisions` is what the path asks; `ViewDecisions` answers from a `MeshView`.
 """
@@ -84,7 +84,8 @@ class ViewDecisions:
             pairs = (
                 ("k8s.cluster.name", w.cluster_id), ("k8s.namespace.name", w.namespace),
                 (f"k8s.{w.workload_type}.name", w.workload_name or w.name), ("service.name", w.canonical_name),
-                ("service.version", w.canonical_revision), ("cloud.region", w.region), ("cloud.availability_zone", w.zone),
+                ("service.version", w.canonical_revision), ("cloud.region", w.region),
+                ("cloud.availability_zone", w.zone),
             )  # fmt: skip
             held = self.view.memo["baggage", w.uid] = ",".join(f"{key}={value}" for key, value in pairs if value)
         return str(held)

@@ -1,8 +1,8 @@
-"""How a ztunnel learns of workloads: a SOCK_SEQPACKET socket of the node agent, one message a packet (facts/hbone 2.14).
+"""How a ztunnel learns of workloads: a SOCK_SEQPACKET socket of the node agent (facts/hbone 2.14).
 
-ztunnel is the client: it says hello; `add` comes with exactly one network namespace descriptor, `del`, `keep` and
-`snapshot_sent` without; each is answered by an `ack` whose `error` is empty when all is well. The messages are JSON here
-where ztunnel has protobuf; fields have the same names.
+ztunnel is the client: it says hello; `add` comes with exactly one netns descriptor, `del`, `keep` and `snapshot_sent`
+without; each is answered by an `ack` whose `error` is empty when all is well. The messages are JSON here where
+ztunnel has protobuf; fields have the same names.
 """
 
 from __future__ import annotations

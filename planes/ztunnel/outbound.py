@@ -1,4 +1,4 @@
-"""Captured outbound connections (15001): decide first, move bytes after. No policy is enforced here (facts/hbone 2.1)."""
+"""Captured outbound connections (15001): decide first, move bytes after. No policy here (facts/hbone 2.1)."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ class Ztunnel:
             "policies": [p.key for p in view.policies],
             "identities": sorted(self.context.identities),
             "proxies": {
-                uid: {"workload": f"{p.namespace}/{p.name}", "connections": len(p.endpoints), "sessions": len(p.sessions)}
+                uid: {"workload": f"{p.namespace}/{p.name}", "connections": len(p.endpoints)}
                 for uid, p in self.proxies.items()
             },
         }

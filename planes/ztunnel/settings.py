@@ -99,5 +99,5 @@ def load(file: Path) -> Settings:
         raise UsageError(f"{file}: options: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     values.update(options)
     if values.get("uds") is None and values.get("workload") is None:
-        raise UsageError(f'{file}: neither "uds" (in-pod mode) nor "workload" (dedicated mode: "namespace/name") is given')
+        raise UsageError(f'{file}: neither "uds" (in-pod) nor "workload" (dedicated: "namespace/name") is given')
     return Settings(**values)

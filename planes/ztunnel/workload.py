@@ -81,7 +81,7 @@ class WorkloadProxy:
         return self.context.decisions.local(self.namespace, self.name)
 
     async def start(self) -> None:
-        """Opens 15001, 15006 and 15008 inside the workload's namespace; the local workload must be in the view by then."""
+        """Opens the three listeners inside the workload's namespace, once the view knows the workload."""
         from planes.ztunnel import inbound, outbound, passthrough
 
         context, settings = self.context, self.context.settings
@@ -108,7 +108,7 @@ class WorkloadProxy:
         give_up_s = self.context.loop.time() + WORKLOAD_WAIT_S
         while (local := self.local) is None:
             if self.context.loop.time() > give_up_s:
-                raise PeerError(f"workload {self.namespace}/{self.name} is not in the view of {self.context.settings.name}")
+                raise PeerError(f"workload {self.namespace}/{self.name} is not in the view")
             await asyncio.sleep(0.05)
         return local
 
