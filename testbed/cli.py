@@ -199,16 +199,13 @@ def link_set(a: str, b: str, name: str = "", **fields: float | None) -> int:
 
 
 def capture_verify(pcap: str, keylog: str = "", as_json_text: bool = False) -> int:
-    from testbed.verify.judge import verify_file
+    from testbed.verify.dissect import verify_file
 
     path = Path(pcap)
     if not path.is_file():
         raise UsageError(f"{pcap}: no such file; captures of a run are in results/<experiment>/<run>/captures/")
     found = verify_file(path, Path(keylog) if keylog else None)
-    if as_json_text:
-        as_json(found)
-    else:
-        print(found if isinstance(found, str) else json.dumps(found, indent=1, default=str))
+    print(found.json if as_json_text else found.text)
     return 0
 
 
