@@ -99,7 +99,7 @@ def start(
     for proxy in placement.proxies:
         _wait_ready(deployment, proxy)
     for capture in placement.captures:
-        nftables.apply(lab.netns(capture.workload), _capture_batch(capture))
+        nftables.apply(lab.netns(capture.workload), _capture_batch(capture).for_new_namespace())
     return deployment
 
 

@@ -94,7 +94,8 @@ def start(
         live = links.join(running, topology.links)
         running.route(topology)
         for node in topology.nodes:
-            nftables.apply(running.sandboxes[node.name].netns, nftables.service_dnat(nftables.virtual_ports(topology)))
+            services = nftables.service_dnat(nftables.virtual_ports(topology))
+            nftables.apply(running.sandboxes[node.name].netns, services.for_new_namespace())
         lab = Lab(topology=topology, running=running, links=live, link_kind=links.name)
         _start_apps(lab, topology.workloads, logs)
         return lab
