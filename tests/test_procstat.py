@@ -105,7 +105,7 @@ def test_ended_process_without_cgroup_says_what_to_do() -> None:
         os._exit(0)
     os.waitpid(pid, 0)
 
-    with pytest.raises(MachineError, match="zt: it has ended.*run as root"):
+    with pytest.raises(MachineError, match=r"zt: it has ended.*run as root"):
         procstat.read(Program(name="zt", pid=pid), now=0.0)
 
 

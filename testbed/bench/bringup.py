@@ -95,14 +95,14 @@ def ours(count: int) -> tuple[float, float]:
 def mininet_lacks() -> str | None:
     """Why Mininet cannot stand beside us, with the mend; None when it can."""
     done = (
-        subprocess.run([MININET_PYTHON, "-c", "import mininet.net"], capture_output=True)
+        subprocess.run([MININET_PYTHON, "-c", "import mininet.net, shutil; assert shutil.which('brctl')"], capture_output=True)
         if Path(MININET_PYTHON).exists()
         else None
     )
     return (
         None
         if done is not None and done.returncode == 0
-        else "Mininet is not here: apt-get install --no-install-recommends mininet"
+        else "Mininet is not here: apt-get install --no-install-recommends mininet bridge-utils"
     )
 
 
