@@ -307,7 +307,7 @@ def run(*, rounds: int = 5, window_s: float = 2.0, connections: int = 16, size: 
 def table(readings: list[Reading]) -> str:
     """Medians per implementation, and the ratio of ours to Envoy's."""
     columns = ("requests_per_s", "outbound_us", "inbound_us", "outbound_pss_mb", "inbound_pss_mb", "bulk_gbit")
-    names = list(dict.fromkeys(r.implementation for r in readings))
+    names = sorted({r.implementation for r in readings}, key=lambda name: name != "meshbed")  # ours first
     medians = {
         n: [statistics.median(getattr(r, c) for r in readings if r.implementation == n) for c in columns] for n in names
     }
