@@ -17,7 +17,7 @@ class Waiting(asyncio.Protocol):
 
 @pytest.mark.parametrize("new_loop", [net.new_loop, asyncio.new_event_loop])
 def test_neither_side_of_a_connection_waits_for_acknowledgements(new_loop) -> None:
-    """Nagle's algorithm is off on what a listener accepts and on what is dialled: it cost 5 ms a request at 2 ms RTT."""
+    """Nagle's algorithm is off on what a listener accepts and on what is dialled: it cost 5 ms at 2 ms RTT."""
     loop = new_loop()
 
     async def try_it() -> list[int]:
