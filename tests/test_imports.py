@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 PURE = (
     *sorted((ROOT / "testbed" / "model").glob("*.py")),
     *(ROOT / "planes" / "mesh" / f"{name}.py" for name in (
-        "fields", "local", "view", "route", "accesslog", "metrics", "baggage", "frames", "hbone", "headers")),
+        "fields", "local", "view", "route", "accesslog", "metrics", "baggage", "frames", "hbone", "hbone_stream",
+        "hbone_output", "hbone_input", "headers", "keepalive")),
     ROOT / "testbed" / "links" / "delayline.py",
     ROOT / "planes" / "catalog.py",
     ROOT / "planes" / "ztunnel" / "place.py",

@@ -102,7 +102,7 @@ def test_every_family_has_help_and_type_before_its_samples() -> None:
     opened(metrics)
     text = metrics.render()
 
-    assert len(re.findall(r"# HELP (\w+) .+\n# TYPE \1 counter\n\1\{|# HELP (\w+) .+\n# TYPE \2 counter\n", text)) == 4
+    assert len(re.findall(r"# HELP (\w+) .+\n# TYPE \1 counter\n\1\{|# HELP (\w+) .+\n# TYPE \2 counter\n", text)) == 5
     assert text.endswith("\n")
 
 

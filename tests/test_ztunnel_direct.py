@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -68,7 +69,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
         for file in (f"{name}.pem", f"{name}.key", "roots.pem", "view.json"):
             home.joinpath(file).symlink_to(folder / file)
         logs[name] = home / "access.log"
-        config["options"]["access_log"] = str(logs[name])
+        config["options"] |= {"access_log": str(logs[name]), "stats_port": 15020, "admin_address": address}
         home.joinpath("config.json").write_text(json.dumps(config))
         argv = [sys.executable, "-m", "planes.ztunnel", "--config", str(home / "config.json")]
         processes.append(subprocess.Popen(argv, cwd=ROOT))
@@ -132,6 +133,45 @@ def test_both_sides_log_the_tunnel(pair: dict):
     assert f"{SERVER}:8080" in line
     assert CLIENT_URI in line
     assert "inbound" in line
+
+
+def scraped(address: str, name: str, **labels: str) -> int:
+    """Sum of a metric over the series that carry these labels, read as a scraper would."""
+    with urllib.request.urlopen(f"http://{address}:15020/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    wanted = [f'{key}="{value}"' for key, value in labels.items()]
+    chosen = [line for line in lines if line.startswith(name + "{") and all(label in line for label in wanted)]
+    return sum(int(line.rpartition(" ")[2]) for line in chosen)
+
+
+def test_bytes_are_counted_while_the_connection_lives(pair: dict):
+    """Both reporters count the same direction under the same name, before the connection has closed."""
+    name, mtls = "istio_tcp_received_bytes_total", {"connection_security_policy": "mutual_tls"}
+    reporters = {CLIENT: {"reporter": "source"} | mtls, SERVER: {"reporter": "destination"} | mtls}
+    before = {address: scraped(address, name, **labels) for address, labels in reporters.items()}
+    with socket.create_connection((CLIENT, 15001), timeout=10) as still_open:
+        still_open.sendall(b"x" * 1000)
+        for address, labels in reporters.items():
+            wait_for(lambda a=address, wanted=labels: scraped(a, name, **wanted) == before[a] + 1000)
+
+
+def test_a_refused_connection_is_counted_with_its_reason(pair: dict):
+    """Upstream refused: 503 at the server, counted as failed under CONNECT, logged with the error."""
+    name = "istio_tcp_connections_failed_total"
+    before = scraped(SERVER, name, response_flags="CONNECT")
+    assert connect_status(pair["folder"], [(":method", "CONNECT"), (":authority", f"{SERVER}:9")]) == 503
+    assert scraped(SERVER, name, response_flags="CONNECT") == before + 1
+    assert 'error="connect to' in pair["logs"]["server"].read_text().splitlines()[-1]
+
+
+def test_the_server_names_the_client_by_what_it_knows(pair: dict):
+    """An address the view has not got leaves the client's baggage; the identity is the proved one."""
+    call(b"named")
+    wait_for(lambda: 'src.workload="client"' in pair["logs"]["server"].read_text())
+    line = next(t for t in pair["logs"]["server"].read_text().splitlines() if "src.workload" in t)
+    assert 'src.namespace="default"' in line
+    assert f'src.identity="{CLIENT_URI}"' in line
+    assert f'dst.identity="{SERVER_URI}"' in line
 
 
 @pytest.mark.parametrize(

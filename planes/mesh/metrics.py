@@ -1,4 +1,4 @@
-"""The four TCP metrics with Istio's names and labels, as Prometheus text (facts/hbone 2.12).
+"""The TCP metrics with Istio's names and labels, as Prometheus text (facts/hbone 2.12).
 
 A connection gets a `Meter`: two plain integers to add to, read when somebody scrapes, so that counting costs the data
 path one addition. Direction is Istio's: `received_bytes` went from client to server, whichever proxy reports.
@@ -26,6 +26,7 @@ _LABELS = (
 _FAMILIES = (
     ("istio_tcp_connections_opened_total", "opened", "Connections opened."),
     ("istio_tcp_connections_closed_total", "closed", "Connections closed."),
+    ("istio_tcp_connections_failed_total", "failed", "Connections refused or not made."),
     ("istio_tcp_sent_bytes_total", "sent_bytes", "Bytes of answers: server to client."),
     ("istio_tcp_received_bytes_total", "received_bytes", "Bytes of requests: client to server."),
 )
@@ -50,10 +51,10 @@ class Peer:
 class Series:
     """The counts of one set of labels."""
 
-    __slots__ = ("_received", "_sent", "closed", "live", "opened")
+    __slots__ = ("_received", "_sent", "closed", "failed", "live", "opened")
 
     def __init__(self) -> None:
-        self.opened = self.closed = self._sent = self._received = 0
+        self.opened = self.closed = self.failed = self._sent = self._received = 0
         self.live: set[Meter] = set()
 
     @property
@@ -106,6 +107,19 @@ class Metrics:
         meter = Meter(self, labels, series)
         series.live.add(meter)
         return meter
+
+    def fail(
+        self,
+        reporter: Reporter,
+        source: Peer,
+        destination: Peer,
+        service: ServiceView | None,
+        *,
+        mtls: bool,
+        flag: Flag = Flag.NONE,
+    ) -> None:
+        """Counts a connection that never opened, under the flag that says why."""
+        self.series(self._labels(reporter, source, destination, service, mtls), flag).failed += 1
 
     def series(self, labels: tuple[str, ...], flag: Flag) -> Series:
         return self._series.setdefault((labels, flag), Series())

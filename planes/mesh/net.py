@@ -58,12 +58,23 @@ def _family(address: str) -> int:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
+def _tcp_socket(address: str, netns: int | None) -> socket.socket:
+    """Without Nagle: its wait for the peer's delayed ACK adds up to 40 ms to a reply.
+
+    The option stands on the socket itself, so what a listener accepts inherits it; and the protocol is written out, for
+    asyncio's transports and aiofastnet's switch Nagle off only where `sock.proto` says TCP, which 0 does not.
+    """
+    with inside(netns):
+        sock = socket.socket(_family(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
 def listen(
     address: str, port: int, *, netns: int | None = None, mark: int | None = None, transparent: bool = False
 ) -> socket.socket:
     """A listening socket. `transparent` is best effort, as in ztunnel: without the right it stays an ordinary one."""
-    with inside(netns):
-        sock = socket.socket(_family(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock = _tcp_socket(address, netns)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # an old and a new proxy overlap at a hand-over
@@ -83,9 +94,7 @@ def upstream(
     destination: tuple[str, int], *, netns: int | None = None, mark: int | None = None, source: str | None = None
 ) -> socket.socket:
     """An unconnected socket towards `destination`; `source` spoofs the client's address, best effort (facts 1.11)."""
-    with inside(netns):
-        sock = socket.socket(_family(destination[0]), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock = _tcp_socket(destination[0], netns)
     for option, value in ((socket.TCP_KEEPIDLE, 180), (socket.TCP_KEEPINTVL, 180), (socket.TCP_KEEPCNT, 9)):
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

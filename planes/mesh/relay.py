@@ -154,6 +154,7 @@ class Tunnel(Endpoint):
             return
         self.bytes_read += len(data)
         if self.stream_over:
+            self.transport.close()
             return
         session = self.session
         if not session.connection.send(self.stream, data) or session.write_blocked:
@@ -180,7 +181,7 @@ class Tunnel(Endpoint):
             self.session.stream_done()
 
     def may_read(self) -> bool:
-        return not (self.stream_over or self.stream.pending or self.session.write_blocked)
+        return self.stream_over or not (self.stream.pending or self.session.write_blocked)
 
     # -- the stream's sink -----------------------------------------------------------------------------------------
 
@@ -230,10 +231,14 @@ class Tunnel(Endpoint):
             self.error = f"stream reset by peer: {frames.error_name(code)}"
         if self.transport is None:
             return
-        # NO_ERROR and CANCEL are a clean end of the peer's direction; nobody reads ours any more, so TCP ends, too.
+        # NO_ERROR and CANCEL are a clean end of the peer's direction only. Ours breaks when TCP next has something for
+        # it: nobody reads it any more (facts/hbone 1.8).
         self.finish_writing()
         if not self.lost:
-            self.transport.close()
+            if self.error is not None:
+                self.transport.close()
+            else:
+                self.resume_if_possible()
         self.session.stream_done()
 
     def writable(self) -> None:

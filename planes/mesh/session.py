@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from planes.mesh import frames, tls
+from planes.mesh import frames, keepalive, tls
 from planes.mesh.hbone import (
     ConnectionFailed,
     Event,
@@ -22,8 +22,7 @@ from planes.mesh.hbone import (
     Stream,
 )
 
-PING_EVERY_S = 10.0
-PING_TIMEOUT_S = 20.0
+_DRAIN_PING = b"draining"
 _HIGH_WATER_BYTES = 1 << 20
 
 
@@ -94,7 +93,7 @@ class HboneSession(asyncio.Protocol):
             transport.abort()  # type: ignore[attr-defined]
             return
         transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)  # type: ignore[attr-defined]
-        self._timer = self.loop.call_later(PING_EVERY_S, self._keep_alive)
+        self._timer = self.loop.call_later(keepalive.PING_EVERY_S, self._keep_alive)
         self.flush()
         if self._on_ready is not None:
             self._on_ready(self)
@@ -157,6 +156,17 @@ class HboneSession(asyncio.Protocol):
         self.retired = True
         self.stream_done()
 
+    def drain(self) -> None:
+        """A client's tunnels move elsewhere: GOAWAY for all, and once it must have seen that, for what came after."""
+        self.connection.goaway(graceful=True)
+        self.connection.ping(_DRAIN_PING)
+        self.schedule()
+
+    def _refuse_new(self) -> None:
+        self.connection.goaway()
+        self.schedule()
+        self.retire()
+
     def stream_done(self) -> None:
         if (self.retired or self.connection.goaway_received) and not self.connection.streams:
             self.close()
@@ -186,8 +196,11 @@ class HboneSession(asyncio.Protocol):
             case SettingsReceived():
                 if not self.settings_seen.done():
                     self.settings_seen.set_result(None)
-            case PingAnswered():
-                self._ping_sent_s = None
+            case PingAnswered(payload=payload):
+                if payload == _DRAIN_PING:
+                    self._refuse_new()
+                else:
+                    self._ping_sent_s = None
             case GoawayReceived():
                 self.stream_done()
             case ConnectionFailed():
@@ -204,14 +217,15 @@ class HboneSession(asyncio.Protocol):
 
     def _keep_alive(self) -> None:
         now = self.loop.time()
-        if self._ping_sent_s is not None and now - self._ping_sent_s >= PING_TIMEOUT_S:
+        step = keepalive.step(now, self._ping_sent_s)
+        if step is keepalive.Step.DROP:
             if not self.connection.client:
                 self.connection.goaway()
                 self.flush()
             self.abort()
             return
-        if self._ping_sent_s is None:
+        if step is keepalive.Step.PING:
             self._ping_sent_s = now
             self.connection.ping(b"meshbed.")
             self.flush()
-        self._timer = self.loop.call_later(PING_EVERY_S, self._keep_alive)
+        self._timer = self.loop.call_later(keepalive.PING_EVERY_S, self._keep_alive)

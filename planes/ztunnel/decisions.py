@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
-from planes.mesh import route
-from planes.mesh.view import MeshView, WorkloadView
+from planes.mesh import baggage, route
+from planes.mesh.route import Flag
+from planes.mesh.view import MeshView, ServiceView, WorkloadView
 from testbed.model.identity import Identity
 from testbed.model.l4policy import Connection, decide
 
@@ -34,10 +34,10 @@ class OutboundHop:
     authority: str = ""
     expected: frozenset[str] = frozenset()
     reason: str = ""
-    flags: str = "-"
-    service_host: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    """Of the destination, by the names metrics use."""
+    flag: Flag = Flag.NONE
+    service: ServiceView | None = None
+    destination: WorkloadView | None = None
+    """Both for telemetry; None where the view knows none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,10 @@ class InboundTarget:
 class Decisions(Protocol):
     def local(self, namespace: str, name: str) -> Local | None: ...
     def baggage(self, namespace: str, name: str) -> str: ...
-    def labels(self, namespace: str, name: str) -> Mapping[str, str]: ...
+    def workload(self, namespace: str, name: str) -> WorkloadView | None: ...
+    def source(self, namespace: str, name: str, source_ip: str, identity: str) -> WorkloadView | None:
+        """Whose address it is, for telemetry; None when the identity proved (empty: none was) is another's."""
+        ...
     def hop(self, namespace: str, name: str, destination: tuple[str, int], draw: float) -> OutboundHop: ...
     def target(self, namespace: str, name: str, authority: str, dialled_ip: str) -> InboundTarget: ...
     def denied(
@@ -75,56 +78,36 @@ class ViewDecisions:
         return Local(namespace=namespace, name=name, identity=str(w.identity), addresses=w.addresses)
 
     def baggage(self, namespace: str, name: str) -> str:
-        """Describes the workload as facts/hbone 1.3 orders it; absent values are left out."""
         w = self.view.local(namespace, name)
         if w is None:
             return ""
         held = self.view.memo.get(("baggage", w.uid))
         if held is None:
-            pairs = (
-                ("k8s.cluster.name", w.cluster_id), ("k8s.namespace.name", w.namespace),
-                (f"k8s.{w.workload_type}.name", w.workload_name or w.name), ("service.name", w.canonical_name),
-                ("service.version", w.canonical_revision), ("cloud.region", w.region),
-                ("cloud.availability_zone", w.zone),
-            )  # fmt: skip
-            held = self.view.memo["baggage", w.uid] = ",".join(f"{key}={value}" for key, value in pairs if value)
+            held = self.view.memo["baggage", w.uid] = baggage.render(w)
         return str(held)
 
-    def labels(self, namespace: str, name: str) -> Mapping[str, str]:
-        return self._labels(self.view.local(namespace, name))
+    def workload(self, namespace: str, name: str) -> WorkloadView | None:
+        return self.view.local(namespace, name)
 
-    def _labels(self, w: WorkloadView | None) -> Mapping[str, str]:
-        if w is None:
-            return _UNKNOWN
-        held = self.view.memo.get(("labels", w.uid))
-        if held is None:
-            held = self.view.memo["labels", w.uid] = {
-                "workload": w.workload_name or w.name,
-                "workload_namespace": w.namespace,
-                "canonical_service": w.canonical_name or "unknown",
-                "canonical_revision": w.canonical_revision or "unknown",
-                "cluster": w.cluster_id or "unknown",
-                "region": w.region or "unknown",
-                "zone": w.zone or "unknown",
-            }
-        return held  # type: ignore[return-value]
+    def source(self, namespace: str, name: str, source_ip: str, identity: str) -> WorkloadView | None:
+        local = self.view.local(namespace, name)
+        found = self.view.workload_at(local.network if local is not None else "", source_ip)
+        return None if found is None or (identity and str(found.identity) != identity) else found
 
     def hop(self, namespace: str, name: str, destination: tuple[str, int], draw: float) -> OutboundHop:
         source = self.view.local(namespace, name)
         if source is None:
             return OutboundHop(kind="refuse", reason=f"workload {namespace}/{name} is unknown; rejected")
         hop = route.next_hop(self.view, source, destination, draw)
-        labels = self._labels(hop.destination)
-        host = hop.service.hostname if hop.service is not None else ""
         return OutboundHop(
             kind=hop.kind.value,
             dial=hop.dial or destination,
             authority=hop.authority or "",
             expected=frozenset(hop.expected),
             reason=hop.reason,
-            flags=hop.flag.value,
-            service_host=host,
-            labels={**labels, "service": host} if host else labels,
+            flag=hop.flag,
+            service=hop.service,
+            destination=hop.destination,
         )
 
     def target(self, namespace: str, name: str, authority: str, dialled_ip: str) -> InboundTarget:
@@ -153,5 +136,3 @@ class ViewDecisions:
         verdict = decide(policies, connection)
         return None if verdict.allowed else verdict.reason
 
-
-_UNKNOWN: Mapping[str, str] = {"workload": "unknown", "workload_namespace": "unknown"}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ssl
 
-from planes.mesh import frames, net, tls
+from planes.mesh import baggage, frames, net, tls
+from planes.mesh.accesslog import Direction
 from planes.mesh.hbone import RequestReceived, Stream
 from planes.mesh.relay import Endpoint, Tunnel
+from planes.mesh.route import Flag
 from planes.mesh.session import HboneSession
 from planes.ztunnel.telemetry import Record
 from planes.ztunnel.workload import LiveConnection, WorkloadProxy
@@ -20,9 +22,9 @@ def session(proxy: WorkloadProxy) -> HboneSession:
     def refusal_of(uris: tuple[str, ...]) -> str | None:
         refusal = tls.server_refusal(uris, own_domain)
         if refusal is not None:
-            record = Record(direction="inbound", source=made.peer_address, started_s=proxy.context.loop.time())
+            record = Record(direction=Direction.INBOUND, source=made.peer_address, started_s=proxy.context.loop.time())
             record.destination = made.local_address
-            proxy.context.telemetry.failed(record, f"tls: {refusal}", "TLS_FAILURE")
+            proxy.context.telemetry.failed(record, f"tls: {refusal}", Flag.TLS_FAILURE)
         return refusal
 
     made = HboneSession(
@@ -40,18 +42,20 @@ async def serve(proxy: WorkloadProxy, held: HboneSession, event: RequestReceived
     context = proxy.context
     stream, fields = event.stream, dict(event.fields)
     authority = fields.get(b":authority", b"").decode("latin-1")
-    record = Record(direction="inbound", source=held.peer_address, started_s=context.loop.time(), mtls=True)
-    record.destination, record.hbone_address = held.local_address, authority
+    record = Record(
+        direction=Direction.INBOUND, source=held.peer_address, started_s=context.loop.time(), mtls=True,
+        destination=held.local_address, authority=authority, reads_requests=False,
+    )  # fmt: skip
     record.trace = fields.get(b"traceparent", b"").decode("latin-1")
     record.source_identity = next((uri for uri in held.peer_uris if tls.trust_domain(uri)), "")
-    record.destination_labels = context.decisions.labels(proxy.namespace, proxy.name)
+    _name_peers(proxy, record, fields)
     tunnel = Tunnel()
     tunnel.join(held, stream)
     proxy.endpoints.add(tunnel)
     gone: list[int] = []
     tunnel.stream_reset_early = gone.append
     try:
-        status, port, reason, flags = _judge(proxy, held, fields, authority, record)
+        status, port, reason, flag = _judge(proxy, held, fields, authority, record)
         if status == 200:
             address = held.local_address[0]
             destination = (address, port)
@@ -61,9 +65,10 @@ async def serve(proxy: WorkloadProxy, held: HboneSession, event: RequestReceived
                     context.loop, lambda: tunnel, proxy.upstream(destination, record.source[0]), destination
                 )
             except (OSError, ssl.SSLError) as cause:
-                status, reason, flags = 503, f"connect to {address}:{port}: {cause or type(cause).__name__}", "CONNECT"
+                status, flag = 503, Flag.CONNECT
+                reason = f"connect to {address}:{port}: {cause or type(cause).__name__}"
         if status != 200:
-            context.telemetry.failed(record, reason, flags)
+            context.telemetry.failed(record, reason, flag)
             _refuse(proxy, held, stream, tunnel, status)
             return
     except BaseException:
@@ -86,17 +91,16 @@ def _go_on(proxy: WorkloadProxy, held: HboneSession, tunnel: Tunnel, port: int, 
     denial = context.decisions.denied(proxy.namespace, proxy.name, live.source_ip, port, live.identity)
     if denial is not None:
         proxy.live.discard(live)
-        context.telemetry.failed(record, denial, "DENY")
+        context.telemetry.failed(record, denial, Flag.DENY)
         _refuse(proxy, held, stream, tunnel, 401)
         return
-    baggage = context.decisions.baggage(proxy.namespace, proxy.name)
-    held.connection.respond(stream, 200, ((b"baggage", baggage.encode()),) if baggage else ())
-    context.telemetry.opened(record)
+    own = context.decisions.baggage(proxy.namespace, proxy.name)
+    held.connection.respond(stream, 200, ((b"baggage", own.encode()),) if own else ())
+    context.telemetry.opened(record, tunnel)
 
     def finished(endpoint: Endpoint) -> None:
         proxy.live.discard(live)
         proxy.endpoints.discard(endpoint)
-        record.bytes_sent, record.bytes_received = endpoint.bytes_read, endpoint.bytes_written
         context.telemetry.closed(record, endpoint.error)
 
     tunnel.on_done = finished
@@ -104,26 +108,40 @@ def _go_on(proxy: WorkloadProxy, held: HboneSession, tunnel: Tunnel, port: int, 
     held.schedule()
 
 
+def _name_peers(proxy: WorkloadProxy, record: Record, fields: dict[bytes, bytes]) -> None:
+    """For telemetry. An address the view does not know, or knows as another's, leaves what the peer says of itself."""
+    decisions = proxy.context.decisions
+    record.decided = True
+    record.destination_workload = local = decisions.workload(proxy.namespace, proxy.name)
+    record.destination_identity = str(local.identity) if local is not None else ""
+    record.source_workload = decisions.source(
+        proxy.namespace, proxy.name, record.source[0], record.source_identity
+    )
+    told = fields.get(b"baggage")
+    if record.source_workload is None and told:
+        record.source_baggage = baggage.parse(told.decode("latin-1"))
+
+
 def _judge(
     proxy: WorkloadProxy, held: HboneSession, fields: dict[bytes, bytes], authority: str, record: Record
-) -> tuple[int, int, str, str]:
-    """(status, port, reason, flags) before any upstream connection is tried."""
+) -> tuple[int, int, str, Flag]:
+    """(status, port, reason, flag) before any upstream connection is tried."""
     decisions = proxy.context.decisions
     if fields.get(b":method") != b"CONNECT":
-        return 400, 0, "method is not CONNECT", "-"
+        return 400, 0, "method is not CONNECT", Flag.NONE
     if proxy.local is None:
-        return 503, 0, f"workload {proxy.namespace}/{proxy.name} is unknown", "-"
+        return 503, 0, f"workload {proxy.namespace}/{proxy.name} is unknown", Flag.NONE
     target = decisions.target(proxy.namespace, proxy.name, authority, held.local_address[0])
     if target.status != 200:
-        return target.status, 0, target.reason, "-"
+        return target.status, 0, target.reason, Flag.NONE
     if target.port in proxy.context.settings.ports.illegal:
-        return 503, 0, f"loop: port {target.port} is one of the proxy's own", "-"
+        return 503, 0, f"loop: port {target.port} is one of the proxy's own", Flag.NONE
     denial = decisions.denied(
         proxy.namespace, proxy.name, held.peer_address[0], target.port, record.source_identity or None
     )
     if denial is not None:
-        return 401, 0, denial, "DENY"
-    return 200, target.port, "", "-"
+        return 401, 0, denial, Flag.DENY
+    return 200, target.port, "", Flag.NONE
 
 
 def _refuse(proxy: WorkloadProxy, held: HboneSession, stream: Stream, tunnel: Tunnel, status: int) -> None:

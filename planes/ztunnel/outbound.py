@@ -9,11 +9,13 @@ import socket
 import ssl
 
 from planes.mesh import frames, net, tls
+from planes.mesh.accesslog import Direction
 from planes.mesh.pool import PoolKey
 from planes.mesh.relay import Endpoint, Pipe, Tunnel, join
+from planes.mesh.route import Flag
 from planes.mesh.session import HboneSession
 from planes.ztunnel.decisions import Local, OutboundHop
-from planes.ztunnel.telemetry import Record
+from planes.ztunnel.telemetry import Record, address
 from planes.ztunnel.workload import WorkloadProxy
 
 CONNECT_HINT = "maybe a NetworkPolicy is blocking the HBONE port 15008"
@@ -38,7 +40,7 @@ async def serve(proxy: WorkloadProxy, downstream: Tunnel) -> None:
     """The application's connect() has already succeeded; whatever fails from here on is seen by it as a close."""
     context = proxy.context
     source = downstream.transport.get_extra_info("peername")[:2]
-    record = Record(direction="outbound", source=source, started_s=context.loop.time())
+    record = Record(direction=Direction.OUTBOUND, source=source, started_s=context.loop.time())
     proxy.endpoints.add(downstream)
     try:
         destination = original_destination(proxy, downstream)
@@ -52,18 +54,18 @@ async def serve(proxy: WorkloadProxy, downstream: Tunnel) -> None:
             _discard(proxy, downstream)
             return
         record.source_identity = local.identity
-        record.source_labels = context.decisions.labels(proxy.namespace, proxy.name)
+        record.source_workload = context.decisions.workload(proxy.namespace, proxy.name)
         hop = context.decisions.hop(proxy.namespace, proxy.name, destination, context.draw())
-        record.destination_labels = hop.labels
+        record.destination_workload, record.service, record.decided = hop.destination, hop.service, True
         if hop.kind == "refuse":
-            context.telemetry.failed(record, hop.reason, hop.flags)
+            context.telemetry.failed(record, hop.reason, hop.flag)
             _discard(proxy, downstream)
         elif hop.kind == "tcp":
             await _plain(proxy, downstream, hop, record)
         else:
             await _hbone(proxy, downstream, local, hop, record)
     except (OSError, ssl.SSLError, TimeoutError, ConnectionError) as cause:
-        context.telemetry.failed(record, str(cause) or type(cause).__name__, "CONNECT")
+        context.telemetry.failed(record, str(cause) or type(cause).__name__, Flag.CONNECT)
         _discard(proxy, downstream)
     except BaseException:
         _discard(proxy, downstream)
@@ -87,7 +89,6 @@ def _discard(proxy: WorkloadProxy, downstream: Endpoint) -> None:
 
 def _finished(proxy: WorkloadProxy, downstream: Endpoint, record: Record) -> None:
     proxy.endpoints.discard(downstream)
-    record.bytes_sent, record.bytes_received = downstream.bytes_read, downstream.bytes_written
     proxy.context.telemetry.closed(record, downstream.error)
 
 
@@ -105,7 +106,7 @@ async def _plain(proxy: WorkloadProxy, downstream: Tunnel, hop: OutboundHop, rec
     except BaseException:
         _discard(proxy, pipe)
         raise
-    proxy.context.telemetry.opened(record)
+    proxy.context.telemetry.opened(record, pipe)
     pipe.on_done = lambda endpoint: _finished(proxy, endpoint, record)
     join(pipe, upstream)
 
@@ -114,7 +115,7 @@ async def _hbone(
     proxy: WorkloadProxy, downstream: Tunnel, local: Local, hop: OutboundHop, record: Record
 ) -> None:
     context = proxy.context
-    record.dialled, record.hbone_address = hop.dial, hop.authority
+    record.dialled, record.authority = hop.dial, hop.authority
     key = PoolKey(
         source_identity=local.identity,
         expected=hop.expected,
@@ -135,7 +136,7 @@ async def _hbone(
     downstream.stream_reset_early = None
     if status != 200:
         reason = f"http status: {status}" if status > 0 else f"stream reset: {frames.error_name(-1 - status)}"
-        context.telemetry.failed(record, reason, "CONNECT")
+        context.telemetry.failed(record, reason, Flag.CONNECT)
         downstream.stream_over = True
         if stream.id in session.connection.streams:
             session.connection.reset(stream)
@@ -143,7 +144,7 @@ async def _hbone(
         session.stream_done()
         _discard(proxy, downstream)
         return
-    context.telemetry.opened(record)
+    context.telemetry.opened(record, downstream)
     if downstream.lost:
         downstream.forward_loss()
         _finished(proxy, downstream, record)
@@ -154,9 +155,7 @@ async def _hbone(
 
 def _connect_block(proxy: WorkloadProxy, hop: OutboundHop, record: Record) -> bytes:
     """facts/hbone 1.3, in ztunnel's order."""
-    source = record.source
-    shown = f"[{source[0]}]:{source[1]}" if ":" in source[0] else f"{source[0]}:{source[1]}"
-    forwarded = f'for="{shown}"' + (f";host={hop.service_host}" if hop.service_host else "")
+    forwarded = f'for="{address(record.source)}"' + (f";host={hop.service.hostname}" if hop.service else "")
     record.trace = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
     return _authority_block(hop.authority, proxy.context.decisions.baggage(proxy.namespace, proxy.name)) + (
         frames.encode_fields(((b"forwarded", forwarded.encode()), (b"traceparent", record.trace.encode())))

@@ -6,7 +6,9 @@ There is no switch called STRICT: it is a DENY policy for whoever has no princip
 from __future__ import annotations
 
 from planes.mesh import net
+from planes.mesh.accesslog import Direction
 from planes.mesh.relay import Endpoint, Pipe, join
+from planes.mesh.route import Flag
 from planes.ztunnel.outbound import original_destination
 from planes.ztunnel.telemetry import Record
 from planes.ztunnel.workload import LiveConnection, WorkloadProxy
@@ -15,20 +17,22 @@ from planes.ztunnel.workload import LiveConnection, WorkloadProxy
 async def serve(proxy: WorkloadProxy, downstream: Pipe) -> None:
     context = proxy.context
     source = downstream.transport.get_extra_info("peername")[:2]
-    record = Record(direction="inbound", source=source, started_s=context.loop.time())
-    record.destination_labels = context.decisions.labels(proxy.namespace, proxy.name)
+    record = Record(direction=Direction.INBOUND, source=source, started_s=context.loop.time())
+    record.destination_workload = context.decisions.workload(proxy.namespace, proxy.name)
+    record.source_workload = context.decisions.source(proxy.namespace, proxy.name, source[0], "")
     proxy.endpoints.add(downstream)
     live: LiveConnection | None = None
     try:
         destination = original_destination(proxy, downstream)
         record.destination = record.dialled = destination
         if destination[1] in context.settings.ports.illegal:
-            refusal: tuple[str, str] | None = (f"loop: port {destination[1]} is one of the proxy's own", "-")
+            refusal: tuple[str, Flag] | None = (f"loop: port {destination[1]} is one of the proxy's own", Flag.NONE)
         elif proxy.local is None:
-            refusal = (f"workload {proxy.namespace}/{proxy.name} is unknown", "-")
+            refusal = (f"workload {proxy.namespace}/{proxy.name} is unknown", Flag.NONE)
         else:
+            record.decided = True
             denial = context.decisions.denied(proxy.namespace, proxy.name, source[0], destination[1], None)
-            refusal = (denial, "DENY") if denial is not None else None
+            refusal = (denial, Flag.DENY) if denial is not None else None
         if refusal is not None:
             context.telemetry.failed(record, *refusal)
             _discard(proxy, downstream)
@@ -39,7 +43,7 @@ async def serve(proxy: WorkloadProxy, downstream: Pipe) -> None:
     except OSError as cause:
         if live is not None:
             proxy.live.discard(live)
-        context.telemetry.failed(record, str(cause) or type(cause).__name__, "CONNECT")
+        context.telemetry.failed(record, str(cause) or type(cause).__name__, Flag.CONNECT)
         _discard(proxy, downstream)
         return
     if downstream.lost:
@@ -48,10 +52,9 @@ async def serve(proxy: WorkloadProxy, downstream: Pipe) -> None:
     def finished(endpoint: Endpoint) -> None:
         proxy.endpoints.discard(endpoint)
         proxy.live.discard(live)
-        record.bytes_sent, record.bytes_received = endpoint.bytes_written, endpoint.bytes_read
         context.telemetry.closed(record, endpoint.error)
 
-    context.telemetry.opened(record)
+    context.telemetry.opened(record, downstream)
     downstream.on_done = finished
     join(downstream, upstream)
 

@@ -143,8 +143,7 @@ class WorkloadProxy:
         self.close_listeners()
         for session in list(self.sessions):
             if not session.connection.client:
-                session.connection.goaway(graceful=True)
-                session.schedule()
+                session.drain()
         self.pool.clear()
 
     @property
