@@ -220,17 +220,18 @@ class World:
         ending = threading.Event()
         taken: list[socket.socket] = []
 
-        def one(sock: socket.socket) -> None:
+        def one(sock: socket.socket, held: socket.socket) -> None:
             with sock, contextlib.suppress(OSError, ssl.SSLError):
                 sock.settimeout(LIMIT_S)
                 handle(sock)
+            _shut(held)
 
         def accept() -> None:
             while not ending.is_set():
                 with contextlib.suppress(TimeoutError):
                     sock, _ = listener.accept()
                     taken.append(sock.dup())
-                    threading.Thread(target=one, args=(sock,), daemon=True).start()
+                    threading.Thread(target=one, args=(sock, taken[-1]), daemon=True).start()
 
         thread = threading.Thread(target=accept)
         thread.start()
@@ -241,8 +242,8 @@ class World:
             thread.join()
             listener.close()
             for sock in taken:  # else a ztunnel's pool would keep this server for the next case
-                with sock, contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+                _shut(sock)
+                sock.close()
 
     @contextlib.contextmanager
     def fake_waypoint(self, sandbox: str, identity: Identity) -> Iterator[list[str]]:
@@ -316,6 +317,11 @@ class World:
         while not look():
             assert time.monotonic() < give_up_s, f"{proxy} does not log {wanted} but:\n{self.log(proxy)[before:]}"
             time.sleep(0.02)
+
+
+def _shut(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _waypoint_step(made: h2.connection.H2Connection, event: h2.events.Event, asked: list[str]) -> None:
