@@ -1,8 +1,8 @@
 """Our ztunnel with a real Envoy at the other end of HBONE, each in both roles, on loopback.
 
-What passes: data both ways, the client's half-close, bulk. What must not: wrong identities and wrong authorities, and then no
-byte reaches the application. Where Envoy itself differs (facts/envoy, trap 7: it gives up the rest when the target ends first)
-nothing is asked of it.
+What passes: data both ways, the client's half-close, bulk. What must not: wrong identities and wrong authorities, and
+then no byte reaches the application. Where Envoy itself differs (facts/envoy, trap 7: it gives up the rest when the
+target ends first) nothing is asked of it.
 """
 
 from __future__ import annotations

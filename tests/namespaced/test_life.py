@@ -65,7 +65,7 @@ def test_killed_ztunnel_takes_its_node_along_and_nothing_falls_back(doomed: Worl
 
 
 def test_server_shutdown(doomed: World) -> None:
-    """The server's workload leaves: connect() still succeeds at the client's own proxy, the exchange fails, old flows end."""
+    """The server's workload leaves: connect() succeeds at the client's own proxy, the exchange fails, old flows end."""
     server = doomed.ip("server")
     with doomed.connect("client", server, 9000) as sock:
         sock.sendall(b"x")

@@ -67,7 +67,7 @@ def test_waypoint_that_is_not_known_is_not_gone_round(mesh: World) -> None:
 
 
 def test_waypoint_of_another_identity_gets_no_byte(mesh: World) -> None:
-    """A server at the waypoint's address that proves another identity of the mesh is refused by the client's ztunnel."""
+    """A server at the waypoint's address that proves another identity is refused: it never sees a CONNECT."""
     change = through("services", "far", f"/{mesh.ip('waypoint')}")
     wrong = str(mesh.identity("outsider"))
     with mesh.fake_waypoint("waypoint", mesh.identity("outsider")) as asked, mesh.edited(change):

@@ -1,4 +1,4 @@
-"""A lab with ztunnels for tests that need three lines: topology from YAML text, plane on it, views edited while it runs.
+"""A lab with ztunnels for tests of three lines: topology from YAML text, plane on it, views edited while it runs.
 
 Calls are made by sockets born inside a workload's namespace, so capture sees them as it sees an application's. Servers
 that must misbehave (a fake waypoint, a banner) are threads of the test on sockets born inside the workload likewise.
@@ -247,7 +247,7 @@ class World:
 
     @contextlib.contextmanager
     def fake_waypoint(self, sandbox: str, identity: Identity) -> Iterator[list[str]]:
-        """ztunnel's HboneTestServer: says `waypoint` on every tunnel, then echoes. Yields the authorities it was asked."""
+        """ztunnel's HboneTestServer: says `waypoint` on every tunnel, then echoes. Yields the authorities asked for."""
         asked: list[str] = []
         files = self.credentials(identity)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -304,7 +304,7 @@ class World:
 
     @contextlib.contextmanager
     def logs(self, proxy: str, *wanted: str) -> Iterator[list[str]]:
-        """Some line that the proxy writes because of the body holds all of `wanted`; such lines are in the list then."""
+        """Some line that the proxy writes because of the body holds all of `wanted`; the list has such lines then."""
         before = len(self.log(proxy))
         found: list[str] = []
         yield found
