@@ -130,7 +130,10 @@ async def _hbone(
     session.answers[stream.id] = lambda status, _: answer.done() or answer.set_result(status)
     downstream.join(session, stream)
     stream.sink = downstream
-    downstream.stream_reset_early = lambda code: answer.done() or answer.set_result(-1 - code)
+    # A refusal may be followed by RST_STREAM in one read, and the reset is heard first: the status must win.
+    downstream.stream_reset_early = lambda code: context.loop.call_soon(
+        lambda: answer.done() or answer.set_result(-1 - code)
+    )
     session.schedule()
     status = await answer
     downstream.stream_reset_early = None
@@ -151,6 +154,9 @@ async def _hbone(
         return
     downstream.on_done = lambda endpoint: _finished(proxy, endpoint, record)
     downstream.start()
+    if downstream.stream_over:  # reset in the same read as its 200: nobody will tell the TCP side again
+        downstream.finish_writing()
+        downstream.transport.close()
 
 
 def _connect_block(proxy: WorkloadProxy, hop: OutboundHop, record: Record) -> bytes:

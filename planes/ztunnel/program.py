@@ -143,6 +143,11 @@ class Ztunnel:
                 for proxy in self.proxies.values():
                     proxy.pool.expire(now_s)
 
+    def reload(self) -> None:
+        """SIGHUP: whatever is in the files now, without waiting for the next look at them."""
+        self.reload_view()
+        self.reload_certificates()
+
     def reload_view(self) -> None:
         """A view that cannot be read changes nothing but the log."""
         try:
@@ -230,7 +235,7 @@ async def run(settings: Settings) -> None:
     loop.set_exception_handler(complain)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ztunnel.quit)
-    loop.add_signal_handler(signal.SIGHUP, ztunnel.reload_view)
+    loop.add_signal_handler(signal.SIGHUP, ztunnel.reload)
     await ztunnel.start()
     await ztunnel.ended.wait()
     ztunnel.stop_watching()

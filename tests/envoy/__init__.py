@@ -1,0 +1,1 @@
+"""Real Envoy as the other side of HBONE: what no test of ours against ourselves can show."""

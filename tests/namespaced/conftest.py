@@ -1,0 +1,31 @@
+"""The labs that the cases share: brought up once, taken down at the end; destructive cases make their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.namespaced import worlds
+from tests.namespaced.worlds import World
+
+
+@pytest.fixture(scope="package")
+def mesh() -> Iterator[World]:
+    """Two nodes, a ztunnel each."""
+    with worlds.world() as made:
+        yield made
+
+
+@pytest.fixture(scope="package")
+def single() -> Iterator[World]:
+    """Dedicated mode: each captured workload has a ztunnel of its own, in its own sandbox."""
+    with worlds.world(place=worlds.dedicated) as made:
+        yield made
+
+
+@pytest.fixture
+def doomed() -> Iterator[World]:
+    """One node and a ztunnel that the case may end."""
+    with worlds.world(worlds.ONE_NODE, options={"drain_deadline_s": 1.5}) as made:
+        yield made
