@@ -241,10 +241,10 @@ def test_entering_what_is_no_namespace_says_so(tmp_path: Path) -> None:
 def test_ordinary_user_gets_a_lab_in_a_user_namespace(tmp_path: Path) -> None:
     """One user id for all and no cgroups, but wired and running; what is missing is said."""
     code = (
-        "import os, socket, sys; from testbed.runtime import kernel, launch; from testbed.runtime.netns import barrier\n"
+        "import os, socket, sys; from testbed.runtime import kernel, launch; from testbed.runtime.netns import Ways\n"
         "kernel.unshare(kernel.NEWNS); kernel.mount('none', '/', flags=kernel.MS_REC | kernel.MS_PRIVATE)\n"
         f"need = [{sys.prefix!r}, {sys.base_prefix!r}, {str(PROJECT)!r}]\n"
-        "from pathlib import Path; bars = {str(b) for n in need if (b := barrier(Path(n), 65534))}; launch.hide([*bars], need)\n"
+        "from pathlib import Path; bars = {str(b) for n in need if (b := Ways().barrier(Path(n), 65534))}; launch.hide([*bars], need)\n"
         "os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
         "kernel.prctl(4, 1)\n"  # dumpable again, as after a login
         "from tests.labs import line; from testbed.runtime.netns import NetnsRuntime; from testbed.seams import Spawn\n"

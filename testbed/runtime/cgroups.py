@@ -58,9 +58,15 @@ def make(found: Trees, names: Sequence[str]) -> list[Path]:
     for tree in found.all:
         for name in names:
             folder = tree / TOP / name
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError:
+            for _ in range(5):
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    break
+                except FileNotFoundError:
+                    continue  # the last lab of another process took the top folder away between two steps of ours
+                except OSError:
+                    return []
+            else:
                 return []
             made.append(folder)
     return made
@@ -77,6 +83,11 @@ def remove(folder: Path, *, timeout_s: float = 2.0) -> bool:
             except OSError:
                 pass
         if not folder.exists():
+            if folder.parent.name == TOP:
+                try:
+                    folder.parent.rmdir()  # refused while another lab has a folder in it
+                except OSError:
+                    pass
             return True
         if time.monotonic() > deadline:
             return False

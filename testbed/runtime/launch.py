@@ -1,7 +1,13 @@
 """From a fork of the keeper to a program alone in its world: the steps between fork and exec, in the order that works.
 
 Cgroup first (what is allocated later is charged to it), then the network namespace, then a mount namespace in which only its
-own folders of the lab are left and /proc shows itself alone, then capabilities and user id, which cannot be taken back.
+own folders of the lab are left, /tmp is its own and /proc shows itself alone, then capabilities and user id, which cannot be
+taken back. All of it happens in the child, so that the keeper forks the next one meanwhile.
+
+Two locks guard one program's keys from another: the hiding, and folders of mode 0700 with an owner each. A program that keeps
+`sys_admin` (ztunnel, which enters the namespaces of workloads) can unmount what hides; the second lock stays, for it keeps
+neither `dac_override` nor `sys_ptrace`, and the PID namespace shows it no process of another. That is as much as a node proxy of
+this kind allows: who needs `sys_admin` holds the node (its blast radius says so).
 """
 
 from __future__ import annotations
@@ -10,6 +16,8 @@ import fcntl
 import os
 
 from testbed.runtime import kernel
+
+TMP = "/tmp"
 
 
 def start(job: dict, netns_fd: int, received: list[int], pid_namespace_fd: int) -> tuple[int, int]:
@@ -42,6 +50,7 @@ def _become(job: dict, netns_fd: int, received: list[int], report: int) -> None:
         os.write(fd, b"0")
         os.close(fd)
     kernel.setns(netns_fd, kernel.NEWNET)
+    prepare(job["folder"], job["uid"], job["single_uid"])
     log = os.open(job["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     kernel.unshare(kernel.NEWNS)
     hide(job["hide"], job["show"])
@@ -71,6 +80,16 @@ def execute(argv: list[str], env: dict[str, str]) -> None:
     raise error or FileNotFoundError(2, f"no program {program} in PATH")
 
 
+def prepare(folder: str, uid: int, single_uid: bool) -> None:
+    """The private folder, with all that was put into it, becomes the process's own; nobody else may enter."""
+    os.makedirs(folder, exist_ok=True)
+    os.chmod(folder, 0o700)
+    if not single_uid:
+        for path, folders, files in os.walk(folder):
+            for entry in (path, *(f"{path}/{name}" for name in folders + files)):
+                os.lchown(entry, uid, uid)
+
+
 def own_proc(pid_namespace: bool, *, required: bool) -> None:
     """A /proc that shows this PID namespace; where it is the lab's shared one, other users' processes stay invisible."""
     try:
@@ -82,15 +101,21 @@ def own_proc(pid_namespace: bool, *, required: bool) -> None:
 
 
 def hide(hidden: list[str], shown: list[str]) -> None:
-    """Covers each `hidden` folder by an empty one and puts the `shown` folders back at their own paths."""
+    """Covers each `hidden` folder by an empty one (/tmp by one to write to) and puts the `shown` back at their own paths."""
     kept = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in shown]
-    for path in hidden:
-        kernel.mount("tmpfs", path, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755,size=1m")
+    covers = [path for path in hidden if not any(_below(path, other) for other in hidden if other != path)]
+    for path in covers:
+        options = "mode=1777,size=64m" if path == TMP else "mode=755,size=1m"
+        kernel.mount("tmpfs", path, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
     for path, fd in kept:
-        if any(path == root or path.startswith(root + "/") for root in hidden):
+        if any(path == cover or _below(path, cover) for cover in covers):
             os.makedirs(path, 0o755, exist_ok=True)
             kernel.mount(f"/proc/self/fd/{fd}", path, flags=kernel.MS_BIND | kernel.MS_REC)
         os.close(fd)
+
+
+def _below(path: str, folder: str) -> bool:
+    return path.startswith(folder.rstrip("/") + "/")
 
 
 def _drop(job: dict) -> None:

@@ -20,6 +20,7 @@ from testbed.errors import MachineError, PeerError, UsageError
 from testbed.model.topology import Topology
 from testbed.runtime import cgroups, enter, ownership, wiring
 from testbed.runtime.keeper import BASE, MARK
+from testbed.runtime.launch import TMP
 from testbed.runtime.ownership import LabState, being
 from testbed.runtime.process import Connection, LabProcess
 from testbed.runtime.routing import routes
@@ -80,9 +81,10 @@ class NetnsLab:
                     f"lab {self.name}: {spawn.name!r} is for sandbox {spawn.sandbox!r}, known are: {known}"
                 )
         joins = self._make_cgroups([spawn.name for spawn in spawns])
+        ways = Ways()
         for spawn in spawns:
             self._connection.codes.pop(spawn.name, None)
-            self._connection.send(self._job(spawn, joins.get(spawn.name, [])), spawn.fds)
+            self._connection.send(self._job(spawn, joins.get(spawn.name, []), ways), spawn.fds)
         failed = []
         for _ in spawns:
             answer = self._connection.answer()
@@ -161,11 +163,13 @@ class NetnsLab:
     def _log(self, name: str) -> Path:
         return Path(self.state.logs or self.folder / "logs", f"{name}.log")
 
-    def _job(self, spawn: Spawn, joins: Sequence[str]) -> dict:
+    def _job(self, spawn: Spawn, joins: Sequence[str], ways: Ways) -> dict:
         folder = Path(spawn.folder).absolute()
         shown = [folder, *(Path(shared).absolute() for shared in spawn.shared_folders)]
-        needed = [] if self._single_uid else [*shown, *_code_folders(spawn.argv[0])]
-        barred = {path: bar for path in needed if (bar := barrier(path, spawn.uid)) is not None}
+        code = ways.code_folders(spawn.argv[0])
+        needed = [] if self._single_uid else [*shown, *code]
+        barred = {path: bar for path in needed if (bar := ways.barrier(path, spawn.uid)) is not None}
+        in_tmp = [path for path in code if path.is_relative_to(TMP)]
         kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         env = {"HOME": str(folder), "TMPDIR": str(folder), **kept, **spawn.env}
         return {
@@ -182,30 +186,48 @@ class NetnsLab:
             "pid_namespace": spawn.new_pid_namespace,
             "cgroups": list(joins),
             "log": str(self._log(spawn.name)),
-            "hide": [str(path) for path in dict.fromkeys([self._root, *barred.values()])],
-            "show": [str(path) for path in dict.fromkeys([*shown, *barred])],
+            "hide": [str(path) for path in dict.fromkeys([Path(TMP), self._root, *barred.values()])],
+            "show": [str(path) for path in dict.fromkeys([*shown, *barred, *in_tmp])],
         }
 
 
-def _code_folders(program: str) -> list[Path]:
-    """Where Python and this project live: a program of the lab must be able to read them."""
-    folders = [Path(sys.prefix), Path(sys.base_prefix), PROJECT]
-    if program.startswith("/"):
-        folders.append(Path(program).parent)
-    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+class Ways:
+    """Which folders are in a program's way, each looked at once for all programs that start together."""
 
+    def __init__(self) -> None:
+        self._code: dict[str, list[Path]] = {}
+        self._seen: dict[Path, tuple[int, int] | None] = {}
 
-def barrier(path: Path, uid: int) -> Path | None:
-    """The topmost folder on the way to `path` that user `uid` may not pass, such as /root; None when the way is open."""
-    if uid == 0:
+    def code_folders(self, program: str) -> list[Path]:
+        """Where Python and this project live: a program of the lab must be able to read them."""
+        if program not in self._code:
+            folders = [Path(sys.prefix), Path(sys.base_prefix), PROJECT]
+            if program.startswith("/"):
+                folders.append(Path(program).parent)
+            self._code[program] = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+        return self._code[program]
+
+    def barrier(self, path: Path, uid: int) -> Path | None:
+        """The topmost folder on the way to `path` that user `uid` may not pass, such as /root; None when the way is open."""
+        if uid == 0:
+            return None
+        for folder in reversed(path.parents):
+            if folder not in self._seen:
+                self._seen[folder] = self._look(folder)
+            if (found := self._seen[folder]) is None:
+                return None  # its program makes it, open to pass
+            mode, owner = found
+            if not mode & (0o100 if owner == uid else 0o001):
+                return folder
         return None
-    for folder in reversed(path.parents):
-        if not folder.exists():
-            return None  # the keeper makes it, open to pass
-        found = folder.stat()
-        if not found.st_mode & (0o100 if found.st_uid == uid else 0o001):
-            return folder
-    return None
+
+    @staticmethod
+    def _look(folder: Path) -> tuple[int, int] | None:
+        try:
+            found = folder.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_mode, found.st_uid
 
 
 class NetnsRuntime:
