@@ -119,10 +119,10 @@ def capture_verify(c, pcap, keylog="", json=False):
     cli.exit_with(cli.capture_verify, pcap, keylog, as_json_text=json)
 
 
-@task
-def experiment_list(c):
+@task(help={"json": JSON})
+def experiment_list(c, json=False):
     """Experiments and their questions."""
-    cli.exit_with(cli.experiment_list)
+    cli.exit_with(cli.experiment_list, as_json_text=json)
 
 
 @task(
@@ -152,10 +152,10 @@ def experiment_run(c, name, plane="", trials=None, runtime="auto", link="auto", 
     )
 
 
-@task(help={"run": "folder of a run"})
-def experiment_show(c, run):
-    """A run's table again."""
-    cli.exit_with(cli.experiment_show, run)
+@task(help={"run": "folder of a run", "json": JSON})
+def experiment_show(c, run, json=False):
+    """A run's table again; its exit code says whether it is valid."""
+    cli.exit_with(cli.experiment_show, run, as_json_text=json)
 
 
 @task(help={"run": "folder of a run"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from testbed.errors import TestbedError, UsageError
+from testbed.errors import MachineError, TestbedError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,6 +29,13 @@ def exit_with(verb: Callable[..., int | None], *args: object, **options: object)
     except BrokenPipeError:
         code = 0  # the reader (head, less) had enough
         sys.stdout = None  # type: ignore[assignment]
+    except OSError as error:
+        # Files a user named, a full disk, a folder without rights: not bugs of ours.
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"{where}{error.strerror}; check rights, space and spelling", file=sys.stderr)
+        code = MachineError.exit_code if error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT) else 1
     sys.exit(code)
 
 
@@ -80,9 +88,13 @@ def quickstart(rounds: int | None = None, plane: str = "", link: str = "auto", s
     return experiment_run("quickstart", plane=plane, trials=rounds, link=link, seed=seed)
 
 
-def experiment_list() -> int:
+def experiment_list(as_json_text: bool = False) -> int:
     from testbed.registry import load, names
+    from testbed.store import as_json as plain
 
+    if as_json_text:
+        as_json([plain(load("experiment", name)) for name in names("experiment")])
+        return 0
     for name in names("experiment"):
         print(f"{name:<20} {load('experiment', name).question}")
     return 0
@@ -114,10 +126,10 @@ def experiment_run(
     )
 
 
-def experiment_show(run: str) -> int:
+def experiment_show(run: str, as_json_text: bool = False) -> int:
     from testbed import runs
 
-    return runs.show(Path(run))
+    return runs.show(Path(run), as_json_text=as_json_text)
 
 
 def report_build(run: str) -> int:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from testbed import report, sweep, table, typeset
-from testbed.errors import UsageError
+from testbed.errors import MachineError, UsageError
 from testbed.links.probe import choose
 from testbed.machine import describe
-from testbed.model.experiment import Experiment
+from testbed.model.experiment import Experiment, Finding, Measurement, Result
+from testbed.model.topology import Topology
 from testbed.program import CHECKOUT
 from testbed.progress import Progress
 from testbed.registry import load
-from testbed.store import Plan, Run
+from testbed.store import Plan, Run, as_json
 from testbed.trial import Gates
 
 
@@ -37,19 +40,24 @@ def run(
     dry_run: bool = False,
 ) -> int:
     experiment: Experiment = load("experiment", name)
-    if rounds == 0:
-        raise UsageError("0 rounds measure nothing; the least is 1")
+    if rounds is not None and rounds < 1:
+        raise UsageError(f"{rounds} rounds measure nothing; the least is 1")
+    if len(set(planes)) < len(planes):
+        raise UsageError(f"--plane {','.join(planes)} names a plane twice")
     experiment = sweep.with_overrides(experiment, rounds=rounds, planes=planes)
-    for plane in experiment.planes:
-        load("plane", plane)  # an unknown name speaks before anything is built
-    topology = sweep.resolve(experiment)
     runtime_name = "netns" if runtime == "auto" else runtime
     seed = random.SystemRandom().randrange(2**31) if seed is None else seed
     if resume:
         planned = Run.open(Path(resume)).info
-        seed = planned["seed"]
         stored = planned["plan"]["experiment"]
         experiment = sweep.with_overrides(experiment, rounds=stored["rounds"], planes=stored["planes"])
+        seed, runtime_name, link = planned["seed"], planned["runtime"], planned["link_kind"]
+    for plane in experiment.planes:
+        load("plane", plane)  # an unknown name speaks before anything is built
+    made_runtime = load("runtime", runtime_name)()
+    topology = sweep.resolve(experiment)
+    if resume:
+        must_be_the_same(Path(resume), planned, experiment, topology)
     blocks = sweep.plan_blocks(experiment, experiment.planes, seed)
     if dry_run:
         print(f"{experiment.name}: {experiment.question}\ntopology {topology.name}, seed {seed}, {len(blocks)} blocks:")
@@ -58,6 +66,8 @@ def run(
         return 0
     gates = Gates()
     links = choose(link)
+    if lacks := made_runtime.check() + links.check():
+        raise MachineError("\n".join(lacks))  # before a folder is made that would stay empty
     plan = Plan(
         topology=topology,
         seed=seed,
@@ -77,21 +87,23 @@ def run(
     store = (
         Run.resume(Path(resume), now=now) if resume else Run.create(sweep.results_root(), experiment, plan, started=now)
     )
-    with store as into, _steps(total=len(blocks) + len(experiment.planes)) as progress:
+    left = len(blocks) - len(store.whole_trials()) + len(set(experiment.planes) - {f.plane for f in store.findings()})
+    with store as into, _steps(total=left) as (progress, say):
         try:
             sweep.run(
                 experiment,
                 into,
                 topology=topology,
                 planes=experiment.planes,
-                runtime=load("runtime", runtime_name)(),
+                runtime=made_runtime,
                 links=links,
                 seed=seed,
                 gates=gates,
                 progress=progress,
+                say=say,
             )
         except BaseException:
-            print(f"\nwhat was measured so far is in {into.path}; go on with --resume {into.path}", file=sys.stderr)
+            say(f"what was measured so far is in {into.path}; go on with ./inv experiment.run {name} --resume {into.path}")
             raise
         into.finish(ended=datetime.now(UTC).isoformat(timespec="seconds"))
     page = report.build(store.path)
@@ -100,21 +112,44 @@ def run(
     return code
 
 
-def show(path: Path) -> int:
-    """The table of a run on stdout. 3 when trials were left out, 4 when a plane has no valid trial."""
+def must_be_the_same(path: Path, planned: Mapping[str, Any], experiment: Experiment, topology: Topology) -> None:
+    """Rows of two different questions must not meet in one table. Raises UsageError naming what differs."""
+    stored, now = planned["plan"]["experiment"], as_json(experiment)
+    if planned["experiment"] != experiment.name:
+        raise UsageError(f"{path} is a run of {planned['experiment']}, not of {experiment.name}")
+    differing = [key for key in now if stored.get(key) != now[key] and key not in ("question", "claims")]
+    differing += ["topology file"] if planned["plan"]["topology"] != as_json(topology) else []
+    if differing:
+        raise UsageError(f"{path} was made with another {', '.join(differing)}; start a new run")
+
+
+def show(path: Path, *, as_json_text: bool = False) -> int:
+    """The table of a run on stdout, and the code that a script may rely on (see `verdict`)."""
     stored = Run.open(path)
-    measurements = stored.measurements()
-    made = table.build(table.summarise(measurements), stored.findings())
+    measurements, findings = stored.measurements(), stored.findings()
+    code = verdict(measurements, findings)
+    if as_json_text:
+        rows = {"run": stored.info, "exit_code": code, "measurements": measurements, "findings": findings}
+        print(json.dumps({key: [as_json(x) for x in v] if isinstance(v, list) else v for key, v in rows.items()}, indent=1))
+        return code
+    made = table.build(table.summarise(measurements), findings)
     print(typeset.as_text(made, colour=typeset.wants_colour(sys.stdout)))
-    planes = {m.plane for m in measurements}
-    if planes - {m.plane for m in measurements if m.valid}:
+    return code
+
+
+def verdict(measurements: Sequence[Measurement], findings: Sequence[Finding]) -> int:
+    """4: a plane has no valid trial, or does not do what it claims (its figures are then of something else); 3: trials were left
+    out, or a statement could not be judged."""
+    if {m.plane for m in measurements} - {m.plane for m in measurements if m.valid}:
         return 4
-    return 3 if any(not m.valid for m in measurements) else 0
+    if any(f.result is Result.BROKEN for f in findings):
+        return 4
+    return 3 if any(not m.valid for m in measurements) or any(f.result is Result.NO_EVIDENCE for f in findings) else 0
 
 
 @contextlib.contextmanager
-def _steps(total: int) -> Iterator[Callable[[str], None]]:
-    """`seams.Progress` over `progress.Progress`: each call ends the step before it and begins one."""
+def _steps(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[str], None]]]:
+    """Two `seams.Progress` over `progress.Progress`: one ends the step before and begins the next, the other says a line that stays."""
     shown = Progress(sys.stderr, total=total, noun="step", now=time.monotonic())
     begun = False
 
@@ -127,8 +162,9 @@ def _steps(total: int) -> Iterator[Callable[[str], None]]:
         shown.start(what, now)
 
     try:
-        yield begin
-        shown.step(time.monotonic())
+        yield begin, shown.say
+        if begun:
+            shown.step(time.monotonic())
     finally:
         shown.close(time.monotonic())
 

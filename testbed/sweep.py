@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from testbed import deploy, lab, proof, topofile, trial
-from testbed.errors import PeerError, TrialError
+from testbed.errors import PeerError, TrialError, UsageError
 from testbed.links.gauge import measure
-from testbed.model.experiment import Experiment, LinkReading
+from testbed.model.experiment import Experiment, LinkReading, Result
 from testbed.model.placement import Placement
 from testbed.model.topology import Impairment, Topology
 from testbed.registry import load
@@ -25,6 +25,8 @@ from testbed.seams import LinkMaker, Progress, Runtime
 from testbed.store import Run
 
 AA_NAME = "none (A/A)"
+FAILURES_IN_A_ROW = 4
+"""Trials without any record, one after the other: by then it is the machine or the lab, not chance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,15 @@ def plan_blocks(experiment: Experiment, planes: Sequence[str], seed: int) -> lis
 def resolve(experiment: Experiment) -> Topology:
     """The experiment's topology with its links overridden."""
     topology = topofile.load(topofile.find(experiment.topology))
+    workloads, services = [w.name for w in topology.workloads], [s.name for s in topology.services]
+    for what, name, known in (
+        ("client", experiment.client, workloads),
+        ("target", experiment.target.partition(":")[0], services),
+    ):
+        if name not in known:
+            raise UsageError(
+                f"experiment {experiment.name}: topology {topology.name} has no {what} {name!r}; known: {', '.join(known)}"
+            )
     for a, b, fields in experiment.links:
         impairment = Impairment(**fields)
         topology = topology.with_link(a, b, a_to_b=impairment, b_to_a=impairment)
@@ -73,23 +84,37 @@ def run(
     seed: int,
     gates: trial.Gates,
     progress: Progress,
+    say: Progress = lambda _line: None,
 ) -> None:
     """Everything that is not yet in the run's folder (so a resumed run goes on where it was)."""
     placements = {plane: load("plane", plane).place(topology, {}) for plane in planes}
     blocks = plan_blocks(experiment, planes, seed)
     done = into.whole_trials()
+    failures = 0
     proven = {finding.plane for finding in into.findings()}
     # Proof first: a plane that does not do what it claims is not worth measuring for minutes.
     for plane in planes:
         if plane not in proven:
             progress(f"proof of {plane}")
-            _prove(experiment, into, placements[plane], topology, runtime, links)
+            _prove(experiment, into, placements[plane], topology, runtime, links, say)
     for block in blocks:
-        name = f"r{block.round:02d}-b{block.number:02d}-{block.label}"
+        name = trial.name(block.round, block.number, block.label)
         if name in done:
             continue
         progress(f"round {block.round} of {experiment.rounds}, {block.label}")
-        _measure(experiment, into, block, placements[block.plane], topology, runtime, links, gates)
+        try:
+            outcome = _measure(experiment, into, block, placements[block.plane], topology, runtime, links, gates, say)
+            failures = 0
+        except (PeerError, TrialError) as error:
+            failures += 1
+            outcome = trial.failed(str(error), plane=block.label, round_number=block.round, block=block.number)
+        into.append_trial(outcome.measurements, outcome.requests)
+        if outcome.reasons:
+            say(f"{name} does not count: {'; '.join(outcome.reasons)}")
+        if failures == FAILURES_IN_A_ROW:
+            raise TrialError(
+                f"{failures} trials in a row gave nothing, the last because of: {outcome.reasons[0]}; logs: {into.path / 'logs'}"
+            )
 
 
 def lab_name(into: Run) -> str:
@@ -110,7 +135,8 @@ def _measure(
     runtime: Runtime,
     links: LinkMaker,
     gates: trial.Gates,
-) -> None:
+    say: Progress,
+) -> trial.Outcome:
     logs = into.path / "logs" / f"r{block.round:02d}-b{block.number:02d}-{block.plane}"
     logs.mkdir(parents=True, exist_ok=True)
     extra = extra_sandboxes(placement)
@@ -119,7 +145,8 @@ def _measure(
         deploy.deploy(running, placement) as deployment,
     ):
         readings: list[LinkReading] = measure(running.running, running.links)
-        outcome = trial.run(
+        say(asked_and_measured(readings))
+        return trial.run(
             deployment,
             experiment,
             plane=block.label,
@@ -130,7 +157,6 @@ def _measure(
             readings=readings,
             gates=gates,
         )
-        into.append_trial(outcome.measurements, outcome.requests)
 
 
 def _prove(
@@ -140,6 +166,7 @@ def _prove(
     topology: Topology,
     runtime: Runtime,
     links: LinkMaker,
+    say: Progress,
 ) -> None:
     logs = into.path / "logs" / f"proof-{placement.plane}"
     logs.mkdir(parents=True, exist_ok=True)
@@ -154,6 +181,18 @@ def _prove(
             raise type(error)(f"proof of {placement.plane}: {error}") from error
         findings += proof.try_boundaries(deployment, client=experiment.client, packets=findings)
     into.append_findings(findings)
+    for finding in findings:
+        if finding.result is Result.BROKEN:
+            say(f"BROKEN under {finding.plane}: {finding.statement} ({finding.segment}: {finding.value})")
+
+
+def asked_and_measured(readings: Sequence[LinkReading]) -> str:
+    """One line before each trial, so that nobody takes what was asked for what was."""
+    return "; ".join(
+        f"link {r.link} by {r.backend}: RTT {r.rtt_p50_ms:.3f} ms for {r.asked_rtt_ms:g} asked, "
+        f"loss {r.loss:.3f} for {r.asked_loss:.3f}{'' if r.within_tolerance else ' OFF'}"
+        for r in readings
+    )
 
 
 def with_overrides(experiment: Experiment, *, rounds: int | None = None, planes: Sequence[str] = ()) -> Experiment:

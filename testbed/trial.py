@@ -6,16 +6,24 @@ leaves it out and counts it (Mininet-HiFi's point: watch the emulator's own inva
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.deploy import Deployment
+from testbed.errors import PeerError
+from testbed.lab import Lab, http_get
 from testbed.model.experiment import Experiment, LinkReading, LoadRecord, Measurement, RequestRow
 from testbed.registry import load
 from testbed.stats import percentile
 from testbed.window import Sampler, Usage
+
+
+COUNT_PATH = "/-/count"
+ANSWER_GRACE_S = 1.0
+"""Answers to requests of the window's end may come this much later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,22 +63,32 @@ def run(
     port = int(experiment.target.partition(":")[2] or service.ports[0].port)
     sampler = Sampler(components=components(deployment, experiment))
     driver = load("load", experiment.load.kind)()
+    before = seen_by_apps(lab, service.endpoints)
     sampler.start()
     try:
         record = driver.run(
             lab.running, client=experiment.client, target=(service.address, port), plan=experiment.load, seed=seed, folder=folder
         )
+    except PeerError as error:
+        # What died first is the reason; the generator's own complaint is often only its echo.
+        raise PeerError("; ".join([*deployment.dead(), str(error)])) from error
     finally:
         sampler.stop()
     reasons = invalid_reasons(record, experiment, gates) + deployment.dead()
-    reasons += [f"link {r.link}: RTT {r.rtt_p50_ms:.3f} ms for {r.asked_rtt_ms:g} asked" for r in readings if not r.within_tolerance]
-    trial = f"r{round_number:02d}-b{block:02d}-{plane}"
+    reasons += miscounted(record, before, seen_by_apps(lab, service.endpoints))
+    reasons += [
+        f"link {r.link}: RTT {r.rtt_p50_ms:.3f} ms for {r.asked_rtt_ms:g} asked, loss {r.loss:.3f} for {r.asked_loss:.3f}"
+        for r in readings
+        if not r.within_tolerance
+    ]
     values = [*latency_values(record), *usage_values(record, sampler.usage(record.started_s, record.ended_s))]
-    values += [(r.link, "link_rtt_p50", "ms", r.rtt_p50_ms) for r in readings]
+    for r in readings:
+        values += [(r.link, "link_rtt_asked", "ms", r.asked_rtt_ms), (r.link, "link_rtt_p50", "ms", r.rtt_p50_ms)]
+        values += [(r.link, "link_rtt_p90", "ms", r.rtt_p90_ms), (r.link, "link_loss", "", r.loss)]
     measurements = tuple(
         Measurement(
             round=round_number,
-            trial=trial,
+            trial=name(round_number, block, plane),
             block=block,
             plane=plane,
             component=component,
@@ -85,6 +103,53 @@ def run(
     return Outcome(measurements=measurements, requests=record.rows, reasons=tuple(reasons))
 
 
+def name(round_number: int, block: int, plane: str) -> str:
+    """Under which a trial is stored, and by which a resumed run knows that it has it."""
+    return f"r{round_number:02d}-b{block:02d}-{plane}"
+
+
+def failed(reason: str, *, plane: str, round_number: int, block: int) -> Outcome:
+    """A trial that gave no record at all: one row that says why, so that the table counts it and a resumed run does not repeat it."""
+    row = Measurement(
+        round=round_number,
+        trial=name(round_number, block, plane),
+        block=block,
+        plane=plane,
+        component="client",
+        metric="rate_achieved",
+        unit="1/s",
+        value=0.0,
+        valid=False,
+        reason=" ".join(reason.split())[:500],
+    )
+    return Outcome(measurements=(row,), requests=(), reasons=(row.reason,))
+
+
+def seen_by_apps(lab: Lab, endpoints: Sequence[str]) -> int | None:
+    """Requests that the target's applications have answered, as they count them; None where one does not say."""
+    total = 0
+    for endpoint in endpoints:
+        app = lab.topology.workload(endpoint).app
+        if app.kind != "http-echo":
+            return None
+        status, body = http_get(lab, endpoint, "127.0.0.1", app.ports[0], COUNT_PATH)
+        if status != 200:
+            return None
+        total += json.loads(body)["requests"]
+    return total
+
+
+def miscounted(record: LoadRecord, before: int | None, after: int | None) -> list[str]:
+    """The second judge: the target must have seen every request that the generator says was answered in the window.
+
+    It sees more (warm-up, and those that failed on their way back), never fewer: that would be answers from elsewhere.
+    """
+    if before is None or after is None:
+        return ["the target's own count of requests could not be read"] if (before is None) != (after is None) else []
+    answered = sum(1 for r in record.rows if not r.error and r.status == 200)
+    return [f"{answered} requests answered, the target saw {after - before}"] if after - before < answered else []
+
+
 def components(deployment: Deployment, experiment: Experiment) -> dict:
     """What is accounted: each proxy under its name, the target's applications under `app.<workload>`."""
     service = deployment.lab.topology.service(experiment.target.partition(":")[0])
@@ -97,18 +162,20 @@ def invalid_reasons(record: LoadRecord, experiment: Experiment, gates: Gates) ->
     if not rows:
         return ["no request was sent in the window"]
     reasons = []
-    failed = [r for r in rows if r.error or r.status != 200]
-    if len(failed) / len(rows) > gates.error_share:
-        reasons.append(f"{len(failed)} of {len(rows)} requests failed (first: {failed[0].error or failed[0].status})")
+    wrong = [r for r in rows if r.error or r.status != 200]
+    if len(wrong) / len(rows) > gates.error_share:
+        reasons.append(f"{len(wrong)} of {len(rows)} requests failed (first: {wrong[0].error or wrong[0].status})")
     span_s = record.ended_s - record.started_s
+    if span_s <= 0:
+        return [f"the window has no length ({span_s:g} s)"]
     if record.cpu_s / span_s > gates.generator_cpu_share:
         reasons.append(f"generator used {record.cpu_s / span_s:.0%} of a core")
     if plan.kind == "open":
         lag_ms = percentile([(r.sent_s - r.intended_s) * 1e3 for r in rows], 99)
         if lag_ms > gates.send_lag_p99_ms:
             reasons.append(f"generator late: send lag p99 {lag_ms:.2f} ms")
-        asked = sum(1 for r in rows)
-        done = sum(1 for r in rows if r.last_byte_s and r.last_byte_s <= record.ended_s + 1.0)
+        asked = len(rows)  # those never sent have a row too
+        done = sum(1 for r in rows if not r.error and r.last_byte_s <= record.ended_s + ANSWER_GRACE_S)
         if done < gates.rate_share * asked:
             reasons.append(f"saturated: {done} of {asked} requests answered in time")
     return reasons

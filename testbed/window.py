@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from testbed.errors import MachineError
 from testbed.observe.procstat import cgroup_cpu, clock_cpu, read
 from testbed.runtime.cgroups import Trees, trees
 from testbed.seams import Process
@@ -64,7 +65,10 @@ class Sampler:
             self._thread.join()
         self._sample()
         for name, process in self.components.items():
-            self._memory[name] = read(process, now=time.monotonic(), found=self._trees).pss_bytes
+            try:
+                self._memory[name] = read(process, now=time.monotonic(), found=self._trees).pss_bytes
+            except (MachineError, OSError):
+                self._memory[name] = None  # it ended; the trial's own check names it
 
     def usage(self, start_s: float, end_s: float) -> dict[str, Usage]:
         return {
