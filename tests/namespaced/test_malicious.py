@@ -49,6 +49,18 @@ def test_malicious_call(mesh: World, caller: str, target: str, port: int, kind: 
     assert seen == kind
 
 
+@pytest.mark.parametrize(
+    ("caller", "target", "port"),
+    [("client", "self", 15001), ("client", "self", 15006), ("outsider", "peer", 15001), ("outsider", "peer", 15006)],
+)
+def test_loop_is_refused_at_the_first_turn(mesh: World, caller: str, target: str, port: int) -> None:
+    """The caller cannot tell a refusal from a loop that ran until descriptors were used up; the log can."""
+    address = mesh.ip(caller) if target == "self" else mesh.ip("near")
+    with mesh.logs("ztunnel.node-a", f"src.addr={mesh.ip(caller)}:", "loop: ") as lines:
+        assert mesh.echo(caller, address, port) == b""
+    assert len(lines) == 1 and f":{port}" in lines[0]
+
+
 def test_authority_of_the_proxys_own_ports(mesh: World) -> None:
     """An HBONE authority may not lead back into the proxy."""
     far = mesh.ip("far")
