@@ -1,4 +1,7 @@
-"""The verbs as plain functions; `tasks.py` shares them. Each returns its exit code (contracts.md); data to stdout, the rest to stderr."""
+"""The verbs as plain functions; `tasks.py` shares them.
+
+Each returns its exit code (contracts.md); data to stdout, the rest to stderr.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def exit_with(verb: Callable[..., int | None], *args: object, **options: object) -> None:
-    """Run a verb and leave with its code. Our errors are one clear text; anything else is a bug and shows its traceback."""
+    """Run a verb and leave with its code.
+
+    Our errors are one clear text; anything else is a bug and shows its traceback.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = verb(*args, **options) or 0
@@ -111,7 +117,10 @@ def experiment_run(
     seed: int | None = None,
     dry_run: bool = False,
 ) -> int:
-    """Run an experiment, print its table and the report's path. 3 when trials were left out, 4 when no trial of a plane counts."""
+    """Run an experiment, print its table and the report's path.
+
+    3 when trials were left out, 4 when no trial of a plane counts.
+    """
     from testbed import runs
 
     return runs.run(

@@ -1,7 +1,9 @@
 """A placement applied to a lab: keys, configuration, captures, programs, readiness.
 
-The order is Istio's: proxies are ready before traffic is captured into them, so that no workload meets a closed port while its
-proxy starts. Everything a proxy needs lies in its own folder (0700, its own user id); no application's mount namespace shows it.
+The order is Istio's: proxies are ready before traffic is captured into them, so that no workload meets a closed port
+while its
+proxy starts. Everything a proxy needs lies in its own folder (0700, its own user id); no application's mount namespace
+shows it.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ PROXY_UID = 1337
 """First of the proxies' user ids (Istio's own number); each further proxy gets one of its own."""
 READY_PORT = 15021
 ZTUNNEL_CAPABILITIES = ("sys_admin", "net_admin", "net_raw")
-"""To enter workloads' namespaces, to set marks and transparent addresses: what Istio's ztunnel holds (facts/hbone 2.14)."""
+"""To enter workloads' namespaces, to set marks and transparent addresses:
+what Istio's ztunnel holds (facts/hbone 2.14).
+"""
 ENTERING_CAPABILITIES = {"ztunnel": ZTUNNEL_CAPABILITIES}
 
 
@@ -67,7 +71,10 @@ def deploy(
     leaf_lifetime_s: float = 24 * 3600.0,
     progress: Progress = lambda _line: None,
 ) -> Iterator[Deployment]:
-    """The placement on the lab for as long as the `with`. `keylog` makes proxies write TLS secrets into their own folders."""
+    """The placement on the lab for as long as the `with`.
+
+    `keylog` makes proxies write TLS secrets into their own folders.
+    """
     with ExitStack() as stack:
         yield start(lab, placement, keylog=keylog, leaf_lifetime_s=leaf_lifetime_s, progress=progress, stack=stack)
 

@@ -1,6 +1,7 @@
 """The errors that leave this package, by who must act.
 
-Each text says what happened, where, and the mend. An exception of a library or of the kernel is translated where it enters,
+Each text says what happened, where, and the mend. An exception of a library or of the kernel is translated where it
+enters,
 with `raise … from`, so that none leaks. A denial by policy is a value (`model.policy.Verdict`), never an exception.
 """
 
@@ -21,7 +22,10 @@ class UsageError(TestbedError):
 
 
 class TopologyError(UsageError):
-    """A topology or policy file is wrong. `problems` holds every error of the file, each `file:line:column: what; mend`."""
+    """A topology or policy file is wrong.
+
+    `problems` holds every error of the file, each `file:line:column: what; mend`.
+    """
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))

@@ -1,7 +1,7 @@
 """A topology brought up: runtime, then links, then routes, then services, then applications; and its end.
 
-`up` is the order of bring-up; everything it starts belongs to the runtime's lab and ends with it. Nothing here names a runtime,
-a link kind or a plane: they are handed in.
+`up` is the order of bring-up; everything it starts belongs to the runtime's lab and ends with it. Nothing here names a
+runtime, a link kind or a plane: they are handed in.
 """
 
 from __future__ import annotations
@@ -161,7 +161,10 @@ def log_tail(process: Process, lines: int = 12) -> str:
 
 
 def http_get(lab: Lab, sandbox: str, address: str, port: int, path: str, *, timeout_s: float = 2.0) -> tuple[int, bytes]:
-    """One GET from inside a sandbox by a connected socket, for readiness and metrics. Status 0 when nothing answered."""
+    """One GET from inside a sandbox by a connected socket, for readiness and metrics.
+
+    Status 0 when nothing answered.
+    """
 
     def attempt() -> socket.socket | None:
         try:

@@ -1,7 +1,7 @@
 """The lab verbs: labs that outlive the command that made them.
 
-What `lab.inspect` prints is written into the lab's folder when it comes up, as contracts.md shapes it; links are measured anew
-each time they are shown.
+What `lab.inspect` prints is written into the lab's folder when it comes up, as contracts.md shapes it; links are
+measured anew each time they are shown.
 """
 
 from __future__ import annotations
@@ -176,7 +176,10 @@ def inspect(name: str, json_text: bool) -> int:
 
 
 def execute(name: str, workload: str, command: str) -> int:
-    """Runs a shell command inside; its exit code is ours. The command runs as the caller, in the sandbox's network only."""
+    """Runs a shell command inside; its exit code is ours.
+
+    The command runs as the caller, in the sandbox's network only.
+    """
     name = _only(name)
     about = _about(ownership.state_root() / name)
     netns = {entry["name"]: entry["netns"] for entry in (*about["nodes"], *about["workloads"])}

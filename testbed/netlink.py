@@ -1,7 +1,9 @@
 """rtnetlink as bytes: veth pairs, addresses, routes, neighbours; and one batched round trip.
 
-The encoders are pure. A veth pair is born in its two namespaces at once, under chosen indexes, so no name is ever looked up.
-`transact` sends many messages per system call and reads every acknowledgement; a refusal names the message that was refused.
+The encoders are pure. A veth pair is born in its two namespaces at once, under chosen indexes, so no name is ever
+looked up.
+`transact` sends many messages per system call and reads every acknowledgement; a refusal names the message that was
+refused.
 Source: linux/rtnetlink.h, if_link.h, neighbour.h; a veth that is created up is refused (ENOTCONN), so `up` comes after.
 """
 
@@ -67,7 +69,10 @@ def mac(text: str) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """One end of a veth pair, before it exists. The namespace is a descriptor of the *sending* process, or a process id."""
+    """One end of a veth pair, before it exists.
+
+    The namespace is a descriptor of the *sending* process, or a process id.
+    """
 
     name: str
     index: int = 0
@@ -131,7 +136,9 @@ def route(
     source: str | None = None,
     onlink: bool = False,
 ) -> Message:
-    """Without `via` the destination is on the device itself (scope link); `onlink` takes `via` for reachable unasked."""
+    """Without `via` the destination is on the device itself (scope link);
+    `onlink` takes `via` for reachable unasked.
+    """
     scope = RT_SCOPE_UNIVERSE if via else RT_SCOPE_LINK
     flags = RTNH_F_ONLINK if onlink else 0
     head = struct.pack("=BBBBBBBBI", AF_INET, prefix, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, scope, RTN_UNICAST, flags)

@@ -1,8 +1,9 @@
 """The CNI node agent's part of the in-pod model: hands workloads' network namespaces to a ztunnel by SCM_RIGHTS.
 
-ztunnel is the client of a SOCK_SEQPACKET Unix socket, one message per packet: hello → add… → snapshot_sent, each answered by an
-ack (facts/hbone 2.14, ztunnel's proto/zds.proto). Messages are JSON in the field names of the proto, so that protobuf can follow
-without another conversation. A ztunnel keeps its workloads when the agent goes away, as Istio's does.
+ztunnel is the client of a SOCK_SEQPACKET Unix socket, one message per packet: hello → add… → snapshot_sent, each
+answered by an
+ack (facts/hbone 2.14, ztunnel's proto/zds.proto). Messages are JSON in the field names of the proto, so that protobuf
+can follow without another conversation. A ztunnel keeps its workloads when the agent goes away, as Istio's does.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ class PodNetns:
 
 
 class NodeAgent:
-    """One agent for one ztunnel. `start` returns as soon as the socket listens; errors of a conversation are kept in `errors`."""
+    """One agent for one ztunnel.
+
+    `start` returns as soon as the socket listens; errors of a conversation are kept in `errors`.
+    """
 
     def __init__(self, path: Path, pods: list[PodNetns], *, owner: int) -> None:
         self.path = path

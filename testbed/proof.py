@@ -1,7 +1,7 @@
 """Proof of one deployed plane: canary requests under capture, judged from packets; then its boundaries, tried.
 
-Everything here happens in a window of its own, never while something is measured: the proxies write their TLS secrets, and a
-capture costs CPU.
+Everything here happens in a window of its own, never while something is measured: the proxies write their TLS secrets,
+and a capture costs CPU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ REQUESTS = 32
 
 
 def prove(deployment: Deployment, *, client: str, target: str, captures: Path) -> list[Finding]:
-    """Findings of every claim between the client and the target's endpoints, from packets at every segment on the way."""
+    """Findings of every claim between the client and the target's endpoints,
+    from packets at every segment on the way.
+    """
     lab, plane = deployment.lab, deployment.placement.plane
     service = lab.topology.service(target.partition(":")[0])
     (endpoint, *others) = service.endpoints
@@ -74,7 +76,10 @@ def prove(deployment: Deployment, *, client: str, target: str, captures: Path) -
 def run_probe(
     deployment: Deployment, sandbox: str, attempts: Sequence[dict], *, files: dict[str, bytes] | None = None
 ) -> dict[str, list[dict]]:
-    """Attempts made by an application's user inside a sandbox; outcome per name. Files lie beside it, readable for it alone."""
+    """Attempts made by an application's user inside a sandbox; outcome per name.
+
+    Files lie beside it, readable for it alone.
+    """
     lab = deployment.lab
     folder = lab.folder / "probes" / secrets.token_hex(4)
     folder.mkdir(parents=True, mode=0o755)
@@ -121,7 +126,9 @@ def try_boundaries(deployment: Deployment, *, client: str, packets: Sequence[Fin
 
 
 def identities_held(deployment: Deployment) -> Finding:
-    """Identities whose private key can be read from inside each component's own mount namespace: what its capture gives away."""
+    """Identities whose private key can be read from inside each component's own mount namespace:
+    what its capture gives away.
+    """
     held = {}
     for name, process in {**deployment.lab.apps, **deployment.proxies}.items():
         root = Path(f"/proc/{process.pid}/root")
@@ -193,7 +200,8 @@ def _calls(deployment: Deployment, client: str) -> list[Finding]:
             "key": f"{leaf}.key.pem",
         }
 
-    # A node's own namespace is not captured: what stands there is what an attacker on the node, or an unmeshed process, can do.
+    # A node's own namespace is not captured: what stands there is what an attacker on the node, or an unmeshed
+    # process, can do.
     outside = run_probe(
         deployment,
         node,

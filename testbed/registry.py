@@ -1,6 +1,7 @@
 """name -> "module:attribute" for each seam: one place to see everything that exists.
 
-An installed package adds to it by an entry point in the group `testbed.<seam>`. An unknown name answers with the known ones.
+An installed package adds to it by an entry point in the group `testbed.<seam>`. An unknown name answers with the known
+ones.
 """
 
 from __future__ import annotations

@@ -18,7 +18,10 @@ from testbed.model.topology import Impairment, Link, Topology
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
-    """A live namespace (or container) of a node, workload or waypoint. `netns` is a path that setns(2) and nsenter take."""
+    """A live namespace (or container) of a node, workload or waypoint.
+
+    `netns` is a path that setns(2) and nsenter take.
+    """
 
     name: str
     kind: str
@@ -91,10 +94,11 @@ class Runtime(Protocol):
         ...
 
     def up(self, topology: Topology, *, name: str, extra: Sequence[tuple[str, str, str]] = (), detached: bool = False) -> RunningLab:
-        """Sandboxes for every node, workload and `extra` (name, node, address: waypoints), wired and routed, links plain.
+        """Sandboxes for every node, workload and `extra` (name, node, address: waypoints), wired and routed, links
+        plain.
 
-        A link's two ends are devices named `eth-<peer index>`-like in the nodes; the link maker gets them. Unless `detached`,
-        the lab dies with this process, even by SIGKILL.
+        A link's two ends are devices named `eth-<peer index>`-like in the nodes; the link maker gets them. Unless
+        `detached`, the lab dies with this process, even by SIGKILL.
         """
         ...
 
@@ -114,7 +118,9 @@ class LinkMaker(Protocol):
 
     def check(self) -> list[str]: ...
     def join(self, lab: RunningLab, links: Sequence[Link]) -> list[LiveLink]:
-        """Creates devices, addresses and impairment of all links in one batch; ends are named by `end_name(link, node)`."""
+        """Creates devices, addresses and impairment of all links in one batch; ends are named by `end_name(link,
+        node)`.
+        """
         ...
 
 

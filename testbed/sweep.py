@@ -1,8 +1,10 @@
-"""An experiment run: rounds of freshly deployed planes in shuffled order, then proof and boundaries, all into a run's folder.
+"""An experiment run: rounds of freshly deployed planes in shuffled order, then proof and boundaries, all into a run's
+folder.
 
-In each round the planes come in an order drawn from the run's seed, and each is deployed anew on a fresh lab, so that drift of the
-machine and the luck of one deployment show as spread between rounds and not as an effect. The A/A pair is plane `none` under two
-names: what the table says between them is what no difference looks like on this machine.
+In each round the planes come in an order drawn from the run's seed, and each is deployed anew on a fresh lab, so that
+drift of the
+machine and the luck of one deployment show as spread between rounds and not as an effect. The A/A pair is plane `none`
+under two names: what the table says between them is what no difference looks like on this machine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One cell, once: drive the load, watch the components, judge whether the result may count.
 
-A trial with a late generator, an overloaded target, failed requests or a dead link is kept and marked with its reason; the table
-leaves it out and counts it (Mininet-HiFi's point: watch the emulator's own invariants).
+A trial with a late generator, an overloaded target, failed requests or a dead link is kept and marked with its reason;
+the table leaves it out and counts it (Mininet-HiFi's point: watch the emulator's own invariants).
 """
 
 from __future__ import annotations

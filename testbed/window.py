@@ -1,6 +1,7 @@
 """CPU and memory of every component over exactly the measured window.
 
-Components are sampled ten times a second with the clock the load generator uses, and the window's edges are interpolated between
+Components are sampled ten times a second with the clock the load generator uses, and the window's edges are
+interpolated between
 samples: the generator alone knows when its window began, and asking it to signal would cost it wake-ups.
 """
 

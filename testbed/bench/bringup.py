@@ -1,7 +1,9 @@
 """bench.bringup: how long N hosts take to come up and go down, ours beside Mininet's, interleaved.
 
-A host of ours is a routed workload with a sleeping process of its own user, PID and mount namespace; one of Mininet's is a bash in a
-network namespace on a Linux bridge. Mininet runs under the system's Python (Debian package `mininet`) and stops what it started.
+A host of ours is a routed workload with a sleeping process of its own user, PID and mount namespace; one of Mininet's
+is a bash in a
+network namespace on a Linux bridge. Mininet runs under the system's Python (Debian package `mininet`) and stops what it
+started.
 """
 
 from __future__ import annotations

@@ -1,1 +1,4 @@
-"""Values that cross seams: pure, frozen, standard library only. Read identity, topology, policy, placement, experiment."""
+"""Values that cross seams: pure, frozen, standard library only.
+
+Read identity, topology, policy, placement, experiment.
+"""

@@ -8,7 +8,10 @@ from enum import StrEnum
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """How requests are sent. Open loop: `rate_rps` over `connections`, times drawn before; closed: as fast as answers come."""
+    """How requests are sent.
+
+    Open loop: `rate_rps` over `connections`, times drawn before; closed: as fast as answers come.
+    """
 
     kind: str = "open"
     """`open` or `closed`."""
@@ -49,7 +52,10 @@ class Result(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One line of findings.jsonl. Where a statement is meant to fail (cleartext under `none`), it says so and HOLDS means it did."""
+    """One line of findings.jsonl.
+
+    Where a statement is meant to fail (cleartext under `none`), it says so and HOLDS means it did.
+    """
 
     id: str
     plane: str
@@ -81,7 +87,10 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRow:
-    """One request: seconds on CLOCK_MONOTONIC. `sent` minus `intended` is the generator's lag; latency is `last_byte - intended`."""
+    """One request: seconds on CLOCK_MONOTONIC.
+
+    `sent` minus `intended` is the generator's lag; latency is `last_byte - intended`.
+    """
 
     intended_s: float
     sent_s: float

@@ -1,4 +1,7 @@
-"""SPIFFE identities as Istio writes them: text <-> value. Source: facts on ztunnel's `src/identity.rs`; SPIFFE-ID spec §2."""
+"""SPIFFE identities as Istio writes them: text <-> value.
+
+Source: facts on ztunnel's `src/identity.rs`; SPIFFE-ID spec §2.
+"""
 
 from __future__ import annotations
 

@@ -30,14 +30,19 @@ class Capture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proxy:
-    """One proxy process. It is started as `python -m <program> --config <dir>/config.json` with its folder as its world."""
+    """One proxy process.
+
+    It is started as `python -m <program> --config <dir>/config.json` with its folder as its world.
+    """
 
     name: str
     role: str
     """`ztunnel`, `waypoint`, `sidecar`, `gateway`, … or `envoy-<role>`."""
     node: str
     sandbox: str
-    """The sandbox it runs in: a node's name (ztunnel), or a workload's (sidecar), or its own (waypoint, see `own_address`)."""
+    """The sandbox it runs in: a node's name (ztunnel), or a workload's (sidecar), or its own (waypoint,
+    see `own_address`).
+    """
     program: str
     """Dotted module, e.g. `planes.ztunnel`; or `@envoy` for a binary that the deployer resolves."""
     serves: tuple[str, ...]
@@ -45,11 +50,15 @@ class Proxy:
     identities: tuple[Identity, ...]
     """Whose keys it is given; the boundary experiments count these."""
     view: dict
-    """The mesh as this proxy sees it: ztunnel's LOCAL config shape (`workloads`, `services`, `policies`), plain JSON."""
+    """The mesh as this proxy sees it: ztunnel's LOCAL config shape (`workloads`, `services`, `policies`),
+    plain JSON.
+    """
     options: dict = field(default_factory=dict)
     """Everything else of config.json: role options, text of other files."""
     own_address: str | None = None
-    """A waypoint is a workload of its own: the address it needs in the lab; None for proxies that live in others' sandboxes."""
+    """A waypoint is a workload of its own: the address it needs in the lab;
+    None for proxies that live in others' sandboxes.
+    """
     enters: tuple[str, ...] = ()
     """Workloads whose network namespaces are handed to it by descriptor (ztunnel's in-pod model)."""
 
@@ -63,7 +72,8 @@ class Encryption(StrEnum):
 class Claim:
     """What must be true of traffic from workload `source` to workload `destination` on a segment.
 
-    `segment` is `wire` (between nodes, and from a workload's veth to its node) or `local` (inside a workload's sandbox).
+    `segment` is `wire` (between nodes, and from a workload's veth to its node) or `local` (inside a workload's
+    sandbox).
     """
 
     source: str

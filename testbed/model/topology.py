@@ -3,7 +3,8 @@
 `topofile` makes one from YAML, `topologies.families` from a number; both end in `Topology`, and variation is
 `topology.with_link(...)`, never templating. Addresses are plain dotted text, delays milliseconds one way.
 
-Address plan: node n (from 1) has 10.(n>>8).(n&255).0/24; its gateway towards workloads is .1 and its workloads count from .2;
+Address plan: node n (from 1) has 10.(n>>8).(n&255).0/24; its gateway towards workloads is .1 and its workloads count
+from .2;
 the node's own address is the gateway's. Services are 10.96.0.0/16 (as Kubernetes' default). A link k uses the /31 at
 172.16.0.0 + 2k. Nothing else is ever routed, so nothing in a lab has a way out.
 """
@@ -24,7 +25,9 @@ ROOT_NAMESPACE = "istio-system"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GilbertElliott:
-    """Two-state loss: per packet, good→bad with `p`, bad→good with `r`; lost with `loss_bad` / `loss_good` in that state."""
+    """Two-state loss: per packet, good→bad with `p`, bad→good with `r`;
+    lost with `loss_bad` / `loss_good` in that state.
+    """
 
     p: float
     r: float
@@ -66,7 +69,9 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class App:
-    """What a workload runs: `http-echo`, `tcp-echo`, or `idle` (a client: nothing listens until load is driven from it)."""
+    """What a workload runs: `http-echo`, `tcp-echo`, or `idle` (a client:
+    nothing listens until load is driven from it).
+    """
 
     kind: str
     ports: tuple[int, ...] = ()
@@ -77,7 +82,9 @@ class App:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """One running copy. `group` is the name written in the file, `name` has the replica's number when there are several."""
+    """One running copy. `group` is the name written in the file,
+    `name` has the replica's number when there are several.
+    """
 
     name: str
     group: str
@@ -87,7 +94,9 @@ class Workload:
     address: str
     app: App
     plane: str | None = None
-    """A label that overrides the lab's plane for this workload (hybrid): `sidecar`, `ambient`, `none`; None = the lab's."""
+    """A label that overrides the lab's plane for this workload (hybrid): `sidecar`, `ambient`, `none`;
+    None = the lab's.
+    """
     labels: tuple[tuple[str, str], ...] = ()
 
     def identity(self, trust_domain: str = DEFAULT_TRUST_DOMAIN) -> Identity:

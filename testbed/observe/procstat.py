@@ -1,8 +1,9 @@
 """CPU and memory of each program of a lab, from its cgroup where it has one, else from its processes' clocks.
 
-CPU comes from v1 `cpuacct.usage` (ns) or v2 `cpu.stat` (µs, which needs no controller), so children that ended are counted; a process
-clock forgets them. Memory is PSS: a page shared by n processes counts 1/n in each, so the sum over components is what the machine
-really spends. Neither a user/system split nor ticks are read: both are sampled, and wrong below a second.
+CPU comes from v1 `cpuacct.usage` (ns) or v2 `cpu.stat` (µs, which needs no controller), so children that ended are
+counted; a process
+clock forgets them. Memory is PSS: a page shared by n processes counts 1/n in each, so the sum over components is what
+the machine really spends. Neither a user/system split nor ticks are read: both are sampled, and wrong below a second.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A cgroup for each program of a lab: where such trees are (v1, hybrid, v2), making them, removing them.
 
-Only accounting is wanted, so only two trees are used: v1 `cpuacct` where there is one, and the v2 tree, whose `cpu.stat`
-needs no controller. The memory controller is left alone on purpose: it charges shared pages to whoever touched them first (PSS
-divides them), and joining it would take a program out of a limit that someone above us has set.
+Only accounting is wanted, so only two trees are used: v1 `cpuacct` where there is one, and the v2 tree, whose
+`cpu.stat`
+needs no controller. The memory controller is left alone on purpose: it charges shared pages to whoever touched them
+first (PSS divides them), and joining it would take a program out of a limit that someone above us has set.
 """
 
 from __future__ import annotations

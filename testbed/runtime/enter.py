@@ -62,6 +62,8 @@ def become_root() -> None:
 
 
 def single_uid() -> bool:
-    """Whether only one user id exists here (a user namespace of `become_root`), so that programs cannot have their own."""
+    """Whether only one user id exists here (a user namespace of `become_root`),
+    so that programs cannot have their own.
+    """
     with open("/proc/self/uid_map") as file:
         return sum(int(line.split()[2]) for line in file) < 2

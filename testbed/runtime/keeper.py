@@ -1,8 +1,11 @@
 """The process that keeps a lab: PID 1 of its PID namespace, holding every network namespace by descriptor.
 
-Whatever ends it, the kernel then ends all of the lab. It ends by itself when its owner does (unless detached), and then removes the
-lab's cgroups and state folder; after a SIGKILL of the keeper itself these two remain for `ownership.gc`. Network namespace `i` is
-descriptor `BASE + i`, known before it exists, so the orchestrator can encode every message while this process is still starting.
+Whatever ends it, the kernel then ends all of the lab. It ends by itself when its owner does (unless detached), and then
+removes the
+lab's cgroups and state folder; after a SIGKILL of the keeper itself these two remain for `ownership.gc`. Network
+namespace `i` is
+descriptor `BASE + i`, known before it exists, so the orchestrator can encode every message while this process is still
+starting.
 
 Starts with `python -I -S`; imports nothing that costs more than a few ms. Owner and attached clients speak `wireframe`.
 """
@@ -142,7 +145,8 @@ class Keeper:
     def do_build(self, client: Client, message: dict) -> None:
         """Makes the namespaces, each with its sysctls, then sends their netlink messages.
 
-        One after the other: two threads took as long (58 to 65 ms for 100 either way), for the kernel makes one at a time.
+        One after the other: two threads took as long (58 to 65 ms for 100 either way), for the kernel makes one at a
+        time.
         """
         born: dict[str, bytes] = {}  # what a new namespace begins with is the same for all, and need not be written
         for i, sysctls in enumerate(message["namespaces"]):
@@ -206,7 +210,10 @@ class Keeper:
             client.send({"op": "ended", "name": name, "code": self.table[name][1]})
 
     def do_signal(self, client: Client, message: dict) -> None:
-        """To the process itself. As PID 1 of its namespace it would ignore what it does not handle; then it is killed."""
+        """To the process itself.
+
+        As PID 1 of its namespace it would ignore what it does not handle; then it is killed.
+        """
         pid = next((p for p, name in self.running.items() if name == message["name"]), None)
         if pid is not None:
             number = message["number"]
@@ -309,13 +316,17 @@ def remove_cgroup(folder: str) -> None:
 
 
 def main() -> None:
-    """Arguments: the owner's socket and pidfd as descriptors, the mark, the folder. Settings come as the first frame."""
+    """Arguments: the owner's socket and pidfd as descriptors, the mark, the folder.
+
+    Settings come as the first frame.
+    """
     given, given_pidfd = int(sys.argv[1]), int(sys.argv[2])
     kernel.unshare(kernel.NEWNS | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWPID)
     kernel.mount("none", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
     pid = os.fork()
     if pid:
-        # Only a process that stays can be waited for by the orchestrator; it holds nothing, so that ends are seen as ends.
+        # Only a process that stays can be waited for by the orchestrator; it holds nothing, so that ends are
+        # seen as ends.
         os.closerange(3, max(given, given_pidfd) + 1)
         os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
     os.setsid()

@@ -1,4 +1,7 @@
-"""System calls that Python 3.11 lacks: namespaces, mounts, capabilities. Thin, and light to import (a keeper starts with it)."""
+"""System calls that Python 3.11 lacks: namespaces, mounts, capabilities.
+
+Thin, and light to import (a keeper starts with it).
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,9 @@ def limit_capabilities(bits: list[int]) -> None:
 
 
 def keep_capabilities(bits: list[int]) -> None:
-    """Makes exactly these permitted, effective, inheritable and ambient, so that they outlive exec by an ordinary user."""
+    """Makes exactly these permitted, effective, inheritable and ambient,
+    so that they outlive exec by an ordinary user.
+    """
     mask = sum(1 << bit for bit in bits)
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3: two words a set
     low, high = mask & 0xFFFFFFFF, mask >> 32

@@ -1,13 +1,16 @@
 """From a fork of the keeper to a program alone in its world: the steps between fork and exec, in the order that works.
 
-Cgroup first (what is allocated later is charged to it), then the network namespace, then a mount namespace in which only its
-own folders of the lab are left, /tmp is its own and /proc shows itself alone, then capabilities and user id, which cannot be
-taken back. All of it happens in the child, so that the keeper forks the next one meanwhile.
+Cgroup first (what is allocated later is charged to it), then the network namespace, then a mount namespace in which
+only its
+own folders of the lab are left, /tmp is its own and /proc shows itself alone, then capabilities and user id, which
+cannot be taken back. All of it happens in the child, so that the keeper forks the next one meanwhile.
 
-Two locks guard one program's keys from another: the hiding, and folders of mode 0700 with an owner each. A program that keeps
-`sys_admin` (ztunnel, which enters the namespaces of workloads) can unmount what hides; the second lock stays, for it keeps
-neither `dac_override` nor `sys_ptrace`, and the PID namespace shows it no process of another. That is as much as a node proxy of
-this kind allows: who needs `sys_admin` holds the node (its blast radius says so).
+Two locks guard one program's keys from another: the hiding, and folders of mode 0700 with an owner each. A program that
+keeps
+`sys_admin` (ztunnel, which enters the namespaces of workloads) can unmount what hides; the second lock stays, for it
+keeps
+neither `dac_override` nor `sys_ptrace`, and the PID namespace shows it no process of another. That is as much as a node
+proxy of this kind allows: who needs `sys_admin` holds the node (its blast radius says so).
 """
 
 from __future__ import annotations
@@ -21,7 +24,10 @@ TMP = "/tmp"
 
 
 def start(job: dict, netns_fd: int, received: list[int], pid_namespace_fd: int) -> tuple[int, int]:
-    """(pid in the keeper's namespace, pipe). The pipe carries the host's pid, then an error's text if exec did not happen."""
+    """(pid in the keeper's namespace, pipe).
+
+    The pipe carries the host's pid, then an error's text if exec did not happen.
+    """
     read_end, write_end = os.pipe()
     pid = -1
     if job["pid_namespace"]:
@@ -91,7 +97,9 @@ def prepare(folder: str, uid: int, single_uid: bool) -> None:
 
 
 def own_proc(pid_namespace: bool, *, required: bool) -> None:
-    """A /proc that shows this PID namespace; where it is the lab's shared one, other users' processes stay invisible."""
+    """A /proc that shows this PID namespace; where it is the lab's shared one,
+    other users' processes stay invisible.
+    """
     try:
         flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
         kernel.mount("proc", "/proc", "proc", flags, "" if pid_namespace else "hidepid=invisible")
@@ -101,7 +109,9 @@ def own_proc(pid_namespace: bool, *, required: bool) -> None:
 
 
 def hide(hidden: list[str], shown: list[str]) -> None:
-    """Covers each `hidden` folder by an empty one (/tmp by one to write to) and puts the `shown` back at their own paths."""
+    """Covers each `hidden` folder by an empty one (/tmp by one to write to) and puts the `shown` back at their own
+    paths.
+    """
     kept = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in shown]
     covers = [path for path in hidden if not any(_below(path, other) for other in hidden if other != path)]
     for path in covers:

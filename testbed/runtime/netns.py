@@ -1,7 +1,7 @@
 """The embedded runtime: nodes and workloads as network namespaces, held by one keeper process a lab.
 
-`up` encodes all messages while the keeper is still starting, hands them over in one frame, and has a lab when the answer comes.
-What the keeper is and when it ends: `keeper`. What a program of the lab can see: `launch`.
+`up` encodes all messages while the keeper is still starting, hands them over in one frame, and has a lab when the
+answer comes. What the keeper is and when it ends: `keeper`. What a program of the lab can see: `launch`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,10 @@ class NetnsLab:
         return {name: process.pid for name, process in self.processes.items()}
 
     def spawn(self, spawns: Sequence[Spawn]) -> list[LabProcess]:
-        """Starts all, side by side; returns when each has become its program. Raises PeerError naming those that did not."""
+        """Starts all, side by side; returns when each has become its program.
+
+        Raises PeerError naming those that did not.
+        """
         for spawn in spawns:
             if spawn.sandbox not in self._index:
                 known = ", ".join(sorted(self._index))
@@ -208,7 +211,9 @@ class Ways:
         return self._code[program]
 
     def barrier(self, path: Path, uid: int) -> Path | None:
-        """The topmost folder on the way to `path` that user `uid` may not pass, such as /root; None when the way is open."""
+        """The topmost folder on the way to `path` that user `uid` may not pass, such as /root;
+        None when the way is open.
+        """
         if uid == 0:
             return None
         for folder in reversed(path.parents):

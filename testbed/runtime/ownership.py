@@ -1,6 +1,7 @@
 """Whose labs are these: the state folder of each, its mark, who lives, and the removal of what dead ones left behind.
 
-A lab's folder appears with its `lab.json` inside or not at all, and everything else of a lab is made after it and removed before
+A lab's folder appears with its `lab.json` inside or not at all, and everything else of a lab is made after it and
+removed before
 it. So what has no folder has nothing, and a folder whose keeper (or owner, unless detached) is dead is a leftover.
 """
 
@@ -86,7 +87,10 @@ def default_root() -> Path:
 
 
 def state_root() -> Path:
-    """Where labs keep their state: $MESHBED_STATE, else /run/meshbed, else the user's runtime folder. Made on first use."""
+    """Where labs keep their state: $MESHBED_STATE, else /run/meshbed, else the user's runtime folder.
+
+    Made on first use.
+    """
     root = Path(os.environ.get("MESHBED_STATE") or default_root()).absolute()
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     if root.stat().st_uid not in (os.geteuid(), 0):
@@ -164,7 +168,9 @@ def gc(*, dry_run: bool = False, everything: bool = False, root: Path | None = N
 
 
 def bury(state: LabState, root: Path) -> None:
-    """Ends a lab for good: its keeper (with it all processes), its cgroups, its folder; in this order, and again if need be."""
+    """Ends a lab for good: its keeper (with it all processes), its cgroups, its folder; in this order,
+    and again if need be.
+    """
     if state.keeper is not None:
         end(state.keeper)
     else:

@@ -119,7 +119,9 @@ class LabProcess:
         return self._code()
 
     def signal(self, number: int) -> None:
-        """A program that does not handle a signal ends by it, though as PID 1 of its namespace the kernel would shield it."""
+        """A program that does not handle a signal ends by it, though as PID 1 of its namespace the kernel would
+        shield it.
+        """
         if self.poll() is None:
             self._connection.ask({"op": "signal", "name": self.name, "number": int(number)})
 

@@ -1,7 +1,7 @@
 """Which netlink messages and sysctls make a topology's sandboxes: the plan of a lab, pure.
 
-Every workload has one veth: `eth0` inside, `port_name(workload)` in its node. It is routed, not bridged, and both ends know each
-other's hardware address for good, so that a lab has no ARP, no flooding, and no traffic that nobody sent.
+Every workload has one veth: `eth0` inside, `port_name(workload)` in its node. It is routed, not bridged, and both ends
+know each other's hardware address for good, so that a lab has no ARP, no flooding, and no traffic that nobody sent.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class Batch:
 
 
 def port_name(workload: str) -> str:
-    """The node's end of a workload's veth, at most 15 bytes; a long name keeps its head and gets a checksum for a tail."""
+    """The node's end of a workload's veth, at most 15 bytes; a long name keeps its head and gets a checksum for a
+    tail.
+    """
     name = f"w-{workload}"
     return name if len(name.encode()) <= 15 else f"w-{workload[:6]}-{zlib.crc32(workload.encode()) & 0xFFFFFF:06x}"
 
@@ -131,7 +133,10 @@ def route_batches(
     sandboxes: Sequence[Planned],
     indexes: Mapping[str, Mapping[str, int]],
 ) -> list[Batch]:
-    """`routing.routes` as messages; `indexes` says node -> device -> index. An `extra` outside its node's network gets a /32."""
+    """`routing.routes` as messages; `indexes` says node -> device -> index.
+
+    An `extra` outside its node's network gets a /32.
+    """
     nodes = {s.name: s for s in sandboxes if s.kind == NODE}
     result = []
     for name, node in nodes.items():
