@@ -133,14 +133,14 @@ def _pods(lab: Lab, proxy: Proxy) -> list[PodNetns]:
 
 
 def _prepare(deployment: Deployment, proxy: Proxy, *, uid: int, keylog: bool, leaf_lifetime_s: float) -> Spawn:
-    lab, folder = deployment.lab, deployment.folder(proxy.name)
+    folder = deployment.folder(proxy.name)
     # A folder of an earlier deployment of the same proxy in this lab holds keys of a CA that is gone.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, mode=0o700)
     os.chown(folder, uid, uid) if os.geteuid() == 0 else None
     identities = {}
     for identity in proxy.identities:
-        place = folder / "identities" / _file_name(identity)
+        place = folder / "identities" / file_name(identity)
         leaf = deployment.authority.issue(identity, lifetime_s=leaf_lifetime_s, now=time.time())
         write_identity(place, leaf, deployment.authority.bundle, uid=uid)
         relative = place.relative_to(folder)
@@ -172,7 +172,7 @@ def _prepare(deployment: Deployment, proxy: Proxy, *, uid: int, keylog: bool, le
     )
 
 
-def _file_name(identity: Identity) -> str:
+def file_name(identity: Identity) -> str:
     return f"{identity.trust_domain}.{identity.namespace}.{identity.service_account}"
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from testbed import program
-from testbed.deploy import Deployment
+from testbed.deploy import Deployment, file_name
 from testbed.errors import PeerError
 from testbed.lab import APP_UID, log_tail
 from testbed.model.experiment import Finding, Result
@@ -22,7 +22,7 @@ from testbed.model.identity import Identity
 from testbed.model.placement import Encryption
 from testbed.observe import pcapng
 from testbed.observe.capture import Capture, embed_secrets
-from testbed.pki import CertificateAuthority
+from testbed.pki import KEY_FILE, CertificateAuthority
 from testbed.runtime.wiring import port_name
 from testbed.seams import Spawn
 from testbed.verify.evidence import Canary, gather
@@ -129,22 +129,29 @@ def identities_held(deployment: Deployment) -> Finding:
     """Identities whose private key can be read from inside each component's own mount namespace:
     what its capture gives away.
     """
-    held = {}
-    for name, process in {**deployment.lab.apps, **deployment.proxies}.items():
+    lab = deployment.lab
+    held: dict[str, set[str]] = {}
+    unseen = []
+    for name, process in {**lab.apps, **deployment.proxies}.items():
         root = Path(f"/proc/{process.pid}/root")
-        keys = [path for path in (root / str(deployment.lab.folder).lstrip("/")).rglob("key.pem")]
-        held[name] = len(keys)
-    proxies = {name: count for name, count in held.items() if name in deployment.proxies}
-    apps_with_keys = [name for name, count in held.items() if name not in deployment.proxies and count]
-    placed = {proxy.name: len(proxy.identities) for proxy in deployment.placement.proxies}
-    wrong = apps_with_keys or [name for name, count in proxies.items() if count != placed[name]]
-    listed = ", ".join(f"{name} {count}" for name, count in sorted(held.items()))
+        own_folder = deployment.folder(name) if name in deployment.proxies else lab.folder / "apps" / name
+        if not (root / str(own_folder).lstrip("/")).is_dir():
+            unseen.append(name)  # it ended, or we may not look: that no key is found then proves nothing
+        keys = (root / str(lab.folder).lstrip("/")).rglob(KEY_FILE)
+        held[name] = {path.parent.name for path in keys}
+    placed = {proxy.name: {file_name(i) for i in proxy.identities} for proxy in deployment.placement.proxies}
+    wrong = [name for name, keys in held.items() if keys != placed.get(name, set())]
+    proxies = {name: len(keys) for name, keys in held.items() if name in placed}
+    listed = ", ".join(f"{name} {len(keys)}" for name, keys in sorted(held.items()))
+    if unseen:
+        listed += f"; not seen from inside: {', '.join(unseen)}"
+    result = Result.NO_EVIDENCE if unseen or not held else Result.BROKEN if wrong else Result.HOLDS
     return Finding(
         id="boundary.identities-held",
         plane=deployment.placement.plane,
         segment="components",
         statement="each proxy can reach the keys of the workloads it serves and of no other; no application can reach any",
-        result=Result.BROKEN if wrong else Result.HOLDS,
+        result=result,
         evidence=f"private keys readable in each component's mount namespace: {listed}",
         value=", ".join(f"{name} {count}" for name, count in sorted(proxies.items())) or "0",
     )
@@ -209,6 +216,7 @@ def _calls(deployment: Deployment, client: str) -> list[Finding]:
             {"name": "clear", "kind": "http", "address": vault.address, "port": port.target_port},
             hbone("wrong", "wrong", vault.address, f"{vault.address}:{port.target_port}"),
             hbone("foreign", "client", vault.address, f"{other.address}:{port.target_port}"),
+            hbone("intruder", "intruder", vault.address, f"{vault.address}:{port.target_port}"),
             hbone("right", "client", vault.address, f"{vault.address}:{port.target_port}"),
         ],
         files=files,
@@ -226,7 +234,8 @@ def _calls(deployment: Deployment, client: str) -> list[Finding]:
             clear,
             refused=clear["status"] is None,
             meshed=meshed,
-            control=allowed["status"] == 200,
+            # From where the plaintext came, too: else a dead route would look like a refusal.
+            control=allowed["status"] == 200 and (not meshed or right["connect_status"] == 200),
         ),
         _tried(
             deployment,
@@ -241,6 +250,15 @@ def _calls(deployment: Deployment, client: str) -> list[Finding]:
     if meshed:
         control = right["connect_status"] == 200
         findings += [
+            _tried(
+                deployment,
+                "l4-denied-hbone",
+                f"HBONE past the client's proxy as {intruder_identity}, whom policy does not allow,",
+                outside["intruder"][0],
+                refused=outside["intruder"][0]["connect_status"] == 401,
+                meshed=meshed,
+                control=control,
+            ),
             _tried(
                 deployment,
                 "wrong-identity",

@@ -20,7 +20,6 @@ from testbed.registry import load
 from testbed.stats import percentile
 from testbed.window import Sampler, Usage
 
-
 COUNT_PATH = "/-/count"
 ANSWER_GRACE_S = 1.0
 """Answers to requests of the window's end may come this much later."""
