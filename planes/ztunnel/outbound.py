@@ -155,7 +155,6 @@ async def _hbone(
     downstream.on_done = lambda endpoint: _finished(proxy, endpoint, record)
     downstream.start()
     if downstream.stream_over:  # reset in the same read as its 200: nobody will tell the TCP side again
-        downstream.finish_writing()
         downstream.transport.close()
 
 

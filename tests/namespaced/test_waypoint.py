@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
 
 from tests.labs import needs_root
-from tests.namespaced.worlds import World, of
+from tests.namespaced.worlds import World, of, read_all
 
 pytestmark = [pytest.mark.root, needs_root]
 
@@ -74,6 +75,18 @@ def test_waypoint_of_another_identity_gets_no_byte(mesh: World) -> None:
         with mesh.logs("ztunnel.node-a", "outbound", wrong, "is not expected", str(mesh.identity("waypoint"))):
             assert mesh.echo("client", mesh.vip("far"), 80, b"secret") == b""
         assert asked == []
+
+
+def test_tunnel_that_is_reset_with_its_200_ends_at_the_application(mesh: World) -> None:
+    """Both in one read: the application's connection must not stay open with nobody behind it."""
+    change = through("services", "far", f"/{mesh.ip('waypoint')}")
+    reset = mesh.fake_waypoint("waypoint", mesh.identity("waypoint"), resets=True)
+    with reset, mesh.edited(change), mesh.connect("client", mesh.vip("far"), 80) as sock:
+        assert read_all(sock) == b""
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            for _ in range(50):
+                sock.sendall(b"to nobody")
+                time.sleep(0.02)
 
 
 NOT_YET = {

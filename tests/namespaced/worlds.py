@@ -246,8 +246,11 @@ class World:
                 sock.close()
 
     @contextlib.contextmanager
-    def fake_waypoint(self, sandbox: str, identity: Identity) -> Iterator[list[str]]:
-        """ztunnel's HboneTestServer: says `waypoint` on every tunnel, then echoes. Yields the authorities asked for."""
+    def fake_waypoint(self, sandbox: str, identity: Identity, *, resets: bool = False) -> Iterator[list[str]]:
+        """ztunnel's HboneTestServer: says `waypoint` on every tunnel, then echoes. Yields the authorities asked for.
+
+        With `resets` the 200 and RST_STREAM come in one write instead.
+        """
         asked: list[str] = []
         files = self.credentials(identity)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -263,7 +266,7 @@ class World:
                 sock.sendall(made.data_to_send())
                 while data := sock.recv(65536):
                     for event in made.receive_data(data):
-                        _waypoint_step(made, event, asked)
+                        _waypoint_step(made, event, asked, resets)
                     sock.sendall(made.data_to_send())
 
         with self.serve(sandbox, 15008, handle):
@@ -324,10 +327,13 @@ def _shut(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RDWR)
 
 
-def _waypoint_step(made: h2.connection.H2Connection, event: h2.events.Event, asked: list[str]) -> None:
+def _waypoint_step(made: h2.connection.H2Connection, event: h2.events.Event, asked: list[str], resets: bool) -> None:
     if isinstance(event, h2.events.RequestReceived):
         asked.append(dict(event.headers)[b":authority"].decode())
         made.send_headers(event.stream_id, [(":status", "200")])
+        if resets:
+            made.reset_stream(event.stream_id)
+            return
         made.send_data(event.stream_id, b"waypoint\n")
     elif isinstance(event, h2.events.DataReceived):
         made.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
