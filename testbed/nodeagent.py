@@ -45,7 +45,11 @@ class NodeAgent:
         self._talk = threading.Lock()
 
     def start(self) -> None:
-        self._listener.bind(str(self.path))
+        folder = os.open(self.path.parent, os.O_PATH | os.O_CLOEXEC)
+        try:
+            self._listener.bind(f"/proc/self/fd/{folder}/{self.path.name}")  # the full path may be longer than 107 bytes
+        finally:
+            os.close(folder)
         os.chmod(self.path, 0o600)
         if os.geteuid() == 0:
             os.chown(self.path, self._owner, self._owner)

@@ -34,7 +34,12 @@ async def follow(
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
-            await loop.sock_connect(sock, str(path))
+            folder = os.open(path.parent, os.O_PATH | os.O_CLOEXEC)
+            try:
+                # The full path may be longer than the 107 bytes that a socket address holds.
+                await loop.sock_connect(sock, f"/proc/self/fd/{folder}/{path.name}")
+            finally:
+                os.close(folder)
             pause_s = 0.05
             await _send(loop, sock, {"hello": {"version": "V1"}})
             await _converse(loop, sock, add, remove, snapshot)
