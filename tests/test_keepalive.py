@@ -12,7 +12,7 @@ from planes.mesh.keepalive import PING_EVERY_S, PING_TIMEOUT_S, Step, step
     [(100.0, None, Step.PING), (110.0, 100.0, Step.WAIT), (119.9, 100.0, Step.WAIT), (120.0, 100.0, Step.DROP)],
 )
 def test_a_ping_has_twenty_seconds(now_s: float, sent_s: float | None, expected: Step) -> None:
-    """One ping at a time: while it is unanswered no other goes out, and at twenty seconds the connection is given up."""
+    """While one is unanswered no other goes out, and at twenty seconds the connection is given up."""
     assert step(now_s, sent_s) is expected
 
 
