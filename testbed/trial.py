@@ -58,12 +58,21 @@ def run(
     sampler.start()
     try:
         record = driver.run(
-            lab.running, client=experiment.client, target=(service.address, port), plan=experiment.load, seed=seed, folder=folder
+            lab.running,
+            client=experiment.client,
+            target=(service.address, port),
+            plan=experiment.load,
+            seed=seed,
+            folder=folder,
         )
     finally:
         sampler.stop()
     reasons = invalid_reasons(record, experiment, gates) + deployment.dead()
-    reasons += [f"link {r.link}: RTT {r.rtt_p50_ms:.3f} ms for {r.asked_rtt_ms:g} asked" for r in readings if not r.within_tolerance]
+    reasons += [
+        f"link {r.link}: RTT {r.rtt_p50_ms:.3f} ms for {r.asked_rtt_ms:g} asked"
+        for r in readings
+        if not r.within_tolerance
+    ]
     trial = f"r{round_number:02d}-b{block:02d}-{plane}"
     values = [*latency_values(record), *usage_values(record, sampler.usage(record.started_s, record.ended_s))]
     values += [(r.link, "link_rtt_p50", "ms", r.rtt_p50_ms) for r in readings]
@@ -120,7 +129,9 @@ def latency_values(record: LoadRecord) -> list[tuple[str, str, str, float]]:
     latencies = [(r.last_byte_s - r.intended_s) * 1e3 for r in good]
     lags = [(r.sent_s - r.intended_s) * 1e3 for r in record.rows]
     span_s = max(record.ended_s - record.started_s, 1e-9)
-    values = [("client", f"latency_p{q}", "ms", percentile(latencies, q) if latencies else math.nan) for q in (50, 90, 99)]
+    values = [
+        ("client", f"latency_p{q}", "ms", percentile(latencies, q) if latencies else math.nan) for q in (50, 90, 99)
+    ]
     return [
         *values,
         ("client", "rate_achieved", "1/s", len(good) / span_s),

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from testbed.observe.procstat import cgroup_cpu, clock_cpu, read
 from testbed.runtime.cgroups import Trees, trees
@@ -82,7 +83,7 @@ def interpolate(samples: list[tuple[float, int]], at_s: float) -> float:
     """The value at a time between two samples, linearly; before the first and after the last, that sample."""
     if at_s <= samples[0][0]:
         return samples[0][1]
-    for (earlier, low), (later, high) in zip(samples, samples[1:], strict=False):
+    for (earlier, low), (later, high) in pairwise(samples):
         if at_s <= later:
             return low + (high - low) * (at_s - earlier) / (later - earlier)
     return samples[-1][1]

@@ -25,7 +25,8 @@ from tests.labs import line; from testbed.runtime.netns import NetnsRuntime; fro
 print('go', flush=True)
 while True:
     lab = NetnsRuntime().up(line(2, 4), name={NAME!r})
-    lab.spawn([Spawn(name=f's{{i}}', sandbox=f'w1-{{i}}', argv=['sleep', '600'], uid=4000 + i, folder=lab.folder / f's{{i}}')
+    lab.spawn([Spawn(name=f's{{i}}', sandbox=f'w1-{{i}}', argv=['sleep', '600'], uid=4000 + i,
+                     folder=lab.folder / f's{{i}}')
                for i in range(4)])
     lab.down()
 """
