@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -175,8 +176,11 @@ def test_killed_keeper_ends_its_lab_and_gc_removes_the_rest_but_not_the_living_n
 @pytest.mark.root
 @needs_root
 @pytest.mark.parametrize("end", ["down", "gc"])
-def test_a_detached_lab_with_proxies_and_wires_leaves_nothing(root: Path, end: str) -> None:
-    """Brought up by a process that has ended, plane ambient-l4, delayed link by wire; then `lab.down` or `lab.gc --all`."""
+def test_a_detached_lab_with_proxies_and_wires_leaves_nothing(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """Brought up by a process that has ended, plane ambient-l4, delayed link by wire; then `lab.down` or gc of all."""
+    short = tempfile.TemporaryDirectory(prefix="mb")  # the node agent's socket must fit into 107 bytes
+    monkeypatch.setenv("MESHBED_STATE", short.name)
+    root = Path(short.name)
     name = f"{NAME}-{end}"
     code = f"from testbed import labs; labs.up('pair', plane='ambient-l4', runtime='netns', link='wire', name={name!r})"
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, timeout=120, capture_output=True, text=True)
@@ -193,6 +197,7 @@ def test_a_detached_lab_with_proxies_and_wires_leaves_nothing(root: Path, end: s
 
     assert [pid for pid in inside if Path(f"/proc/{pid}").exists()] == []
     assert marked(root) == [] and our_cgroups() == [] and list(root.iterdir()) == []
+    short.cleanup()
 
 
 def settle(condition: object, timeout_s: float = 10.0) -> None:
