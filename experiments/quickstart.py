@@ -12,7 +12,9 @@ EXPERIMENT = Experiment(
     planes=("none", "ambient-l4"),
     client="client",
     target="server",
-    load=Load(kind="open", rate_rps=200, arrival="poisson", connections=8, warmup_s=1.0, window_s=5.0, response_bytes=256),
+    load=Load(
+        kind="open", rate_rps=200, arrival="poisson", connections=8, warmup_s=1.0, window_s=5.0, response_bytes=256
+    ),
     rounds=5,
     claims=("l4-suffices-for-mtls", "hbone-carries-metadata"),
 )

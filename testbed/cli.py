@@ -83,7 +83,11 @@ def doctor(as_json_text: bool = False) -> int:
     from testbed.typeset import wants_colour
 
     checks = machine_doctor.check()
-    print(machine_doctor.as_json(checks) if as_json_text else machine_doctor.as_text(checks, colour=wants_colour(sys.stdout)))
+    print(
+        machine_doctor.as_json(checks)
+        if as_json_text
+        else machine_doctor.as_text(checks, colour=wants_colour(sys.stdout))
+    )
     return 0
 
 

@@ -54,7 +54,11 @@ class Deployment:
         return [path for proxy in self.placement.proxies if (path := self.folder(proxy.name) / "keys.log").exists()]
 
     def dead(self) -> list[str]:
-        gone = [f"proxy {name} (exit {code})" for name, process in self.proxies.items() if (code := process.poll()) is not None]
+        gone = [
+            f"proxy {name} (exit {code})"
+            for name, process in self.proxies.items()
+            if (code := process.poll()) is not None
+        ]
         return self.lab.dead() + gone
 
     def configure(self, proxy: Proxy, view: Mapping[str, object]) -> None:
@@ -88,7 +92,11 @@ def start(
     progress: Progress = lambda _line: None,
     stack: ExitStack,
 ) -> Deployment:
-    deployment = Deployment(lab=lab, placement=placement, authority=CertificateAuthority(now=time.time(), trust_domain=lab.topology.trust_domain))
+    deployment = Deployment(
+        lab=lab,
+        placement=placement,
+        authority=CertificateAuthority(now=time.time(), trust_domain=lab.topology.trust_domain),
+    )
     if placement.proxies:
         progress(f"plane {placement.plane}: {len(placement.proxies)} proxies")
     spawns = [
@@ -196,6 +204,10 @@ def _wait_ready(deployment: Deployment, proxy: Proxy, limit_s: float = 20.0) -> 
         if status == 200:
             return
         if process.poll() is not None or time.monotonic() > deadline:
-            state = f"ended with {process.poll()}" if process.poll() is not None else f"not ready within {limit_s:g} s (last status {status})"
+            state = (
+                f"ended with {process.poll()}"
+                if process.poll() is not None
+                else f"not ready within {limit_s:g} s (last status {status})"
+            )
             raise PeerError(f"{process.name}: {state}; its log ends:\n{log_tail(process)}")
         time.sleep(0.01)

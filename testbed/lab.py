@@ -51,7 +51,9 @@ class Lab:
     def dead(self) -> list[str]:
         """Links and applications that should be alive and are not, by name."""
         gone = [f"link {live.link.name}" for live in self.links if not live.alive()]
-        return gone + [f"app {name} (exit {code})" for name, process in self.apps.items() if (code := process.poll()) is not None]
+        return gone + [
+            f"app {name} (exit {code})" for name, process in self.apps.items() if (code := process.poll()) is not None
+        ]
 
 
 @contextmanager
@@ -136,7 +138,9 @@ def _start_apps(lab: Lab, workloads: Sequence[Workload], logs: Path) -> None:
             wait_for_port(lab, workload.name, port, process=lab.apps[workload.name])
 
 
-def wait_for_port(lab: Lab, sandbox: str, port: int, *, process: Process, address: str = "127.0.0.1", limit_s: float = 20.0) -> None:
+def wait_for_port(
+    lab: Lab, sandbox: str, port: int, *, process: Process, address: str = "127.0.0.1", limit_s: float = 20.0
+) -> None:
     """Until something in the sandbox accepts on the port. Raises PeerError with the end of the program's log."""
     deadline = time.monotonic() + limit_s
 
@@ -147,7 +151,9 @@ def wait_for_port(lab: Lab, sandbox: str, port: int, *, process: Process, addres
 
     while not in_netns(lab.netns(sandbox), attempt):
         if process.poll() is not None or time.monotonic() > deadline:
-            state = f"ended with {process.poll()}" if process.poll() is not None else f"did not listen within {limit_s:g} s"
+            state = (
+                f"ended with {process.poll()}" if process.poll() is not None else f"did not listen within {limit_s:g} s"
+            )
             raise PeerError(f"{process.name} in {sandbox}: {state} (port {port}); its log ends:\n{log_tail(process)}")
         time.sleep(0.01)
 
@@ -160,7 +166,9 @@ def log_tail(process: Process, lines: int = 12) -> str:
         return f"(no log: {error})"
 
 
-def http_get(lab: Lab, sandbox: str, address: str, port: int, path: str, *, timeout_s: float = 2.0) -> tuple[int, bytes]:
+def http_get(
+    lab: Lab, sandbox: str, address: str, port: int, path: str, *, timeout_s: float = 2.0
+) -> tuple[int, bytes]:
     """One GET from inside a sandbox by a connected socket, for readiness and metrics.
 
     Status 0 when nothing answered.

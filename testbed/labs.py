@@ -41,7 +41,8 @@ def up(topology_name: str, *, plane: str, runtime: str, link: str, name: str) ->
             print(f"lab {name} is up already ({plane} on {topology.name})", file=sys.stderr)
             return link_show(name, False)
         raise UsageError(
-            f"a lab called {name!r} is up with {about['plane']} on {about['topology']}; ./inv lab.down --name {name}, or another --name"
+            f"a lab called {name!r} is up with {about['plane']} on {about['topology']}; "
+            f"./inv lab.down --name {name}, or another --name"
         )
     links = choose(link)
     if isinstance(links, WireLinks):
@@ -80,7 +81,9 @@ def describe(deployment: deploy.Deployment) -> dict:
         "runtime": "netns",
         "link_kind": running.link_kind,
         "plane": deployment.placement.plane,
-        "nodes": [{"name": n.name, "zone": n.zone, "netns": netns[n.name], "address": n.address} for n in topology.nodes],
+        "nodes": [
+            {"name": n.name, "zone": n.zone, "netns": netns[n.name], "address": n.address} for n in topology.nodes
+        ],
         "workloads": [
             {
                 "name": w.name,
@@ -167,7 +170,10 @@ def inspect(name: str, json_text: bool) -> int:
         for workload in about["workloads"]:
             if workload["node"] == node["name"]:
                 pids = f" pid {workload['pids'][0]}" if workload["pids"] else ""
-                print(f"    {workload['name']:<16} {workload['address']:<14} {workload['namespace']}/{workload['service_account']}{pids}")
+                print(
+                    f"    {workload['name']:<16} {workload['address']:<14} "
+                    f"{workload['namespace']}/{workload['service_account']}{pids}"
+                )
     for service in about["services"]:
         ports = ", ".join(f"{p['port']}→{p['target_port']}" for p in service["ports"])
         print(f"  service {service['name']} {service['address']} {ports}")
@@ -197,7 +203,10 @@ def graph(topology_name: str) -> int:
             if node.zone == zone:
                 print(f"  node {node.name} {node.network}")
                 for workload in topology.on_node(node.name):
-                    print(f"    {workload.name:<16} {workload.app.kind:<10} {workload.namespace}/{workload.service_account}")
+                    print(
+                        f"    {workload.name:<16} {workload.app.kind:<10} "
+                        f"{workload.namespace}/{workload.service_account}"
+                    )
     for link in topology.links:
         print(f"link {link.a} ── {link.b}  RTT {link.rtt_ms:g} ms")
     for service in topology.services:
@@ -251,7 +260,8 @@ def print_readings(readings: list[LinkReading]) -> None:
     for r in readings:
         mark = "" if r.within_tolerance else "  OFF"
         print(
-            f"{r.link:<28} {r.asked_rtt_ms:>12.3f} {r.rtt_p50_ms:>12.3f} {r.rtt_p90_ms:>8.3f} {r.asked_loss:>10.3f} {r.loss:>8.3f}{mark}"
+            f"{r.link:<28} {r.asked_rtt_ms:>12.3f} {r.rtt_p50_ms:>12.3f} "
+            f"{r.rtt_p90_ms:>8.3f} {r.asked_loss:>10.3f} {r.loss:>8.3f}{mark}"
         )
 
 
@@ -274,14 +284,18 @@ def _only(name: str) -> str:
     alive = [state.name for state in ownership.labs() if state.alive and state.detached]
     if len(alive) == 1:
         return alive[0]
-    raise UsageError(f"say which lab with --name: {', '.join(alive)}" if alive else "no lab is up; ./inv lab.up pair makes one")
+    raise UsageError(
+        f"say which lab with --name: {', '.join(alive)}" if alive else "no lab is up; ./inv lab.up pair makes one"
+    )
 
 
 def _about(folder: Path) -> dict:
     try:
         return json.loads((folder / ABOUT).read_text())
     except (OSError, ValueError) as error:
-        raise PeerError(f"lab {folder.name}: {ABOUT} cannot be read ({error}); it is not one of lab.up, or is still coming up") from error
+        raise PeerError(
+            f"lab {folder.name}: {ABOUT} cannot be read ({error}); it is not one of lab.up, or is still coming up"
+        ) from error
 
 
 def _links(about: dict) -> list[Link]:

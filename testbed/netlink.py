@@ -114,8 +114,8 @@ def link_up(index: int) -> Message:
     return Message(RTM_NEWLINK, 0, _interface(index, IFF_UP, IFF_UP), f"device {index} up")
 
 
-def link_delete(name: str) -> Message:
-    return Message(RTM_DELLINK, 0, _interface() + _text(3, name), f"delete device {name}")
+def link_delete(index: int) -> Message:
+    return Message(RTM_DELLINK, 0, _interface(index), f"delete device {index}")
 
 
 def address(index: int, ip: str, prefix: int) -> Message:

@@ -63,7 +63,9 @@ def prove(deployment: Deployment, *, client: str, target: str, captures: Path) -
     lost = [name for name, (outcome,) in tries.items() if outcome["status"] != 200]
     if lost:
         first = tries[lost[0]][0]
-        raise PeerError(f"{len(lost)} of {REQUESTS} canary requests failed, so nothing can be proven (first: {first['error']})")
+        raise PeerError(
+            f"{len(lost)} of {REQUESTS} canary requests failed, so nothing can be proven (first: {first['error']})"
+        )
     embed_secrets(file, deployment.keylogs())
     heard = gather(pcapng.read(file), layout.segments, file=f"captures/{file.name}")
     claims = [c for c in deployment.placement.claims if (c.source, c.destination) == (client, endpoint)]
@@ -100,7 +102,9 @@ def run_probe(
     (process,) = lab.running.spawn([spawn])
     code = process.wait(60.0)
     if code != 0:
-        raise PeerError(f"probe in {sandbox}: {'not done in 60 s' if code is None else f'ended with {code}'}:\n{log_tail(process)}")
+        raise PeerError(
+            f"probe in {sandbox}: {'not done in 60 s' if code is None else f'ended with {code}'}:\n{log_tail(process)}"
+        )
     return {row["name"]: row["tries"] for row in json.loads((folder / "out.json").read_text())}
 
 
@@ -162,13 +166,21 @@ def plaintext_visible(deployment: Deployment, packets: Sequence[Finding]) -> Fin
     clear = [f for f in packets if f.id.endswith(("/readable", "/hidden"))]
     claimed_clear = any(c.encryption is Encryption.CLEAR for c in deployment.placement.claims)
     results = {f.result for f in clear}
-    result = Result.NO_EVIDENCE if not clear or Result.NO_EVIDENCE in results else Result.BROKEN if Result.BROKEN in results else Result.HOLDS
+    result = (
+        Result.NO_EVIDENCE
+        if not clear or Result.NO_EVIDENCE in results
+        else Result.BROKEN
+        if Result.BROKEN in results
+        else Result.HOLDS
+    )
     readable = [f for f in clear if not f.value.startswith("0 of")]
     return Finding(
         id="boundary.plaintext-visible",
         plane=deployment.placement.plane,
         segment="wire",
-        statement="payload is readable at every wire segment, as is meant to be" if claimed_clear else "no payload is readable on the wire",
+        statement="payload is readable at every wire segment, as is meant to be"
+        if claimed_clear
+        else "no payload is readable on the wire",
         result=result,
         evidence="; ".join(f"{f.segment}: {f.value}" for f in clear) or "no segment was judged",
         packets=clear[0].packets if clear else (),
@@ -281,12 +293,12 @@ def _calls(deployment: Deployment, client: str) -> list[Finding]:
     return findings
 
 
-def _tried(deployment: Deployment, name: str, what: str, outcome: dict, *, refused: bool, meshed: bool, control: bool) -> Finding:
+def _tried(
+    deployment: Deployment, name: str, what: str, outcome: dict, *, refused: bool, meshed: bool, control: bool
+) -> Finding:
     """`control`: the same call by one who may. Without it a refusal proves nothing."""
-    if not control:
-        result = Result.NO_EVIDENCE
-    else:
-        result = Result.HOLDS if refused == meshed else Result.BROKEN
+    judged = Result.HOLDS if refused == meshed else Result.BROKEN
+    result = judged if control else Result.NO_EVIDENCE
     status = outcome["connect_status"] or outcome["status"]
     seen = f"refused ({status or outcome['error'] or 'closed'})" if refused else f"passed ({status})"
     return Finding(

@@ -72,7 +72,8 @@ def run(
         topology=topology,
         seed=seed,
         block_order=tuple(
-            tuple(block.label for block in blocks if block.round == number) for number in range(1, experiment.rounds + 1)
+            tuple(block.label for block in blocks if block.round == number)
+            for number in range(1, experiment.rounds + 1)
         ),
         runtime=runtime_name,
         link_kind=links.name,
@@ -81,7 +82,8 @@ def run(
         machine=describe(),
         commit=_commit(),
         lock_sha256=hashlib.sha256((CHECKOUT / "requirements.lock").read_bytes()).hexdigest(),
-        command=f"./inv experiment.run {name} --plane {','.join(experiment.planes)} --trials {experiment.rounds} --seed {seed}",
+        command=f"./inv experiment.run {name} --plane {','.join(experiment.planes)} "
+        f"--trials {experiment.rounds} --seed {seed}",
     )
     now = datetime.now(UTC).isoformat(timespec="seconds")
     store = (
@@ -172,8 +174,12 @@ def _steps(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[str], 
 def _commit() -> str:
     """`abc1234`, with `+` when the checkout differs from it; empty outside a checkout."""
     try:
-        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=CHECKOUT, capture_output=True, text=True, timeout=5)
-        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=CHECKOUT, capture_output=True, text=True, timeout=5)
+        head = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=CHECKOUT, capture_output=True, text=True, timeout=5
+        )
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=CHECKOUT, capture_output=True, text=True, timeout=5
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else ""

@@ -93,7 +93,9 @@ class Runtime(Protocol):
         """What this machine lacks for it, each with its mend; empty when it can run."""
         ...
 
-    def up(self, topology: Topology, *, name: str, extra: Sequence[tuple[str, str, str]] = (), detached: bool = False) -> RunningLab:
+    def up(
+        self, topology: Topology, *, name: str, extra: Sequence[tuple[str, str, str]] = (), detached: bool = False
+    ) -> RunningLab:
         """Sandboxes for every node, workload and `extra` (name, node, address: waypoints), wired and routed, links
         plain.
 
@@ -140,7 +142,9 @@ class Observer(Protocol):
 class LoadDriver(Protocol):
     """Drives load from inside a client workload's sandbox and returns raw rows."""
 
-    def run(self, lab: RunningLab, *, client: str, target: tuple[str, int], plan: LoadPlan, seed: int, folder: Path) -> LoadRecord: ...
+    def run(
+        self, lab: RunningLab, *, client: str, target: tuple[str, int], plan: LoadPlan, seed: int, folder: Path
+    ) -> LoadRecord: ...
 
 
 Progress = Callable[[str], None]

@@ -178,7 +178,9 @@ def _prove(
         deploy.deploy(running, placement, keylog=True) as deployment,
     ):
         try:
-            findings = proof.prove(deployment, client=experiment.client, target=experiment.target, captures=into.path / "captures")
+            findings = proof.prove(
+                deployment, client=experiment.client, target=experiment.target, captures=into.path / "captures"
+            )
         except (PeerError, TrialError) as error:
             raise type(error)(f"proof of {placement.plane}: {error}") from error
         findings += proof.try_boundaries(deployment, client=experiment.client, packets=findings)

@@ -66,7 +66,12 @@ def run(
     sampler.start()
     try:
         record = driver.run(
-            lab.running, client=experiment.client, target=(service.address, port), plan=experiment.load, seed=seed, folder=folder
+            lab.running,
+            client=experiment.client,
+            target=(service.address, port),
+            plan=experiment.load,
+            seed=seed,
+            folder=folder,
         )
     except PeerError as error:
         # What died first is the reason; the generator's own complaint is often only its echo.
@@ -186,7 +191,9 @@ def latency_values(record: LoadRecord) -> list[tuple[str, str, str, float]]:
     latencies = [(r.last_byte_s - r.intended_s) * 1e3 for r in good]
     lags = [(r.sent_s - r.intended_s) * 1e3 for r in record.rows]
     span_s = max(record.ended_s - record.started_s, 1e-9)
-    values = [("client", f"latency_p{q}", "ms", percentile(latencies, q) if latencies else math.nan) for q in (50, 90, 99)]
+    values = [
+        ("client", f"latency_p{q}", "ms", percentile(latencies, q) if latencies else math.nan) for q in (50, 90, 99)
+    ]
     return [
         *values,
         ("client", "rate_achieved", "1/s", len(good) / span_s),

@@ -7,11 +7,13 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
+from testbed import labs
 from testbed.runtime import cgroups, ownership
 from testbed.runtime.keeper import MARK
 from testbed.runtime.netns import PROJECT, NetnsRuntime
@@ -25,7 +27,8 @@ from tests.labs import line; from testbed.runtime.netns import NetnsRuntime; fro
 print('go', flush=True)
 while True:
     lab = NetnsRuntime().up(line(2, 4), name={NAME!r})
-    lab.spawn([Spawn(name=f's{{i}}', sandbox=f'w1-{{i}}', argv=['sleep', '600'], uid=4000 + i, folder=lab.folder / f's{{i}}')
+    lab.spawn([Spawn(name=f's{{i}}', sandbox=f'w1-{{i}}', argv=['sleep', '600'], uid=4000 + i,
+                     folder=lab.folder / f's{{i}}')
                for i in range(4)])
     lab.down()
 """
@@ -168,6 +171,33 @@ def test_killed_keeper_ends_its_lab_and_gc_removes_the_rest_but_not_the_living_n
         bystander.kill()
         bystander.wait()
         foreign.rmdir()
+
+
+@pytest.mark.root
+@needs_root
+@pytest.mark.parametrize("end", ["down", "gc"])
+def test_a_detached_lab_with_proxies_and_wires_leaves_nothing(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """Brought up by a process that has ended, plane ambient-l4, delayed link by wire; then `lab.down` or gc of all."""
+    short = tempfile.TemporaryDirectory(prefix="mb")  # the node agent's socket must fit into 107 bytes
+    monkeypatch.setenv("MESHBED_STATE", short.name)
+    root = Path(short.name)
+    name = f"{NAME}-{end}"
+    code = f"from testbed import labs; labs.up('pair', plane='ambient-l4', runtime='netns', link='wire', name={name!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    state = ownership.read(root / name)
+    assert state is not None and state.alive and state.keeper is not None
+    inside = {pid for cgroup in our_cgroups() for pid in cgroups.processes(Path(cgroup))} | set(marked(root))
+    assert len(inside) > 4
+    if end == "down":
+        labs.down(name)
+    else:
+        assert [left.name for left in ownership.gc(root=root, everything=True)] == [name]
+    settle(lambda: not any(Path(f"/proc/{pid}").exists() for pid in inside))
+
+    assert [pid for pid in inside if Path(f"/proc/{pid}").exists()] == []
+    assert marked(root) == [] and our_cgroups() == [] and list(root.iterdir()) == []
+    short.cleanup()
 
 
 def settle(condition: object, timeout_s: float = 10.0) -> None:

@@ -12,6 +12,7 @@ from testbed import acks, netlink
 from testbed.errors import MachineError
 from testbed.netlink import End
 from testbed.runtime import wiring
+from testbed.runtime.routing import routes
 from tests.labs import line
 
 
@@ -150,3 +151,17 @@ def test_a_name_used_twice_is_refused() -> None:
     """Sandboxes are found by name, so a waypoint cannot be called as a workload."""
     with pytest.raises(ValueError, match="two sandboxes are called 'w1-0'"):
         wiring.plan(line(1, 1), [("w1-0", "n1", "10.0.1.9")])
+
+
+def test_an_extra_outside_its_nodes_network_gets_a_route_of_its_own() -> None:
+    """Beside the node's /24 the other node learns a /32 over the same link; one inside needs none."""
+    topology = line(2, 1)
+    planned = wiring.plan(topology, [("far", "n1", "192.168.7.7"), ("near", "n1", "10.0.1.99")])
+    batches = wiring.route_batches(routes(topology), planned, {"n1": {"to-n2": 5}, "n2": {"to-n1": 6}})
+    said = {planned[batch.namespace].name: [message.what for message in batch.messages] for batch in batches}
+
+    assert said["n2"] == [
+        "route 10.0.1.0/24 via 172.16.0.0 on device 6",
+        "route 192.168.7.7/32 via 172.16.0.0 on device 6",
+    ]
+    assert len(said["n1"]) == 1

@@ -17,6 +17,7 @@ from testbed import netlink
 from testbed.errors import MachineError, PeerError, UsageError
 from testbed.netlink import End
 from testbed.observe import procstat
+from testbed.runtime import cgroups
 from testbed.runtime.enter import in_netns
 from testbed.runtime.netns import PROJECT, NetnsLab, NetnsRuntime
 from testbed.runtime.process import LabProcess
@@ -120,6 +121,27 @@ print(open('config').read())
     assert said(python(lab, "app", code, 3001)) == ["1 3001 3001 []", "['1']", "['p'] ['app']", "mine"]
 
 
+def test_each_program_has_a_tmp_of_its_own(lab: NetnsLab) -> None:
+    """What one writes to /tmp neither the other nor the host sees, though its own folder below /tmp stays."""
+    code = "import os; print('left' in os.listdir('/tmp')); open('/tmp/left', 'w').close(); print(os.listdir('.'))"
+
+    assert said(python(lab, "one", code, 3020)) == ["False", "[]"]
+    assert said(python(lab, "two", code, 3021)) == ["False", "[]"]
+    assert not os.path.exists("/tmp/left")
+
+
+def test_the_last_lab_takes_the_top_cgroup_along_and_no_earlier_one_does() -> None:
+    """A lab beside it keeps it; when it is empty it goes, unless another's labs are in it."""
+    tops = [tree / cgroups.TOP for tree in cgroups.trees().all]
+    with NetnsRuntime().up(line(1, 1), name=f"{NAME}-a") as a:
+        for lab in (a, b := NetnsRuntime().up(line(1, 1), name=f"{NAME}-b")):
+            lab.spawn([Spawn(name="s", sandbox="n1", argv=["sleep", "60"], uid=3022, folder=lab.folder / "s")])
+        b.down()
+        assert all(top.is_dir() for top in tops)
+
+    assert [top for top in tops if top.is_dir() and not any(entry.is_dir() for entry in top.iterdir())] == []
+
+
 def test_capabilities_are_exactly_those_named_and_nothing_can_be_gained(lab: NetnsLab) -> None:
     """Effective and ambient sets hold net_raw alone, or nothing; no_new_privs is set."""
     code = (
@@ -175,7 +197,10 @@ def test_a_program_that_cannot_start_is_named(lab: NetnsLab) -> None:
 
 def test_cpu_of_a_component_counts_its_ended_children(lab: NetnsLab) -> None:
     """300 ms burnt in a child process are found in the cgroup after that child is gone."""
-    burn = "import os,time\nif not os.fork():\n while time.process_time() < 0.3: pass\n os._exit(0)\nos.wait(); print('done'); time.sleep(60)"
+    burn = (
+        "import os,time\nif not os.fork():\n while time.process_time() < 0.3: pass\n os._exit(0)\n"
+        "os.wait(); print('done'); time.sleep(60)"
+    )
     process = python(lab, "burner", burn, 3011)
     until(lambda: process.log is not None and "done" in process.log.read_text())
     reading = procstat.read(process, now=0.0)
@@ -244,13 +269,15 @@ def test_ordinary_user_gets_a_lab_in_a_user_namespace(tmp_path: Path) -> None:
         "import os, socket, sys; from testbed.runtime import kernel, launch; from testbed.runtime.netns import Ways\n"
         "kernel.unshare(kernel.NEWNS); kernel.mount('none', '/', flags=kernel.MS_REC | kernel.MS_PRIVATE)\n"
         f"need = [{sys.prefix!r}, {sys.base_prefix!r}, {str(PROJECT)!r}]\n"
-        "from pathlib import Path; bars = {str(b) for n in need if (b := Ways().barrier(Path(n), 65534))}; launch.hide([*bars], need)\n"
+        "from pathlib import Path; bars = {str(b) for n in need if (b := Ways().barrier(Path(n), 65534))}\n"
+        "launch.hide([*bars], need)\n"
         "os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
         "kernel.prctl(4, 1)\n"  # dumpable again, as after a login
         "from tests.labs import line; from testbed.runtime.netns import NetnsRuntime; from testbed.seams import Spawn\n"
         "print('; '.join(NetnsRuntime().check()))\n"
         f"with NetnsRuntime().up(line(1, 2), name={NAME!r}) as lab:\n"
-        "  p = lab.spawn([Spawn(name='s', sandbox='w1-0', argv=['sh', '-c', 'exit 5'], uid=3, folder=lab.folder / 's')])[0]\n"
+        "  spawn = Spawn(name='s', sandbox='w1-0', argv=['sh', '-c', 'exit 5'], uid=3, folder=lab.folder / 's')\n"
+        "  p = lab.spawn([spawn])[0]\n"
         "  s = lab.in_netns('w1-1', lambda: socket.create_server(('0.0.0.0', 80)))\n"
         "  lab.in_netns('w1-0', lambda: socket.create_connection(('10.0.1.3', 80), 3))\n"
         "  print('code', p.wait(10), s.accept()[1][0])\n"

@@ -97,7 +97,9 @@ def ours(count: int) -> tuple[float, float]:
 def mininet_lacks() -> str | None:
     """Why Mininet cannot stand beside us, with the mend; None when it can."""
     done = (
-        subprocess.run([MININET_PYTHON, "-c", "import mininet.net, shutil; assert shutil.which('brctl')"], capture_output=True)
+        subprocess.run(
+            [MININET_PYTHON, "-c", "import mininet.net, shutil; assert shutil.which('brctl')"], capture_output=True
+        )
         if Path(MININET_PYTHON).exists()
         else None
     )

@@ -1,8 +1,7 @@
 """The devices of links: veth pairs born in their namespaces, addressed, up, removed and made again.
 
-A private rtnetlink encoder of the few messages that links need (linux/rtnetlink.h, if_link.h), and a thread that
-enters a namespace. Ends have addresses of hardware that follow from their IP address, so the far end's neighbour
-entry needs no look-up.
+The messages are `testbed.netlink`'s; here is what links do with them. Ends have addresses of hardware
+that follow from their IP address, so the far end's neighbour entry needs no look-up.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from testbed import netlink
+from testbed.acks import acknowledgements
 from testbed.errors import MachineError
+from testbed.netlink import attribute as attribute  # the encoders of qdiscs take it from here
 
 T = TypeVar("T")
 libc = ctypes.CDLL(None, use_errno=True)
 
 CLONE_NEWNET = 0x40000000
-RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWNEIGH = 16, 17, 20, 24, 26, 28
-NLM_REQUEST, NLM_ACK, NLM_DUMP, NLM_REPLACE, NLM_EXCL, NLM_CREATE = 0x1, 0x4, 0x300, 0x100, 0x200, 0x400
+RTM_NEWROUTE, RTM_GETROUTE = netlink.RTM_NEWROUTE, 26
+NLM_REQUEST, NLM_DUMP, NLM_REPLACE, NLM_CREATE = netlink.REQUEST, 0x300, netlink.REPLACE, netlink.CREATE
 NLMSG_ERROR, NLMSG_DONE = 2, 3
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_LINKINFO, IFLA_NET_NS_FD = 1, 3, 18, 28
-IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
-IFA_ADDRESS, IFA_LOCAL, NDA_DST, NDA_LLADDR, RTA_OIF = 1, 2, 1, 2, 4
-NUD_PERMANENT, IFF_UP, RTPROT_KERNEL = 0x80, 1, 2
+RTA_OIF, RTPROT_KERNEL = 4, 2
 SIOCETHTOOL, ETHTOOL_STSO, ETHTOOL_SGSO = 0x8946, 0x1F, 0x24
 MESSAGES_A_SEND = 32
 """Acknowledgements of a longer batch may overrun the socket's buffer."""
@@ -66,50 +65,32 @@ def mac_of(address: str) -> bytes:
 # ---- messages
 
 
-def attribute(kind: int, data: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
+def message(kind: int, body: bytes, flags: int = netlink.CREATE | netlink.EXCL) -> bytes:
+    return netlink.encode(netlink.Message(kind, flags, body, ""), 0)
 
 
-def message(kind: int, body: bytes, flags: int = NLM_CREATE | NLM_EXCL) -> bytes:
-    return struct.pack("=IHHII", 16 + len(body), kind, NLM_REQUEST | NLM_ACK | flags, 0, 0) + body
-
-
-def _interface(index: int = 0, flags: int = 0) -> bytes:
-    return struct.pack("=BxHiII", 0, 0, index, flags, flags)
-
-
-def _end(end: End) -> bytes:
-    return (
-        _interface(end.index)
-        + attribute(IFLA_IFNAME, end.name.encode() + b"\0")
-        + attribute(IFLA_NET_NS_FD, struct.pack("=I", end.netns))
-        + attribute(IFLA_ADDRESS, end.mac)
-    )
+def _end(end: End) -> netlink.End:
+    return netlink.End(name=end.name, index=end.index, mac=end.mac.hex(), namespace_fd=end.netns)
 
 
 def new_pair(a: End, b: End) -> bytes:
-    info = attribute(IFLA_INFO_KIND, b"veth\0") + attribute(IFLA_INFO_DATA, attribute(VETH_INFO_PEER, _end(b)))
-    return message(RTM_NEWLINK, _end(a) + attribute(IFLA_LINKINFO, info))
+    return netlink.encode(netlink.veth(_end(a), _end(b)), 0)
 
 
 def up(index: int) -> bytes:
-    return message(RTM_NEWLINK, _interface(index, IFF_UP), 0)
+    return netlink.encode(netlink.link_up(index), 0)
 
 
 def remove(index: int) -> bytes:
-    return message(RTM_DELLINK, _interface(index), 0)
+    return netlink.encode(netlink.link_delete(index), 0)
 
 
 def new_address(index: int, address: str) -> bytes:
-    packed = socket.inet_aton(address)
-    body = struct.pack("=BBBBI", socket.AF_INET, 31, 0, 0, index)
-    return message(RTM_NEWADDR, body + attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed))
+    return netlink.encode(netlink.address(index, address, 31), 0)
 
 
 def new_neighbour(index: int, address: str) -> bytes:
-    body = struct.pack("=BBHiHBB", socket.AF_INET, 0, 0, index, NUD_PERMANENT, 0, 0)
-    attributes = attribute(NDA_DST, socket.inet_aton(address)) + attribute(NDA_LLADDR, mac_of(address))
-    return message(RTM_NEWNEIGH, body + attributes, NLM_CREATE | NLM_REPLACE)
+    return netlink.encode(netlink.neighbour(index, address, mac_of(address).hex()), 0)
 
 
 # ---- doing
@@ -150,10 +131,9 @@ def transact(sock: socket.socket, messages: Sequence[bytes], what: str) -> None:
         sock.send(b"".join(batch))
         left = len(batch)
         while left:
-            for kind, payload in _replies(sock.recv(1 << 16)):
-                if kind == NLMSG_ERROR:
-                    left -= 1
-                    refused = refused or -struct.unpack_from("=i", payload)[0]
+            for _, errno in acknowledgements(sock.recv(1 << 16)):
+                left -= 1
+                refused = refused or errno
     if refused:
         cause = OSError(refused, os.strerror(refused))
         raise MachineError(f"{what}: the kernel refused: {cause.strerror}") from cause

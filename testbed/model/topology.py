@@ -184,7 +184,9 @@ class Topology:
     def on_node(self, node: str) -> tuple[Workload, ...]:
         return tuple(w for w in self.workloads if w.node == node)
 
-    def with_link(self, a: str, b: str, *, a_to_b: Impairment | None = None, b_to_a: Impairment | None = None) -> Topology:
+    def with_link(
+        self, a: str, b: str, *, a_to_b: Impairment | None = None, b_to_a: Impairment | None = None
+    ) -> Topology:
         """The same topology with one link's impairments replaced; directions are meant as written in the call."""
         links = []
         for link in self.links:

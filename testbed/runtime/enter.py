@@ -29,7 +29,8 @@ def in_netns(where: str | Path | int, function: Callable[[], T]) -> T:
                 kernel.setns(fd, kernel.NEWNET)
             except OSError as error:
                 raise MachineError(
-                    f"network namespace {where}: cannot enter ({error}); run as root, or in the user namespace of the lab"
+                    f"network namespace {where}: cannot enter ({error}); "
+                    "run as root, or in the user namespace of the lab"
                 ) from error
             finally:
                 if fd != where:

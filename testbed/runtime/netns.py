@@ -315,7 +315,8 @@ class NetnsRuntime:
             if connection.closed:
                 said = (folder / "keeper.log").read_text().strip().splitlines()
                 raise MachineError(
-                    f"lab {state.name}: its keeper ended at once ({said[-1] if said else 'no word'}); `doctor` says what is missing"
+                    f"lab {state.name}: its keeper ended at once ({said[-1] if said else 'no word'}); "
+                    "`doctor` says what is missing"
                 )
         state = dataclasses.replace(state, keeper=being(connection.keeper_pid))
         if state.keeper is None:

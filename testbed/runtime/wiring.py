@@ -6,6 +6,7 @@ know each other's hardware address for good, so that a lab has no ARP, no floodi
 
 from __future__ import annotations
 
+import ipaddress
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -138,16 +139,25 @@ def route_batches(
     An `extra` outside its node's network gets a /32.
     """
     nodes = {s.name: s for s in sandboxes if s.kind == NODE}
+    strays: dict[str, list[tuple[str, str]]] = {}
+    for network in {network for rows in ways.values() for network, _, _ in rows}:
+        inside = ipaddress.ip_network(network)
+        home = next((n.name for n in nodes.values() if ipaddress.ip_address(n.address) in inside), None)
+        strays[network] = [
+            (s.address, "32")
+            for s in sandboxes
+            if s.node == home and s.kind != NODE and ipaddress.ip_address(s.address) not in inside
+        ]
     result = []
     for name, node in nodes.items():
         messages = []
         for network, via, device in ways.get(name, ()):
-            destination, _, prefix = network.partition("/")
-            messages.append(
-                netlink.route(
-                    destination, int(prefix), index=indexes[name][device], via=via, source=node.address, onlink=True
+            for destination, prefix in [network.split("/"), *strays[network]]:
+                messages.append(
+                    netlink.route(
+                        destination, int(prefix), index=indexes[name][device], via=via, source=node.address, onlink=True
+                    )
                 )
-            )
         if messages:
             result.append(Batch(namespace=node.index, messages=tuple(messages)))
     return result
