@@ -69,13 +69,13 @@ def lab_inspect(c, name="", json=False):
 @task(help={"workload": "workload (or node) to run in", "name": NAME})
 def lab_exec(c, workload, name=""):
     """Run a command in a workload's namespace: lab.exec client -- ping -c1 10.0.2.2. Its exit code is ours."""
-    cli.exit_with(cli.lab_exec, workload, c.remainder, name=name)
+    cli.exit_with(cli.lab_exec, workload, cli.words_behind_dashes(), name=name)
 
 
 @task(help={"workload": "workload (or node) to enter", "name": NAME})
 def lab_shell(c, workload, name=""):
     """A shell in a workload's namespace."""
-    cli.exit_with(cli.lab_exec, workload, "exec ${SHELL:-/bin/sh}", name=name)
+    cli.exit_with(cli.lab_exec, workload, [cli.shell()], name=name)
 
 
 @task(help={"topology": "name of a shipped topology, or a file"})

@@ -1,4 +1,4 @@
-"""`python -m testbed`: invoke over `tasks.py`, with the exit codes of contracts.md (invoke's own for a wrong call is 1)."""
+"""`python -m testbed`: invoke over `tasks.py`, with our exit codes (invoke's own for a wrong call is 1)."""
 
 from __future__ import annotations
 

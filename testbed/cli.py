@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -187,12 +188,21 @@ def lab_inspect(name: str = "", as_json_text: bool = False) -> int:
     return labs.inspect(name, as_json_text)
 
 
-def lab_exec(workload: str, command: str, name: str = "") -> int:
+def words_behind_dashes() -> list[str]:
+    """The words after `--` as the shell gave them; invoke's own remainder has lost which belonged together."""
+    return sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
+
+
+def shell() -> str:
+    return os.environ.get("SHELL") or "/bin/sh"
+
+
+def lab_exec(workload: str, words: list[str], name: str = "") -> int:
     from testbed import labs
 
-    if not command:
+    if not words:
         raise UsageError("nothing to run; write it behind --: ./inv lab.exec client -- curl http://10.96.0.10:8080/")
-    return labs.execute(name, workload, command)
+    return labs.execute(name, workload, words)
 
 
 def lab_graph(topology: str) -> int:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -181,18 +182,18 @@ def inspect(name: str, json_text: bool) -> int:
     return 0
 
 
-def execute(name: str, workload: str, command: str) -> int:
-    """Runs a shell command inside; its exit code is ours.
-
-    The command runs as the caller, in the sandbox's network only.
-    """
+def execute(name: str, workload: str, words: Sequence[str]) -> int:
+    """Runs a program inside; its exit code is ours. It runs as the caller, in the sandbox's network only."""
     name = _only(name)
     about = _about(ownership.state_root() / name)
     netns = {entry["name"]: entry["netns"] for entry in (*about["nodes"], *about["workloads"])}
     if workload not in netns:
         raise UsageError(f"lab {name} has no workload or node {workload!r}; known: {', '.join(sorted(netns))}")
     sys.stdout.flush()
-    return in_netns(netns[workload], lambda: os.waitstatus_to_exitcode(os.system(command)))
+    try:
+        return in_netns(netns[workload], lambda: subprocess.run(list(words)).returncode)
+    except FileNotFoundError as error:
+        raise UsageError(f"{words[0]}: no such program on this machine") from error
 
 
 def graph(topology_name: str) -> int:

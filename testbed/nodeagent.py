@@ -47,7 +47,9 @@ class NodeAgent:
     def start(self) -> None:
         folder = os.open(self.path.parent, os.O_PATH | os.O_CLOEXEC)
         try:
-            self._listener.bind(f"/proc/self/fd/{folder}/{self.path.name}")  # the full path may be longer than 107 bytes
+            self._listener.bind(
+                f"/proc/self/fd/{folder}/{self.path.name}"
+            )  # the full path may be longer than 107 bytes
         finally:
             os.close(folder)
         os.chmod(self.path, 0o600)

@@ -154,7 +154,7 @@ def identities_held(deployment: Deployment) -> Finding:
         id="boundary.identities-held",
         plane=deployment.placement.plane,
         segment="components",
-        statement="each proxy can reach the keys of the workloads it serves and of no other; no application can reach any",
+        statement="each proxy can reach the keys of the workloads it serves and of no other; applications reach none",
         result=result,
         evidence=f"private keys readable in each component's mount namespace: {listed}",
         value=", ".join(f"{name} {count}" for name, count in sorted(proxies.items())) or "0",
@@ -316,5 +316,3 @@ def _tried(
 def _pem(name: str, authority: CertificateAuthority, identity: Identity) -> dict[str, bytes]:
     leaf = authority.issue(identity, lifetime_s=600.0, now=time.time())
     return {f"{name}.cert.pem": leaf.cert_pem, f"{name}.key.pem": leaf.key_pem}
-
-

@@ -105,7 +105,10 @@ def run(
                 say=say,
             )
         except BaseException:
-            say(f"what was measured so far is in {into.path}; go on with ./inv experiment.run {name} --resume {into.path}")
+            say(
+                f"what was measured so far is in {into.path}; "
+                f"go on with ./inv experiment.run {name} --resume {into.path}"
+            )
             raise
         into.finish(ended=datetime.now(UTC).isoformat(timespec="seconds"))
     page = report.build(store.path)
@@ -132,7 +135,11 @@ def show(path: Path, *, as_json_text: bool = False) -> int:
     code = verdict(measurements, findings)
     if as_json_text:
         rows = {"run": stored.info, "exit_code": code, "measurements": measurements, "findings": findings}
-        print(json.dumps({key: [as_json(x) for x in v] if isinstance(v, list) else v for key, v in rows.items()}, indent=1))
+        print(
+            json.dumps(
+                {key: [as_json(x) for x in v] if isinstance(v, list) else v for key, v in rows.items()}, indent=1
+            )
+        )
         return code
     made = table.build(table.summarise(measurements), findings)
     print(typeset.as_text(made, colour=typeset.wants_colour(sys.stdout)))
@@ -140,8 +147,10 @@ def show(path: Path, *, as_json_text: bool = False) -> int:
 
 
 def verdict(measurements: Sequence[Measurement], findings: Sequence[Finding]) -> int:
-    """4: a plane has no valid trial, or does not do what it claims (its figures are then of something else); 3: trials were left
-    out, or a statement could not be judged."""
+    """4: a plane has no valid trial, or does not do what it claims (its figures are then of something else).
+
+    3: trials were left out, or a claim has no evidence. 0: nothing to say.
+    """
     if {m.plane for m in measurements} - {m.plane for m in measurements if m.valid}:
         return 4
     if any(f.result is Result.BROKEN for f in findings):
@@ -151,7 +160,7 @@ def verdict(measurements: Sequence[Measurement], findings: Sequence[Finding]) ->
 
 @contextlib.contextmanager
 def _steps(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[str], None]]]:
-    """Two `seams.Progress` over `progress.Progress`: one ends the step before and begins the next, the other says a line that stays."""
+    """Two `seams.Progress`: one ends the step before and begins the next, the other says a line that stays."""
     shown = Progress(sys.stderr, total=total, noun="step", now=time.monotonic())
     begun = False
 

@@ -67,7 +67,8 @@ def resolve(experiment: Experiment) -> Topology:
     ):
         if name not in known:
             raise UsageError(
-                f"experiment {experiment.name}: topology {topology.name} has no {what} {name!r}; known: {', '.join(known)}"
+                f"experiment {experiment.name}: topology {topology.name} has no {what} {name!r}; "
+                f"known: {', '.join(known)}"
             )
     for a, b, fields in experiment.links:
         impairment = Impairment(**fields)
@@ -115,7 +116,8 @@ def run(
             say(f"{name} does not count: {'; '.join(outcome.reasons)}")
         if failures == FAILURES_IN_A_ROW:
             raise TrialError(
-                f"{failures} trials in a row gave nothing, the last because of: {outcome.reasons[0]}; logs: {into.path / 'logs'}"
+                f"{failures} trials in a row gave nothing, the last because of: {outcome.reasons[0]}; "
+                f"logs: {into.path / 'logs'}"
             )
 
 

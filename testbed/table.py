@@ -31,6 +31,7 @@ BOUNDARIES = {
     "boundary.plaintext-to-strict": "plaintext to STRICT workload",
     "boundary.wrong-identity": "call with a wrong identity",
     "boundary.l4-denied": "call denied by L4 policy",
+    "boundary.l4-denied-hbone": "the same by HBONE directly",
     "boundary.foreign-authority": "HBONE authority of another pod",
 }
 MIN_ROUNDS = 3

@@ -81,7 +81,8 @@ def run(
     reasons = invalid_reasons(record, experiment, gates) + deployment.dead()
     reasons += miscounted(record, before, seen_by_apps(lab, service.endpoints))
     reasons += [
-        f"link {r.link}: RTT {r.rtt_p50_ms:.3f} ms for {r.asked_rtt_ms:g} asked, loss {r.loss:.3f} for {r.asked_loss:.3f}"
+        f"link {r.link}: RTT {r.rtt_p50_ms:.3f} ms for {r.asked_rtt_ms:g} asked, "
+        f"loss {r.loss:.3f} for {r.asked_loss:.3f}"
         for r in readings
         if not r.within_tolerance
     ]
@@ -113,7 +114,7 @@ def name(round_number: int, block: int, plane: str) -> str:
 
 
 def failed(reason: str, *, plane: str, round_number: int, block: int) -> Outcome:
-    """A trial that gave no record at all: one row that says why, so that the table counts it and a resumed run does not repeat it."""
+    """A trial without a record: one row says why; the table counts it and a resumed run does not repeat it."""
     row = Measurement(
         round=round_number,
         trial=name(round_number, block, plane),

@@ -19,7 +19,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def verb(*argv: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "testbed", *argv], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-m", "testbed", *argv], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
 
 
 @pytest.mark.parametrize("name", sorted(tasks.namespace.task_names))

@@ -63,15 +63,24 @@ def nothing_is_left() -> None:
     assert ownership.gc(dry_run=True) == []
 
 
-def test_a_run_leaves_its_folder_as_promised_and_nothing_else(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_leaves_its_folder_as_promised_and_nothing_else(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Every file of contracts.md, the table on stdout, asked beside measured on stderr."""
     code = runs.run("tiny", seed=1)
     printed = capsys.readouterr()
     run = the_run(results)
 
-    assert {"run.json", "requests", "measurements.csv", "findings.jsonl", "captures", "logs", "table.md", "report.html"} <= {
-        p.name for p in run.path.iterdir()
-    }
+    assert {
+        "run.json",
+        "requests",
+        "measurements.csv",
+        "findings.jsonl",
+        "captures",
+        "logs",
+        "table.md",
+        "report.html",
+    } <= {p.name for p in run.path.iterdir()}
     assert run.info["ended"]
     assert len(run.whole_trials()) == 2 == len(run.request_files())
     results_by_plane = {(f.plane, f.result) for f in run.findings()}
@@ -140,7 +149,8 @@ def test_an_interrupt_in_the_middle_ends_with_130_and_leaves_nothing(results: Pa
 
     verb = subprocess.Popen(
         [sys.executable, "-m", "testbed", "experiment.run", "quickstart", "--trials", "1"],
-        cwd=Path(__file__).parent.parent, env=dict(os.environ), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        cwd=Path(__file__).parent.parent, env=dict(os.environ),
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not ownership.labs() and time.monotonic() < deadline:

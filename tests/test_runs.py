@@ -16,7 +16,8 @@ from testbed.store import as_json
 
 def measured(plane: str, valid: bool = True) -> Measurement:
     return Measurement(
-        round=1, trial=f"r01-{plane}-{valid}", block=1, plane=plane, component="client", metric="latency_p50", unit="ms",
+        round=1, trial=f"r01-{plane}-{valid}", block=1, plane=plane, component="client", metric="latency_p50",
+        unit="ms",
         value=1.0, valid=valid,
     )  # fmt: skip
 

@@ -46,7 +46,7 @@ def test_without_none_there_is_no_twin() -> None:
 @pytest.mark.parametrize("wrong", [{"client": "klient"}, {"target": "sever:8080"}])
 def test_a_client_or_target_that_the_topology_lacks_is_named_with_those_there_are(wrong: dict) -> None:
     """Before anything is built."""
-    with pytest.raises(UsageError, match="known: .*server"):
+    with pytest.raises(UsageError, match=r"known: .*server"):
         sweep.resolve(replace(EXPERIMENT, **wrong))
 
 

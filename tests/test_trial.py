@@ -60,7 +60,9 @@ def test_each_gate_says_what_it_saw(made: LoadRecord, said: str) -> None:
 
 def test_latency_counts_from_the_intended_time() -> None:
     """A late send is the caller's wait too; failed requests have no latency."""
-    values = {m: v for _, m, _, v in trial.latency_values(record(rows(lag_s=0.001) + rows(1, error="x", latency_s=9.0)))}
+    values = {
+        m: v for _, m, _, v in trial.latency_values(record(rows(lag_s=0.001) + rows(1, error="x", latency_s=9.0)))
+    }
 
     assert values["latency_p50"] == pytest.approx(2.0)
     assert values["latency_p99"] == pytest.approx(2.0)
