@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from planes.envoy import place as envoy
 from planes.ztunnel.place import ambient_workloads, traffic_claims, ztunnels
+from planes.envoy import place as envoy
 from planes.ztunnel.place import mesh_view as _mesh_view
 from testbed.errors import UsageError
 from testbed.model.placement import Placement
@@ -40,5 +42,17 @@ def _place_ambient_l4(topology: Topology) -> Placement:
     )
 
 
+def _place_envoy_ambient_l4(topology: Topology) -> Placement:
+    """`ambient-l4` with real Envoys in the ztunnel role: what ours are held against."""
+    captured = ambient_workloads(topology)
+    claims = traffic_claims(topology, captured=captured)
+    return (
+        Placement(plane="envoy-ambient-l4")
+        + envoy.ztunnels(topology, captured=captured, view=_mesh_view(topology, captured=captured))
+        + Placement(plane="envoy-ambient-l4", claims=claims)
+    )
+
+
 none = CataloguedPlane("none", _place_none)
 ambient_l4 = CataloguedPlane("ambient-l4", _place_ambient_l4)
+envoy_ambient_l4 = CataloguedPlane("envoy-ambient-l4", _place_envoy_ambient_l4)

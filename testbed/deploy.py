@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from testbed import nftables, program
-from testbed.errors import PeerError
+from testbed.errors import Bug, PeerError
 from testbed.lab import Lab, http_get, log_tail
 from testbed.model.identity import Identity
 from testbed.model.placement import Capture, CaptureKind, Placement, Proxy
@@ -113,15 +113,18 @@ def start(
         deployment.proxies[proxy.name] = process
     for proxy in placement.proxies:
         _wait_ready(deployment, proxy)
+    uids = {proxy.name: spawn.uid for proxy, spawn in zip(placement.proxies, spawns, strict=True)}
     for capture in placement.captures:
-        nftables.apply(lab.netns(capture.workload), _capture_batch(capture).for_new_namespace())
+        nftables.apply(lab.netns(capture.workload), _capture_batch(capture, uids).for_new_namespace())
     return deployment
 
 
-def _capture_batch(capture: Capture) -> nftables.Batch:
+def _capture_batch(capture: Capture, uids: Mapping[str, int]) -> nftables.Batch:
     if capture.kind is CaptureKind.IN_POD:
         return nftables.in_pod_capture()
-    return nftables.sidecar_capture(capture.proxy_uid)
+    if capture.proxy not in uids:
+        raise Bug(f"capture of {capture.workload} names proxy {capture.proxy!r}, which is not placed")
+    return nftables.sidecar_capture(uids[capture.proxy])
 
 
 def _pods(lab: Lab, proxy: Proxy) -> list[PodNetns]:

@@ -15,7 +15,11 @@ from testbed.errors import UsageError
 BUILT_IN: dict[str, dict[str, str]] = {
     "runtime": {"netns": "testbed.runtime.netns:NetnsRuntime"},
     "link": {"netem": "testbed.links.netem:NetemLinks", "wire": "testbed.links.wire:WireLinks"},
-    "plane": {"none": "planes.catalog:none", "ambient-l4": "planes.catalog:ambient_l4"},
+    "plane": {
+        "none": "planes.catalog:none",
+        "ambient-l4": "planes.catalog:ambient_l4",
+        "envoy-ambient-l4": "planes.catalog:envoy_ambient_l4",
+    },
     "load": {"open": "testbed.load.locust:OpenLoop", "closed": "testbed.load.locust:ClosedLoop"},
     "app": {"http-echo": "testbed.apps.web", "tcp-echo": "testbed.apps.echo"},
     "experiment": {"quickstart": "experiments.quickstart:EXPERIMENT"},

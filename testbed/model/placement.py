@@ -25,7 +25,8 @@ class Capture:
 
     workload: str
     kind: CaptureKind
-    proxy_uid: int | None = None
+    proxy: str | None = None
+    """Name of the proxy whose user id is exempt (sidecar); the deployer gives the ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

