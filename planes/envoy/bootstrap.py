@@ -22,7 +22,9 @@ def load(file: Path) -> Json:
         view = json.loads((file.parent / config["view"]).read_text())
         return build(config, view)
     except (OSError, ValueError, KeyError, TypeError) as cause:
-        raise UsageError(f"{file}: {cause!r}; it must be the JSON that the deployer writes, and name its view") from cause
+        raise UsageError(
+            f"{file}: {cause!r}; it must be the JSON that the deployer writes, and name its view"
+        ) from cause
 
 
 def build(config: Mapping, view: Mapping) -> Json:
@@ -40,6 +42,4 @@ def build(config: Mapping, view: Mapping) -> Json:
         uri=str(local.identity), certificate=files["certificate"], key=files["key"], roots=files["roots"]
     )
     listeners, clusters = role(mesh, local, identity, config.get("keylog"))
-    return pieces.bootstrap(
-        node=config["name"], listeners=[*listeners, pieces.ready_listener()], clusters=clusters
-    )
+    return pieces.bootstrap(node=config["name"], listeners=[*listeners, pieces.ready_listener()], clusters=clusters)

@@ -52,12 +52,19 @@ def http2(*, connect: bool = False) -> Json:
 
 
 def tls(
-    identity: Identity, *, peers: Sequence[Json], alpn: Sequence[str], keylog: str | None = None, lowest: str = "TLSv1_3"
+    identity: Identity,
+    *,
+    peers: Sequence[Json],
+    alpn: Sequence[str],
+    keylog: str | None = None,
+    lowest: str = "TLSv1_3",
 ) -> Json:
     """`common_tls_context`: a URI SAN of the peer must match one of `peers`."""
     context: Json = {
         "tls_params": {
-            "tls_minimum_protocol_version": lowest, "tls_maximum_protocol_version": "TLSv1_3", "ecdh_curves": ["X25519"],
+            "tls_minimum_protocol_version": lowest,
+            "tls_maximum_protocol_version": "TLSv1_3",
+            "ecdh_curves": ["X25519"],
         },
         "alpn_protocols": list(alpn),
         "tls_certificates": [
@@ -164,7 +171,7 @@ def h2_upstream() -> Json:
     return {"explicit_http_config": {"http2_protocol_options": http2()}}
 
 
-def tcp_proxy(cluster_name: str, *, authority: str | None = None) -> Json:
+def tcp_proxy(cluster_name: str, *, authority: str | None = None, baggage: str = "") -> Json:
     """`authority`: into CONNECT for it instead of plain bytes; Envoy's format strings are understood."""
     config: Json = {
         "@type": f"{TYPE}.extensions.filters.network.tcp_proxy.v3.TcpProxy",
@@ -173,7 +180,11 @@ def tcp_proxy(cluster_name: str, *, authority: str | None = None) -> Json:
         "idle_timeout": "0s",
     }
     if authority is not None:
-        config["tunneling_config"] = {"hostname": authority}
+        tunnel: Json = {"hostname": authority}
+        if baggage:
+            text = baggage.replace("%", "%%")
+            tunnel["headers_to_add"] = [{"header": {"key": "baggage", "value": text}}]
+        config["tunneling_config"] = tunnel
     return {"name": "envoy.filters.network.tcp_proxy", "typed_config": config}
 
 
@@ -229,9 +240,7 @@ def connect_terminator(stat_prefix: str, *, domains: Sequence[str], cluster_name
     )
 
 
-def chain(
-    filters: Sequence[Json], *, match: Json | None = None, transport: Json | None = None, name: str = ""
-) -> Json:
+def chain(filters: Sequence[Json], *, match: Json | None = None, transport: Json | None = None, name: str = "") -> Json:
     made: Json = {"filters": list(filters)}
     if name:
         made["name"] = name
@@ -284,7 +293,13 @@ def listener_filter(name: str, message: str) -> Json:
 
 def internal_listener(name: str, chains: Sequence[Json], *, filters: Sequence[Json] = (), **more: object) -> Json:
     """A listener that only this Envoy's own clusters reach: no bytes on the wire."""
-    return {"name": name, "internal_listener": {}, "filter_chains": list(chains), "listener_filters": list(filters), **more}
+    return {
+        "name": name,
+        "internal_listener": {},
+        "filter_chains": list(chains),
+        "listener_filters": list(filters),
+        **more,
+    }
 
 
 def ready_listener() -> Json:

@@ -1,8 +1,8 @@
 """Authorization as Envoy's RBAC filters take it, from the L4 policies of a view. Pure.
 
 Envoy has a verdict per filter: one that denies what matches, then one that allows only what matches, as istiod orders
-them. A rule of ours nests any-of and all-of to four levels with source and destination fields mixed; Envoy keeps the two
-apart (`principals`, `permissions`), so each rule is multiplied out to sums first.
+them. A rule of ours nests any-of and all-of to four levels with source and destination fields mixed; Envoy keeps the
+two apart (`principals`, `permissions`), so each rule is multiplied out to sums first.
 """
 
 from __future__ import annotations
@@ -42,10 +42,13 @@ def _rules(policies: Sequence[L4Policy], port: PortTest) -> Iterable[tuple[str, 
     for name, action, wanted in (("deny", "DENY", L4Action.DENY), ("allow", "ALLOW", L4Action.ALLOW)):
         held = [p for p in enforced if p.action is wanted]
         if held:
-            yield name, {
-                "action": action,
-                "policies": {f"{p.key}[{i}]": part for p in held for i, part in enumerate(_policy(p, port))},
-            }
+            yield (
+                name,
+                {
+                    "action": action,
+                    "policies": {f"{p.key}[{i}]": part for p in held for i, part in enumerate(_policy(p, port))},
+                },
+            )
 
 
 def _policy(policy: L4Policy, port: PortTest) -> Iterable[Json]:

@@ -1,8 +1,8 @@
 """HBONE as Envoy speaks it, for every role: tunnels out to endpoints and waypoints, and the end of tunnels in. Pure.
 
-A cluster whose endpoints are all reached alike dials them itself. Where Envoy must choose an endpoint first and tunnel to
-just that one, Istio's way is used: endpoints are addresses of an internal listener, the chosen one travels as metadata,
-and that listener opens CONNECT for it (facts/hbone 3.3, points 5 to 7).
+A cluster whose endpoints are all reached alike dials them itself. Where Envoy must choose an endpoint first and tunnel
+to just that one, Istio's way is used: endpoints are addresses of an internal listener, the chosen one travels as
+metadata, and that listener opens CONNECT for it (facts/hbone 3.3, points 5 to 7).
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class Tunnels:
     """Tunnels that leave under one identity."""
 
     identity: Identity
+    baggage: str
+    """What the workload says of itself in every CONNECT (facts/hbone 1.3)."""
     keylog: str | None = None
 
     def to(self, parts: Parts, host: str, port: int, expected: Iterable[str]) -> str:
@@ -91,11 +93,14 @@ class Tunnels:
             parts.listeners.append(
                 pieces.internal_listener(
                     inside,
-                    [pieces.chain([pieces.tcp_proxy(dial, authority="%DOWNSTREAM_LOCAL_ADDRESS%")])],
+                    [pieces.chain([self.proxy(dial, "%DOWNSTREAM_LOCAL_ADDRESS%")])],
                     filters=[pieces.listener_filter("original_dst", "OriginalDst")],
                 )
             )
         return parts.cluster(made)
+
+    def proxy(self, cluster: str, authority: str) -> Json:
+        return pieces.tcp_proxy(cluster, authority=authority, baggage=self.baggage)
 
     def _tls(self, expected: Iterable[str]) -> Json:
         peers = [pieces.exact(uri) for uri in expected]

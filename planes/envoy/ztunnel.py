@@ -6,9 +6,12 @@ traffic by the proxy's user id as a sidecar does. On the wire nothing tells it f
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from planes.envoy import pieces, rbac
 from planes.envoy.pieces import PASSTHROUGH_SOURCE, Identity, Json
 from planes.envoy.tunnels import Parts, Tunnels, server_tls
+from planes.mesh import baggage
 from planes.mesh.view import HBONE_PORT, MeshView, Protocol, ServiceView, WorkloadView
 
 OUTBOUND_PORT = 15001
@@ -18,7 +21,7 @@ INBOUND_PORT = 15006
 def build(view: MeshView, local: WorkloadView, identity: Identity, keylog: str | None) -> tuple[list[Json], list[Json]]:
     """Listeners and clusters."""
     parts = Parts()
-    tunnels = Tunnels(identity=identity, keylog=keylog)
+    tunnels = Tunnels(identity=identity, baggage=baggage.render(local), keylog=keylog)
     parts.listeners.append(_outbound(view, local, tunnels, parts))
     parts.listeners += _inbound(view, local, identity, keylog, parts)
     return parts.listeners, list(parts.clusters.values())
@@ -36,7 +39,7 @@ def _outbound(view: MeshView, local: WorkloadView, tunnels: Tunnels, parts: Part
         for host in workload.addresses:
             if workload.protocol is Protocol.HBONE and workload.uid != local.uid:
                 cluster = tunnels.to(parts, host, HBONE_PORT, [str(workload.identity)])
-                proxy = pieces.tcp_proxy(cluster, authority="%DOWNSTREAM_LOCAL_ADDRESS%")
+                proxy = tunnels.proxy(cluster, "%DOWNSTREAM_LOCAL_ADDRESS%")
                 chains.append(pieces.chain([proxy], match=pieces.to_address(host)))
     return pieces.listener(
         "outbound", "0.0.0.0", OUTBOUND_PORT, chains,
@@ -44,14 +47,16 @@ def _outbound(view: MeshView, local: WorkloadView, tunnels: Tunnels, parts: Part
     )  # fmt: skip
 
 
-def _to_service(view: MeshView, service: ServiceView, port: int, tunnels: Tunnels, parts: Parts):  # noqa: ANN202
+def _to_service(
+    view: MeshView, service: ServiceView, port: int, tunnels: Tunnels, parts: Parts
+) -> Callable[[str], Json]:
     """Given the address that was called: the filter that takes a connection there."""
     waypoint = service.waypoint
     if waypoint is not None:
         found = view.destination(waypoint)
         if isinstance(found, WorkloadView):
             cluster = tunnels.to(parts, found.addresses[0], waypoint.hbone_port, [str(found.identity)])
-            return lambda vip: pieces.tcp_proxy(cluster, authority=f"{vip}:{port}")
+            return lambda vip: tunnels.proxy(cluster, f"{vip}:{port}")
         # A waypoint that is named and not known: traffic does not go round it (facts/hbone 7, row 4).
         nowhere = parts.cluster(pieces.cluster(f"no-waypoint|{service.hostname}", []))
         return lambda vip: pieces.tcp_proxy(nowhere)
@@ -60,9 +65,7 @@ def _to_service(view: MeshView, service: ServiceView, port: int, tunnels: Tunnel
     return lambda vip: pieces.tcp_proxy(cluster)
 
 
-def _inbound(
-    view: MeshView, local: WorkloadView, identity: Identity, keylog: str | None, parts: Parts
-) -> list[Json]:
+def _inbound(view: MeshView, local: WorkloadView, identity: Identity, keylog: str | None, parts: Parts) -> list[Json]:
     policies = view.policies_for(local)
     parts.cluster(pieces.original_destination_cluster("application", header=":authority", source=PASSTHROUGH_SOURCE))
     parts.cluster(pieces.original_destination_cluster("application-plain", source=PASSTHROUGH_SOURCE))
