@@ -170,9 +170,10 @@ class L7View:
         for ref in policy.target_refs:
             if ref.kind in ("Gateway", "GatewayClass"):
                 return True
-            if ref.kind == "Service" and service is not None and policy.namespace == service.namespace:
-                if ref.name == service.name:
-                    return True
+            if ref.kind == "Service" and service is not None and (policy.namespace, ref.name) == (
+                service.namespace, service.name,
+            ):  # fmt: skip
+                return True
         return False
 
     def cluster(self, service_key: str, port: int, subset: str = "") -> Cluster | None:

@@ -88,7 +88,10 @@ class PolicySet:
 
 class _Nothing:
     method = authority = path = b""
-    fields: Fields = []
+    fields: Fields
+
+    def __init__(self) -> None:
+        self.fields = []
 
 
 _NOTHING = _Nothing()
@@ -200,7 +203,7 @@ def _any(tests: Sequence[RequestTest]) -> RequestTest:
         return lambda head, path: first(head, path) or second(head, path)
 
     def some(head: Head, path: bytes) -> bool:
-        for test in tests:  # a loop: a generator costs a frame per request
+        for test in tests:  # noqa: SIM110 - a generator costs a frame per request
             if test(head, path):
                 return True
         return False
@@ -216,7 +219,7 @@ def _all(tests: Sequence[RequestTest]) -> RequestTest:
         return lambda head, path: first(head, path) and second(head, path)
 
     def every(head: Head, path: bytes) -> bool:
-        for test in tests:
+        for test in tests:  # noqa: SIM110
             if not test(head, path):
                 return False
         return True
@@ -459,7 +462,7 @@ class _Remote:
 
 
 def remote_address(fields: Fields) -> str | None:
-    """The rightmost address of x-forwarded-for, which is what Envoy trusts behind no further proxy; None without one."""
+    """The rightmost address of x-forwarded-for, which Envoy trusts where no hops are told to it; None without one."""
     for name, value in reversed(fields):
         if name == b"x-forwarded-for":
             text = value.rpartition(b",")[2].strip().decode("latin-1")

@@ -11,15 +11,13 @@ import typing
 from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 
 def to_plain(value: object) -> Any:
     if is_dataclass(value):
         return {
-            f.name: to_plain(held)
-            for f in fields(value)
-            if f.init and (held := getattr(value, f.name)) != _default(f)
+            f.name: to_plain(held) for f in fields(value) if f.init and (held := getattr(value, f.name)) != _default(f)
         }
     if isinstance(value, tuple | list):
         return [to_plain(v) for v in value]
@@ -28,7 +26,10 @@ def to_plain(value: object) -> Any:
     return value
 
 
-def from_plain[T](kind: type[T], raw: object, where: str = "") -> T:
+T = TypeVar("T")
+
+
+def from_plain(kind: type[T], raw: object, where: str = "") -> T:
     """The inverse of `to_plain` for a value of type `kind`."""
     return _read(kind, raw, where or kind.__name__)
 
