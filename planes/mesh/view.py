@@ -38,8 +38,8 @@ class MeshView:
     """Workloads, services and policies with their indexes. Made by `parse`; every lookup is a dictionary access."""
 
     __slots__ = (
-        "_by_address", "_by_cidr", "_by_host", "_by_vip", "_endpoints", "_local", "_policies", "_services_of", "memo",
-        "policies", "services", "warnings", "workloads",
+        "_by_address", "_by_cidr", "_by_host", "_by_key", "_by_vip", "_endpoints", "_local", "_policies",
+        "_services_of", "memo", "policies", "services", "warnings", "workloads",
     )  # fmt: skip
 
     def __init__(self, config: LocalConfig) -> None:
@@ -75,7 +75,7 @@ class MeshView:
         cidrs: list[tuple[str, ipaddress.IPv4Network | ipaddress.IPv6Network, ServiceView]] = []
         endpoints: dict[str, list[Endpoint]] = {s.key: [] for s in self.services}
         services_of: dict[str, list[ServiceView]] = {}
-        by_key = {s.key: s for s in self.services}
+        self._by_key = by_key = {s.key: s for s in self.services}
         for s in self.services:
             by_host.setdefault(s.hostname, []).append(s)
             for vip in s.vips:
@@ -135,6 +135,10 @@ class MeshView:
 
     def service_named(self, hostname: str, client_namespace: str) -> ServiceView | None:
         return _best(self._by_host.get(hostname, ()), client_namespace)
+
+    def service_by_key(self, key: str) -> ServiceView | None:
+        """By `namespace/hostname`."""
+        return self._by_key.get(key)
 
     def destination(self, gateway: GatewayAddress) -> WorkloadView | ServiceView | None:
         """What a waypoint or gateway reference names: by address a workload first, by hostname a service first."""

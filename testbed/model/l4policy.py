@@ -115,6 +115,8 @@ class Connection:
     destination_port: int
     identity: Identity | None = None
     """From the peer's certificate; None for plaintext."""
+    sni: str = ""
+    """For L7 policies (`connection.sni`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +127,8 @@ class Verdict:
     reason: str
     dry_run: tuple[str, ...] = ()
     """Dry-run policies that matched: to be logged, without effect."""
+    audited: tuple[str, ...] = ()
+    """AUDIT policies that matched, at L7 proxies: likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,16 +293,17 @@ def _strings(values: tuple[StringMatch, ...]) -> Callable[[str], bool]:
 
 
 def _source_ips(values: tuple[str, ...]) -> Test:
-    test = _networks(values)
+    test = networks_test(values)
     return lambda c: test(c.source_ip)
 
 
 def _destination_ips(values: tuple[str, ...]) -> Test:
-    test = _networks(values)
+    test = networks_test(values)
     return lambda c: test(c.destination_ip)
 
 
-def _networks(values: tuple[str, ...]) -> Callable[[str], bool]:
+def networks_test(values: tuple[str, ...]) -> Callable[[str], bool]:
+    """Of an address as text. It raises ValueError for what is none."""
     ranges = []
     for value in values:
         network = ipaddress.ip_network(value, strict=False)

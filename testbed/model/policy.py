@@ -50,7 +50,9 @@ __all__ = [
     "Verdict",
     "applicable",
     "decide",
+    "peer_mode",
     "policies_for_view",
+    "selects",
     "to_l4",
 ]
 
@@ -199,7 +201,7 @@ def to_l4(
         names = {
             f"{r.namespace}/{r.name}"
             for r in authorizations
-            if r.selector is not None and _selects(r.selector, r.namespace, workload, root_namespace)
+            if r.selector is not None and selects(r.selector, r.namespace, workload, root_namespace)
         }
         names.update(_peer_policies(peers, by_peer, workload, root_namespace))
         attachments[workload.name] = tuple(sorted(names & sent))
@@ -216,14 +218,24 @@ def policies_for_view(topology: Topology) -> tuple[list[dict], dict[str, list[st
 def effective_mode(
     resources: Sequence[Resource], workload: Workload, port: int, root_namespace: str = ROOT_NAMESPACE
 ) -> Mode:
-    """STRICT or PERMISSIVE, as it comes out for one port of one workload."""
+    """STRICT or PERMISSIVE, as it comes out in ambient for one port of one workload."""
     peers = [r for r in resources if isinstance(r, PeerAuthentication)]
-    strict = _parent_strict(peers, workload.namespace, root_namespace)
+    strict = peer_mode(peers, workload, port, root_namespace) is Mode.STRICT
+    return Mode.STRICT if strict else Mode.PERMISSIVE
+
+
+def peer_mode(
+    peers: Sequence[PeerAuthentication], workload: Workload, port: int | None, root_namespace: str = ROOT_NAMESPACE
+) -> Mode:
+    """STRICT, PERMISSIVE or DISABLE at a workload with a sidecar, for one of its ports (None: for all others)."""
+    said = [
+        next((p.mode for p in peers if not p.selector and p.namespace == level), Mode.UNSET)
+        for level in dict.fromkeys((root_namespace, workload.namespace))
+    ]
     own = _workload_peer(peers, workload, root_namespace)
     if own is not None:
-        strict = _strict(own.mode, strict)
-        strict = _strict(dict(own.port_modes).get(port, Mode.UNSET), strict)
-    return Mode.STRICT if strict else Mode.PERMISSIVE
+        said += [own.mode, dict(own.port_modes).get(port, Mode.UNSET) if port is not None else Mode.UNSET]
+    return next((mode for mode in reversed(said) if mode is not Mode.UNSET), Mode.PERMISSIVE)
 
 
 # -- AuthorizationPolicy
@@ -350,7 +362,7 @@ def _workload_peer(
         if (
             peer.selector
             and peer.namespace != root_namespace
-            and _selects(peer.selector, peer.namespace, workload, root_namespace)
+            and selects(peer.selector, peer.namespace, workload, root_namespace)
         ):
             return peer
     return None
@@ -406,6 +418,6 @@ def _static_strict(root_namespace: str) -> L4Policy:
     )
 
 
-def _selects(selector: Labels, namespace: str, workload: Workload, root_namespace: str) -> bool:
+def selects(selector: Labels, namespace: str, workload: Workload, root_namespace: str) -> bool:
     labels = dict(workload.labels)
     return namespace in (workload.namespace, root_namespace) and all(labels.get(k) == v for k, v in selector)

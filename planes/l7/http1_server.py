@@ -1,0 +1,285 @@
+"""The side of an HTTP/1 connection that answers: requests come out in order, each once the one before is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from planes.l7.codec import Breach
+from planes.l7.http1_chunks import ChunkedReader, piece
+from planes.l7.http1_connection import (
+    BY_LENGTH,
+    CHUNKED,
+    DEAD,
+    DISCARD,
+    HEAD,
+    RAW,
+    SEND_CHUNKED,
+    SEND_LENGTH,
+    SEND_RAW,
+    SEND_UNTIL_CLOSE,
+    SILENT,
+    UNSENT,
+    WAIT,
+    Http1Connection,
+    Http1Stream,
+)
+from planes.l7.http1_fields import read_request
+from planes.l7.http1_write import write_error, write_response
+from planes.l7.message import Request, Response
+from testbed.errors import Bug
+
+DRAIN_MAX_BYTES = 256 * 1024
+"""How much of a request's body is read and thrown away after an early answer, to keep the connection; Node and nginx
+read on as well, Envoy closes at once."""
+_EMPTY_LINES_MAX = 8
+
+
+class Http1ServerStream(Http1Stream):
+    """One request and its answer."""
+
+    __slots__ = ("_continued", "request")
+
+    _connection: Http1Server
+
+    def __init__(self, connection: Http1Server, request: Request) -> None:
+        super().__init__(connection, DISCARD)
+        self.request = request
+        self._continued = False
+
+    def send_head(self, response: Response) -> None:
+        if self.over:
+            return
+        status, request, connection = response.status, self.request, self._connection
+        if self._sending != UNSENT:
+            raise Bug("a second head in one response")
+        if status < 200:
+            self._send_interim(response)
+            return
+        close = connection.ends_with(self, continued=self._continued)
+        chunked = request.version != "1.0"
+        tunnel = request.method == b"CONNECT" and status < 300
+        silent = request.method == b"HEAD" or status == 204 or status == 304
+        if response.has_body and not silent and response.content_length is None and not chunked:
+            close = True
+        head = write_response(response, request, chunked=chunked, close=close and not tunnel)
+        connection.last = close
+        if tunnel:
+            self._sending = SEND_RAW
+            connection.write(head)
+            connection.go_raw()
+            return
+        if silent or not response.has_body:
+            self._sending = SILENT
+        elif response.content_length is not None:
+            self._sending, self._left = SEND_LENGTH, response.content_length
+        else:
+            self._sending = SEND_CHUNKED if chunked else SEND_UNTIL_CLOSE
+        connection.write(head)
+        if not response.has_body:
+            self.sent = True
+            connection.message_sent(self)
+
+    def _send_interim(self, response: Response) -> None:
+        request, connection = self.request, self._connection
+        if response.status == 101:
+            if not request.upgrade:
+                raise Bug("101 to a request without Upgrade")
+            connection.write(write_response(response, request, chunked=False, close=False))
+            self._sending = SEND_RAW
+            connection.go_raw()
+        elif request.version != "1.0":  # RFC 9110 15.2: MUST NOT be sent to an HTTP/1.0 client
+            self._continued = self._continued or response.status == 100
+            connection.write(write_response(response, request, chunked=False, close=False))
+
+    @property
+    def head_sent(self) -> bool:
+        return self._sending != UNSENT
+
+
+class Http1Server(Http1Connection):
+    """Fits `codec.ServerCodec`. `scheme` is that of requests whose target does not name one."""
+
+    _stream: Http1ServerStream | None
+
+    def __init__(
+        self, on_request: Callable[[Http1ServerStream, Request], None], wake: Callable[[], None], *,
+        scheme: bytes = b"http",
+    ) -> None:  # fmt: skip
+        super().__init__(wake)
+        self._on_request = on_request
+        self._scheme = scheme
+        self._drained_bytes = 0
+        self._eof = False
+        self.last = False
+        """The current exchange is the last on this connection."""
+
+    # -- input -------------------------------------------------------------------------------------------------------
+
+    def _run(self, data: bytes) -> None:
+        start, end = 0, len(data)
+        while start < end:
+            state = self._state
+            if state == HEAD:
+                start = self._skip_empty_lines(data, start)
+                stop = self._head_end(data, start) if start < end else -1
+                if stop < 0:
+                    return
+                request, last = read_request(data[start:stop], self._scheme)
+                start = stop + 4
+                self._begin(request, last)
+            elif state == BY_LENGTH:
+                stop = min(end, start + self._body_left)
+                self._body_left -= stop - start
+                part = piece(data, start, stop)
+                start = stop
+                self._deliver(part)
+                if not self._body_left and self._state == BY_LENGTH:
+                    self._request_read([])
+            elif state == CHUNKED:
+                chunks = self._chunks
+                assert chunks is not None
+                start = chunks.read(data, start, self._deliver)
+                if self._state == CHUNKED:
+                    if not chunks.done:
+                        self._rest = data[start:]
+                        return
+                    self._request_read(chunks.trailers)
+            elif state == RAW:
+                self._deliver(piece(data, start, end))
+                return
+            elif state == WAIT:
+                self._rest = data[start:]
+                return
+            else:
+                return
+
+    def _skip_empty_lines(self, data: bytes, start: int) -> int:
+        """RFC 9112 2.2: at least one empty line before a request line is ignored."""
+        limit = start + 2 * _EMPTY_LINES_MAX
+        while data.startswith(b"\r\n", start):
+            start += 2
+            if start > limit:
+                raise Breach(400, "no HTTP")
+        if data[start:] == b"\r":
+            self._rest = b"\r"
+            return len(data)
+        return start
+
+    def _begin(self, request: Request, last: bool) -> None:
+        stream = Http1ServerStream(self, request)
+        self._stream = stream
+        self.active = 1
+        self.last = last
+        if not request.has_body:
+            self._state = WAIT
+        elif request.content_length is None:
+            self._state = CHUNKED
+            self._chunks = ChunkedReader()
+        else:
+            self._state = BY_LENGTH
+            self._body_left = request.content_length
+        self._on_request(stream, request)
+
+    def _deliver(self, data: bytes | memoryview) -> None:
+        stream = self._stream
+        if stream is None:
+            return
+        if stream.over:
+            self._drained_bytes += len(data)
+            if self._drained_bytes > DRAIN_MAX_BYTES:
+                self._die()
+            return
+        stream.sink.data(data)
+
+    def _request_read(self, trailers: list[tuple[bytes, bytes]]) -> None:
+        stream = self._stream
+        assert stream is not None
+        self._chunks = None
+        if stream.over:
+            self._next()
+        elif stream._sending == SEND_RAW:
+            self._state = RAW
+        else:
+            self._state = WAIT
+            stream.sink.ended(trailers)
+
+    def _on_breach(self, breach: Breach) -> None:
+        stream = self._stream
+        if stream is None or not (stream.head_sent or stream.over):
+            self.out.append(write_error(breach.status))
+        elif stream._sending == SEND_UNTIL_CLOSE:
+            self.abort = True
+        self._reset_stream(str(breach))
+
+    def receive_eof(self) -> None:
+        """A client that has shut its writing side still gets the answers to what it asked in full."""
+        self._eof = True
+        if self._state == RAW:
+            self._raw_ended()
+        elif self._state == WAIT:
+            self.last = self.last or not self._rest
+        elif self._state != DEAD:
+            self._reset_stream("the client ended the connection within its request")
+
+    def lost(self, reason: str) -> None:
+        self._reset_stream(reason)
+
+    def drain(self) -> None:
+        self._draining = True
+        if self._stream is None:
+            self._die()
+            self._changed()
+
+    # -- output ------------------------------------------------------------------------------------------------------
+
+    def ends_with(self, stream: Http1ServerStream, *, continued: bool) -> bool:
+        """Whether the connection ends with this response, as known when its head is written."""
+        # A client that waits for 100 and gets a final answer may or may not send the body: its next bytes are
+        # ambiguous.
+        body_in_doubt = stream.request.expects_continue and not continued and self._state in (BY_LENGTH, CHUNKED)
+        return self.last or self._draining or body_in_doubt
+
+    def go_raw(self) -> None:
+        """After 101, or 2xx to CONNECT; a request's own body comes first."""
+        if self._state == WAIT:
+            self._state = RAW
+            if self._rest:
+                self._resume()
+            if self._eof and self._state == RAW:
+                self._raw_ended()
+            self._update_held()
+
+    def message_sent(self, stream: Http1Stream) -> None:
+        if stream._sending == SEND_RAW:
+            self._raw_sent(stream)
+            return
+        stream.over = True
+        self.active = 0
+        if self.last or self._draining or stream._sending == SEND_UNTIL_CLOSE:
+            self._die()
+            self._changed()
+        elif self._state == WAIT:
+            self._next()
+        else:
+            self._set_held_for_drain()
+
+    def _set_held_for_drain(self) -> None:
+        """The answer is whole, the request is not: read on and throw away, up to a limit."""
+        self._drained_bytes = 0
+        if self._state == BY_LENGTH and self._body_left > DRAIN_MAX_BYTES:
+            self._die()
+            self._changed()
+        elif self._held:
+            self.set_held(False)
+
+    def _next(self) -> None:
+        self._stream = None
+        self._state = HEAD
+        self._held = False
+        if self._rest:
+            self._resume()
+        if self._eof and self._state == HEAD:
+            self._die()
+        if self.closing:
+            self._changed()
+        self._update_held()
