@@ -13,7 +13,8 @@ from enum import StrEnum
 from functools import cached_property
 
 from planes.mesh.view import Endpoint, MeshView
-from testbed.model.l7policy import PathNormalization, PolicySet
+from testbed.model.httppath import PathNormalization
+from testbed.model.l7policy import PolicySet
 from testbed.model.plain import from_plain, to_plain
 from testbed.model.policy import AuthorizationPolicy, Labels, Mode
 from testbed.model.topology import ROOT_NAMESPACE

@@ -33,16 +33,22 @@ def normalize(path: bytes, how: PathNormalization = PathNormalization.BASE) -> b
     if _PLAIN(path) or how is PathNormalization.NONE or not path.startswith((b"/", b"\\")):
         return path
     path, mark, query = path.partition(b"?")
-    if not _PLAIN(path):
-        if how is PathNormalization.DECODE_AND_MERGE_SLASHES:
-            path = _ESCAPED_SLASH.sub(b"/", path)
-        path = _ESCAPE.sub(_unescape, path).replace(b"\\", b"/")
-        path = _FOREIGN.sub(lambda m: b"%%%02X" % m[0][0], path)
-        if b"/." in path:
-            path = _without_dots(path)
-        if how is not PathNormalization.BASE:
-            path = _SLASHES.sub(b"/", path)
+    while not _PLAIN(path):
+        # until nothing changes: `%%32e` is `%2e` after one turn, and the proxy behind us would take another
+        before, path = path, _normalized(path, how)
+        if path == before:
+            break
     return path + mark + query
+
+
+def _normalized(path: bytes, how: PathNormalization) -> bytes:
+    if how is PathNormalization.DECODE_AND_MERGE_SLASHES:
+        path = _ESCAPED_SLASH.sub(b"/", path)
+    path = _ESCAPE.sub(_unescape, path).replace(b"\\", b"/")
+    path = _FOREIGN.sub(lambda m: b"%%%02X" % m[0][0], path)
+    if b"/." in path:
+        path = _without_dots(path)
+    return path if how is PathNormalization.BASE else _SLASHES.sub(b"/", path)
 
 
 def _unescape(match: re.Match[bytes]) -> bytes:
