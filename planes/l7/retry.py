@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
+from planes.l7.message import Fields
 from testbed.model.traffic import Retries
+
+
+
+class Failure(StrEnum):
+    """Why an attempt ended without a response."""
+
+    CONNECT = "connect"
+    """No connection could be made."""
+    REFUSED = "refused"
+    """The peer surely did nothing with the request."""
+    RESET = "reset"
+    TIMEOUT = "timeout"
+    """Its own limit of time."""
+
 
 DEFAULT_ATTEMPTS = 2
 DEFAULT_CONDITIONS = frozenset({"connect-failure", "refused-stream", "unavailable", "cancelled"})
@@ -40,6 +56,23 @@ class RetryPolicy:
             attempts=attempts, conditions=conditions, statuses=statuses, per_try_timeout_s=retries.per_try_timeout_s,
             base_s=base_s, max_s=10 * base_s, avoid_previous=retries.ignore_previous_hosts is not False,
         )  # fmt: skip
+
+    def after_failure(self, failure: Failure) -> bool:
+        held = self.conditions
+        if failure is Failure.CONNECT:
+            return "connect-failure" in held or "gateway-error" in held or "5xx" in held
+        if failure is Failure.REFUSED:
+            return "refused-stream" in held or "reset" in held or "5xx" in held
+        return "reset" in held or "gateway-error" in held or "5xx" in held
+
+    def after_response(self, status: int, fields: Fields) -> bool:
+        if status < 400:
+            return False
+        held = self.conditions
+        return status in self.statuses or (status >= 500 and "5xx" in held)
+
+    def pause_s(self, attempt: int, draw: float) -> float:
+        return min(self.base_s * (2**attempt - 1), self.max_s) * draw
 
 
 DEFAULT = RetryPolicy()

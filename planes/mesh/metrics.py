@@ -14,13 +14,13 @@ from planes.mesh.route import Flag
 from planes.mesh.view import ServiceView, WorkloadView
 
 UNKNOWN = "unknown"
-_PEER = ("workload", "canonical_service", "canonical_revision", "workload_namespace", "principal", "app", "version",
+PEER_LABELS = ("workload", "canonical_service", "canonical_revision", "workload_namespace", "principal", "app", "version",
          "cluster", "region", "zone")  # fmt: skip
 _LABELS = (
     "reporter",
-    *(f"source_{name}" for name in _PEER),
+    *(f"source_{name}" for name in PEER_LABELS),
     "destination_service", "destination_service_namespace", "destination_service_name",
-    *(f"destination_{name}" for name in _PEER),
+    *(f"destination_{name}" for name in PEER_LABELS),
     "request_protocol", "connection_security_policy",
 )  # fmt: skip
 _FAMILIES = (
@@ -142,7 +142,7 @@ class Metrics:
             if len(self._plans) >= _PLAN_LIMIT:
                 self._plans.clear()
             served = (service.hostname, service.namespace, service.name) if service else (UNKNOWN,) * 3
-            held = (reporter, *_peer(source), *served, *_peer(destination), "tcp", "mutual_tls" if mtls else UNKNOWN)
+            held = (reporter, *peer_values(source), *served, *peer_values(destination), "tcp", "mutual_tls" if mtls else UNKNOWN)
             self._plans[key] = held
         return held
 
@@ -155,7 +155,7 @@ def _key(peer: Peer) -> object:
     return shown, peer.baggage, peer.principal
 
 
-def _peer(peer: Peer) -> tuple[str, ...]:
+def peer_values(peer: Peer) -> tuple[str, ...]:
     w, b = peer.workload, peer.baggage
     if w is not None:
         values = (w.workload_name, w.canonical_name, w.canonical_revision, w.namespace, peer.principal,
@@ -169,8 +169,8 @@ def _peer(peer: Peer) -> tuple[str, ...]:
 
 
 def _label_text(values: tuple[str, ...]) -> str:
-    return ",".join(f'{name}="{_escape(v)}"' for name, v in zip((*_LABELS, "response_flags"), values, strict=True))
+    return ",".join(f'{name}="{escape(v)}"' for name, v in zip((*_LABELS, "response_flags"), values, strict=True))
 
 
-def _escape(value: str) -> str:
+def escape(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
