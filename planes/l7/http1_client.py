@@ -114,7 +114,7 @@ class Http1Client(Http1Connection):
             elif state == CHUNKED:
                 chunks = self._chunks
                 assert chunks is not None
-                start = chunks.read(data, start, stream.sink.data)
+                start = chunks.read(data, start, self._deliver)
                 if self._state == CHUNKED:
                     if not chunks.done:
                         self._rest = data[start:]

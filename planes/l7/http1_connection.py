@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from planes.l7.codec import Sink
+from planes.l7.codec import Breach, Sink
 from planes.l7.http1_chunks import ChunkedReader, bare_line_feed
 from planes.l7.http1_fields import HEAD_MAX_BYTES, START_LINE_MAX_BYTES, TCHAR
-from planes.l7.codec import Breach
 from planes.l7.http1_write import write_last_chunk
 from planes.l7.message import Fields
 from testbed.errors import Bug
@@ -116,9 +115,6 @@ class Http1Stream:
 class Http1Connection:
     """The common half of `Http1Server` and `Http1Client`; each has `_run`, `message_sent`, `_on_breach`."""
 
-    abort: bool
-    half_close: bool
-
     def __init__(self, wake: Callable[[], None]) -> None:
         self.out: list[bytes] = []
         self.write_blocked = False
@@ -159,6 +155,7 @@ class Http1Connection:
         if not self._running:
             rest, self._rest = self._rest, b""
             self._drive(rest)
+            self._wake()
 
     def _drive(self, data: bytes) -> None:
         self._running = True
@@ -189,6 +186,11 @@ class Http1Connection:
         if stream is not None:
             stream.over = True
         self._changed()
+
+    def _deliver(self, data: bytes | memoryview) -> None:
+        stream = self._stream
+        if stream is not None:
+            stream.sink.data(data)
 
     def _head_end(self, data: bytes, start: int) -> int:
         """Where the head beginning at `start` ends (before its CRLF CRLF), or -1 with `_rest` set. Raises Breach."""

@@ -214,6 +214,9 @@ class Http1Server(Http1Connection):
     def receive_eof(self) -> None:
         """A client that has shut its writing side still gets the answers to what it asked in full."""
         self._eof = True
+        self._settle_eof()
+
+    def _settle_eof(self) -> None:
         if self._state == RAW:
             self._raw_ended()
         elif self._state == WAIT:
@@ -221,12 +224,17 @@ class Http1Server(Http1Connection):
         elif self._state != DEAD:
             self._reset_stream("the client ended the connection within its request")
 
+    def _drive(self, data: bytes) -> None:
+        super()._drive(data)
+        if self._eof:
+            self._settle_eof()
+
     def lost(self, reason: str) -> None:
         self._reset_stream(reason)
 
     def drain(self) -> None:
         self._draining = True
-        if self._stream is None:
+        if (self._stream is None or self._stream.over) and not self._rest:
             self._die()
             self._changed()
 
@@ -243,11 +251,7 @@ class Http1Server(Http1Connection):
         """After 101, or 2xx to CONNECT; a request's own body comes first."""
         if self._state == WAIT:
             self._state = RAW
-            if self._rest:
-                self._resume()
-            if self._eof and self._state == RAW:
-                self._raw_ended()
-            self._update_held()
+            self._on_free()
 
     def message_sent(self, stream: Http1Stream) -> None:
         if stream._sending == SEND_RAW:
@@ -260,26 +264,32 @@ class Http1Server(Http1Connection):
             self._changed()
         elif self._state == WAIT:
             self._next()
-        else:
-            self._set_held_for_drain()
-
-    def _set_held_for_drain(self) -> None:
-        """The answer is whole, the request is not: read on and throw away, up to a limit."""
-        self._drained_bytes = 0
-        if self._state == BY_LENGTH and self._body_left > DRAIN_MAX_BYTES:
-            self._die()
+        elif self._state == BY_LENGTH and self._body_left > DRAIN_MAX_BYTES:
+            self._die()  # the rest of the request is not worth reading
             self._changed()
-        elif self._held:
+        else:
+            self._drained_bytes = 0
             self.set_held(False)
 
     def _next(self) -> None:
+        """The exchange is over in both directions."""
         self._stream = None
-        self._state = HEAD
         self._held = False
+        if self._draining:
+            self._die()
+            self._changed()
+            return
+        self._state = HEAD
+        self._on_free()
+
+    def _on_free(self) -> None:
+        """What waited for the end of an exchange, or for a switch of protocols, may be read."""
+        if self._running:
+            return
         if self._rest:
             self._resume()
-        if self._eof and self._state == HEAD:
-            self._die()
-        if self.closing:
+        elif self._eof:
+            self._settle_eof()
             self._changed()
-        self._update_held()
+        if self.reading_held:
+            self._update_held()
