@@ -90,7 +90,13 @@ class Codec(Protocol):
     reading_held: bool
     """HTTP/1 only: the shell should pause reading."""
     closing: bool
-    """Close the transport once `out` is written: no further exchange can come on it."""
+    """Close the transport once `out` is written: no further exchange can come on it. Until it is set, the transport
+    stays open even after `receive_eof`."""
+    abort: bool
+    """HTTP/1 only, with `closing`: by RST instead, since a FIN would pass for the proper end of what was being sent."""
+    half_close: bool
+    """HTTP/1 only, after a 101 or CONNECT: write EOF once `out` is written, go on reading. A transport that cannot
+    (TLS) is left open till `closing`."""
     active: int
     """Exchanges that are not over."""
 

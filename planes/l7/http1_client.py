@@ -21,7 +21,7 @@ from planes.l7.http1_connection import (
     Http1Connection,
     Http1Stream,
 )
-from planes.l7.http1_fields import read_response
+from planes.l7.http1_fields import HEAD_MAX_BYTES, read_response
 from planes.l7.http1_write import write_request
 from planes.l7.message import Request, Response
 from testbed.errors import Bug
@@ -39,18 +39,18 @@ class Http1ClientStream(Http1Stream):
     sink: ResponseSink
 
     def __init__(self, connection: Http1Client, request: Request, sink: ResponseSink) -> None:
-        super().__init__(connection, sink)
+        self._connection = connection
+        self._left = 0
+        self.sink = sink
+        self.blocked = self.over = self.answered = False
         self.request = request
-        self.answered = False
-        """A byte of the response has come."""
-        if request.upgrade or request.method == b"CONNECT":
-            self._sending = SILENT  # until the answer opens the way
+        self.sent = False
         if request.has_body:
             self._sending = SEND_CHUNKED if request.content_length is None else SEND_LENGTH
             self._left = request.content_length or 0
-        elif not request.upgrade and request.method != b"CONNECT":
+        else:
             self._sending = SILENT
-            self.sent = True
+            self.sent = not request.upgrade and request.method != b"CONNECT"  # those wait for the way to open
 
     def go_raw(self) -> None:
         self._sending = SEND_RAW
@@ -96,9 +96,11 @@ class Http1Client(Http1Connection):
                 return
             if state == HEAD:
                 stream.answered = True
-                stop = self._head_end(data, start)
+                stop = data.find(b"\r\n\r\n", start + self._searched, start + HEAD_MAX_BYTES)
                 if stop < 0:
+                    self._await_head(data, start)
                     return
+                self._searched = 0
                 head = data[start:stop]
                 start = stop + 4
                 self._on_head(stream, head, more=start < end)
@@ -114,7 +116,7 @@ class Http1Client(Http1Connection):
             elif state == CHUNKED:
                 chunks = self._chunks
                 assert chunks is not None
-                start = chunks.read(data, start, stream.sink.data)
+                start = chunks.read(data, start, self._deliver)
                 if self._state == CHUNKED:
                     if not chunks.done:
                         self._rest = data[start:]

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from planes.l7.codec import Sink
+from planes.l7.codec import Breach, Sink
 from planes.l7.http1_chunks import ChunkedReader, bare_line_feed
 from planes.l7.http1_fields import HEAD_MAX_BYTES, START_LINE_MAX_BYTES, TCHAR
-from planes.l7.codec import Breach
 from planes.l7.http1_write import write_last_chunk
 from planes.l7.message import Fields
 from testbed.errors import Bug
@@ -43,17 +42,16 @@ class Http1Stream:
 
     __slots__ = ("_connection", "_left", "_sending", "blocked", "over", "sent", "sink")
 
-    def __init__(self, connection: Http1Connection, sink: Sink) -> None:
-        self._connection = connection
-        self._sending = UNSENT
-        self._left = 0
-        self.sink: Sink = sink
-        self.blocked = False
-        """`send_data` has answered False and `sink.writable()` is owed."""
-        self.sent = False
-        """The message that this side sends is whole."""
-        self.over = False
-        """The exchange is gone; whatever is still said here is ignored."""
+    _connection: Http1Connection
+    _left: int
+    _sending: int
+    sink: Sink
+    blocked: bool
+    """`send_data` has answered False and `sink.writable()` is owed."""
+    sent: bool
+    """The message that this side sends is whole."""
+    over: bool
+    """The exchange is gone; whatever is still said here is ignored."""
 
     def send_data(self, data: bytes | memoryview) -> bool:
         if self.over:
@@ -116,9 +114,6 @@ class Http1Stream:
 class Http1Connection:
     """The common half of `Http1Server` and `Http1Client`; each has `_run`, `message_sent`, `_on_breach`."""
 
-    abort: bool
-    half_close: bool
-
     def __init__(self, wake: Callable[[], None]) -> None:
         self.out: list[bytes] = []
         self.write_blocked = False
@@ -152,15 +147,6 @@ class Http1Connection:
         if self._rest:
             data = self._rest + data
             self._rest = b""
-        self._drive(data)
-
-    def _resume(self) -> None:
-        """Go on with what had to wait, unless a caller further up the stack does so anyway."""
-        if not self._running:
-            rest, self._rest = self._rest, b""
-            self._drive(rest)
-
-    def _drive(self, data: bytes) -> None:
         self._running = True
         try:
             self._run(data)
@@ -169,8 +155,14 @@ class Http1Connection:
             self._on_breach(breach)
         finally:
             self._running = False
-        if self._held or self._rest or self.reading_held:
+        if self._rest or self._held or self.reading_held:
             self._update_held()
+
+    def _resume(self) -> None:
+        """Go on with what had to wait; for a call that comes from the shell, not from within `receive`."""
+        rest, self._rest = self._rest, b""
+        self.receive(rest)
+        self._wake()
 
     def _run(self, data: bytes) -> None:
         raise NotImplementedError
@@ -190,12 +182,13 @@ class Http1Connection:
             stream.over = True
         self._changed()
 
-    def _head_end(self, data: bytes, start: int) -> int:
-        """Where the head beginning at `start` ends (before its CRLF CRLF), or -1 with `_rest` set. Raises Breach."""
-        end = data.find(b"\r\n\r\n", max(start, self._searched), start + HEAD_MAX_BYTES)
-        if end >= 0:
-            self._searched = 0
-            return end
+    def _deliver(self, data: bytes | memoryview) -> None:
+        stream = self._stream
+        if stream is not None:
+            stream.sink.data(data)
+
+    def _await_head(self, data: bytes, start: int) -> None:
+        """The head beginning at `start` is not whole. Raises Breach if it can come to no good."""
         size = len(data) - start
         first_line = data.find(b"\r\n", start)
         if (first_line - start if first_line >= 0 else size) > START_LINE_MAX_BYTES:
@@ -208,7 +201,6 @@ class Http1Connection:
             raise Breach(400, "no HTTP")
         self._rest = data[start:]
         self._searched = max(size - 3, 0)
-        return -1
 
     # -- output ------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ and refuses methods that it does not know (docs/http-conformance.md has the figu
 from __future__ import annotations
 
 import re
+from typing import TypeVar
 
 from planes.l7.codec import Breach
 from planes.l7.message import Fields, Request, Response
@@ -30,6 +31,8 @@ _TEXT = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
 """What a line may consist of: `_TEXT` taken away, a well-formed head leaves its line ends only."""
 _TARGET = bytes(set(range(0x21, 0x7F)) - {ord("#")})
 
+_METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"CONNECT", b"TRACE"))
+
 _AUTHORITY = re.compile(
     rb"(?P<host>\[[0-9A-Fa-f:.]{2,45}\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)(?::(?P<port>[0-9]{0,5}))?"
 )
@@ -44,10 +47,32 @@ _SPECIAL = frozenset(
 _NOT_NAMEABLE = _SPECIAL | {b"cache-control", b"close"}
 """Naming these in Connection takes nothing away: each has its own rule, or is meant for all (RFC 9110 7.6.1)."""
 
-_ordinary: dict[bytes, bytes] = {}
-"""Valid names as spelt by peers, to lower case; bounded, for spelling is the peer's."""
-_special: dict[bytes, bytes] = {}
-_status_lines_read: dict[bytes, tuple[int, str]] = {}
+_REPEATED = frozenset(
+    (b"accept", b"accept-encoding", b"accept-language", b"cache-control", b"connection", b"content-length",
+     b"content-type", b"expect", b"host", b"server", b"te", b"transfer-encoding", b"upgrade", b"user-agent", b"vary",
+     b"via", b"x-envoy-attempt-count", b"x-forwarded-proto")
+)  # fmt: skip
+"""Fields whose whole lines come again and again; lines of others (ids, dates, secrets) are not worth remembering."""
+_REPEATED_MAX_BYTES = 160
+
+# What peers have sent and was found valid. All are bounded, for the peers choose what is in them; the pure results
+# stay true, so one memo serves all connections.
+_ordinary_lines: dict[bytes, tuple[bytes, bytes]] = {}
+_special_lines: dict[bytes, tuple[bytes, bytes]] = {}
+_names: dict[bytes, bytes] = {}
+_status_lines: dict[bytes, tuple[int, str]] = {}
+_authorities: dict[bytes, bool] = {}
+_connections: dict[bytes, tuple[bool, bool, bool, frozenset[bytes]]] = {}
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _remember(memo: dict[K, V], key: K, value: V) -> V:
+    if len(memo) >= _MEMO_MAX:
+        memo.clear()
+    memo[key] = value
+    return value
 
 
 def _name(spelt: bytes) -> bytes:
@@ -57,11 +82,7 @@ def _name(spelt: bytes) -> bytes:
             raise Breach(400, "folded field line")
         raise Breach(400, "space before a colon" if spelt[-1:] in (b" ", b"\t") else "invalid field name")
     lower = spelt.lower()
-    memo = _special if lower in _SPECIAL else _ordinary
-    if len(memo) >= _MEMO_MAX:
-        memo.clear()
-    memo[spelt] = lower
-    return lower
+    return _remember(_names, spelt, lower) if len(spelt) < 64 else lower
 
 
 def read_fields(lines: list[bytes]) -> tuple[Fields, Fields]:
@@ -71,23 +92,27 @@ def read_fields(lines: list[bytes]) -> tuple[Fields, Fields]:
         raise Breach(431, f"more than {FIELDS_MAX} fields")
     fields: Fields = []
     special: Fields = []
-    known = _ordinary
     for line in lines:
-        name, colon, value = line.partition(b":")
-        if not colon:
-            raise Breach(400, "folded field line" if line[:1] in (b" ", b"\t") else "field line without a colon")
-        lower = known.get(name)
-        if lower is not None:
-            fields.append((lower, value.strip()))  # of white space, only SP and HTAB are left in a checked text
+        read = _ordinary_lines.get(line)
+        if read is not None:
+            fields.append(read)
             continue
-        lower = _special.get(name) or _name(name)
-        if lower in _SPECIAL:
-            value = value.strip()
-            special.append((lower, value))
-            if lower == b"content-length":
-                fields.append((lower, value))
-        else:
-            fields.append((lower, value.strip()))
+        read = _special_lines.get(line)
+        if read is None:
+            name, colon, value = line.partition(b":")
+            if not colon:
+                raise Breach(400, "folded field line" if line[:1] in (b" ", b"\t") else "field line without a colon")
+            lower = _names.get(name) or _name(name)
+            read = (lower, value.strip())  # of white space, only SP and HTAB are left in a checked text
+            is_special = lower in _SPECIAL
+            if lower in _REPEATED and len(line) <= _REPEATED_MAX_BYTES:
+                _remember(_special_lines if is_special else _ordinary_lines, line, read)
+            if not is_special:
+                fields.append(read)
+                continue
+        special.append(read)
+        if read[0] == b"content-length":
+            fields.append(read)
     return fields, special
 
 
@@ -108,10 +133,11 @@ def _list_members(value: bytes) -> list[bytes]:
     return [member for part in value.lower().split(b",") if (member := part.strip())]
 
 
-def _without_named(fields: Fields, options: list[bytes]) -> Fields:
-    """Without the fields that Connection named (RFC 9110 7.6.1)."""
-    named = {option for option in options if option not in _NOT_NAMEABLE}
-    return [f for f in fields if f[0] not in named] if named else fields
+def _read_connection(value: bytes) -> tuple[bool, bool, bool, frozenset[bytes]]:
+    """Of a Connection field: close, keep-alive, upgrade, and which fields go no further (RFC 9110 7.6.1)."""
+    options = frozenset(_list_members(value))
+    read = (b"close" in options, b"keep-alive" in options, b"upgrade" in options, options - _NOT_NAMEABLE)
+    return _remember(_connections, value, read) if len(value) <= _REPEATED_MAX_BYTES else read
 
 
 def _content_length(before: int | None, value: bytes) -> int:
@@ -135,9 +161,13 @@ def _check_coding(coding: bytes, content_length: int | None, minor: str) -> None
 
 
 def check_authority(authority: bytes, *, port_needed: bool = False) -> None:
+    if authority in _authorities and not port_needed:
+        return
     match = _AUTHORITY.fullmatch(authority)
     if match is None or int(match["port"] or 0) > 0xFFFF or (port_needed and not (match["port"] and match["host"])):
         raise Breach(400, "invalid host")
+    if len(authority) <= _REPEATED_MAX_BYTES:
+        _remember(_authorities, authority, True)
 
 
 def read_request(head: bytes, scheme: bytes) -> tuple[Request, bool]:
@@ -150,7 +180,7 @@ def read_request(head: bytes, scheme: bytes) -> tuple[Request, bool]:
     if len(words) != 3:
         raise Breach(400, "request line is not three words")
     method, target, version = words
-    if not method or method.translate(None, TCHAR):
+    if method not in _METHODS and (not method or method.translate(None, TCHAR)):
         raise Breach(400, "invalid method")
     minor = "1.1" if version == b"HTTP/1.1" else _minor(version)
     if not target or target.translate(None, _TARGET):
@@ -182,16 +212,17 @@ def read_request(head: bytes, scheme: bytes) -> tuple[Request, bool]:
         if minor != "1.0":
             raise Breach(400, "no Host")
         host = b""
-    else:
+    elif host not in _authorities:
         check_authority(host)
     if coding is not None:
         _check_coding(coding, content_length, minor)
     close = minor == "1.0"  # RFC 9112 9.3: a proxy keeps no connection with an HTTP/1.0 client
-    options: list[bytes] = []
+    may_upgrade = False
     if connection:
-        options = _list_members(connection)
-        close = close or b"close" in options
-        fields = _without_named(fields, options)
+        closes, _, may_upgrade, named = _connections.get(connection) or _read_connection(connection)
+        close = close or closes
+        if named:
+            fields = [f for f in fields if f[0] not in named]
     if expect:
         if minor == "1.0":
             expect = b""  # RFC 9110 10.1.1: ignored
@@ -203,7 +234,7 @@ def read_request(head: bytes, scheme: bytes) -> tuple[Request, bool]:
         fields.append((b"te", b"trailers"))
     if upgrade:
         upgrade = upgrade.lower()
-        if minor == "1.0" or b"upgrade" not in options or b"h2c" in _list_members(upgrade):
+        if minor == "1.0" or not may_upgrade or b"h2c" in _list_members(upgrade):
             upgrade = b""  # RFC 9110 7.8: ignored in HTTP/1.0, and unless Connection names it; h2c is gone (RFC 9113)
 
     if method == b"CONNECT":
@@ -255,7 +286,7 @@ def read_response(head: bytes, method: bytes) -> tuple[Response, bool, bool]:
     """The head of a response to a request of `method`, without its last CRLF CRLF; whether its body is chunked; and
     whether the connection ends with it. A body neither chunked nor with a length lasts until the connection's end."""
     lines = split_lines(head)
-    status, minor = _status_lines_read.get(lines[0]) or _status(lines[0])
+    status, minor = _status_lines.get(lines[0]) or _status(lines[0])
     del lines[0]
     fields, special = read_fields(lines)
     content_length = coding = None
@@ -271,9 +302,10 @@ def read_response(head: bytes, method: bytes) -> tuple[Response, bool, bool]:
             upgrade = upgrade + b", " + value if upgrade else value
     close = minor == "1.0"
     if connection:
-        options = _list_members(connection)
-        close = b"close" in options or (close and b"keep-alive" not in options)
-        fields = _without_named(fields, options)
+        closes, persists, _, named = _connections.get(connection) or _read_connection(connection)
+        close = closes or (close and not persists)
+        if named:
+            fields = [f for f in fields if f[0] not in named]
     if status < 200 or status == 204 or (method == b"CONNECT" and status < 300):
         if content_length is not None or coding is not None:
             # RFC 9112 6.3 ignores them after CONNECT; elsewhere they MUST NOT be sent (RFC 9110 8.6, RFC 9112 6.1).
@@ -297,7 +329,5 @@ def _status(line: bytes) -> tuple[int, str]:
     match = _STATUS_LINE.fullmatch(line)
     if match is None:
         raise Breach(502, "invalid status line")
-    if len(_status_lines_read) >= _MEMO_MAX:
-        _status_lines_read.clear()
-    read = _status_lines_read[line] = (int(match[2]), "1.0" if match[1] == b"0" else "1.1")
-    return read
+    read = (int(match[2]), "1.0" if match[1] == b"0" else "1.1")
+    return _remember(_status_lines, line, read) if len(line) < 64 else read

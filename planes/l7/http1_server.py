@@ -23,7 +23,7 @@ from planes.l7.http1_connection import (
     Http1Connection,
     Http1Stream,
 )
-from planes.l7.http1_fields import read_request
+from planes.l7.http1_fields import HEAD_MAX_BYTES, read_request
 from planes.l7.http1_write import write_error, write_response
 from planes.l7.message import Request, Response
 from testbed.errors import Bug
@@ -42,9 +42,13 @@ class Http1ServerStream(Http1Stream):
     _connection: Http1Server
 
     def __init__(self, connection: Http1Server, request: Request) -> None:
-        super().__init__(connection, DISCARD)
-        self.request = request
+        self._connection = connection
+        self._sending = UNSENT
+        self._left = 0
         self._continued = False
+        self.sink = DISCARD
+        self.blocked = self.sent = self.over = False
+        self.request = request
 
     def send_head(self, response: Response) -> None:
         if self.over:
@@ -109,6 +113,7 @@ class Http1Server(Http1Connection):
         self._on_request = on_request
         self._scheme = scheme
         self._drained_bytes = 0
+        self._empty_lines = 0
         self._eof = False
         self.last = False
         """The current exchange is the last on this connection."""
@@ -120,10 +125,14 @@ class Http1Server(Http1Connection):
         while start < end:
             state = self._state
             if state == HEAD:
-                start = self._skip_empty_lines(data, start)
-                stop = self._head_end(data, start) if start < end else -1
+                if data[start] == 0x0D:
+                    start = self._skip_empty_lines(data, start)
+                    continue
+                stop = data.find(b"\r\n\r\n", start + self._searched, start + HEAD_MAX_BYTES)
                 if stop < 0:
+                    self._await_head(data, start)
                     return
+                self._searched = 0
                 request, last = read_request(data[start:stop], self._scheme)
                 start = stop + 4
                 self._begin(request, last)
@@ -155,15 +164,13 @@ class Http1Server(Http1Connection):
 
     def _skip_empty_lines(self, data: bytes, start: int) -> int:
         """RFC 9112 2.2: at least one empty line before a request line is ignored."""
-        limit = start + 2 * _EMPTY_LINES_MAX
-        while data.startswith(b"\r\n", start):
-            start += 2
-            if start > limit:
-                raise Breach(400, "no HTTP")
-        if data[start:] == b"\r":
-            self._rest = b"\r"
-            return len(data)
-        return start
+        if data.startswith(b"\r\n", start) and self._empty_lines < _EMPTY_LINES_MAX:
+            self._empty_lines += 1
+            return start + 2
+        if start + 1 < len(data):
+            raise Breach(400, "no HTTP")
+        self._rest = b"\r"
+        return len(data)
 
     def _begin(self, request: Request, last: bool) -> None:
         stream = Http1ServerStream(self, request)
@@ -214,6 +221,9 @@ class Http1Server(Http1Connection):
     def receive_eof(self) -> None:
         """A client that has shut its writing side still gets the answers to what it asked in full."""
         self._eof = True
+        self._settle_eof()
+
+    def _settle_eof(self) -> None:
         if self._state == RAW:
             self._raw_ended()
         elif self._state == WAIT:
@@ -226,7 +236,7 @@ class Http1Server(Http1Connection):
 
     def drain(self) -> None:
         self._draining = True
-        if self._stream is None:
+        if (self._stream is None or self._stream.over) and not self._rest:
             self._die()
             self._changed()
 
@@ -243,11 +253,7 @@ class Http1Server(Http1Connection):
         """After 101, or 2xx to CONNECT; a request's own body comes first."""
         if self._state == WAIT:
             self._state = RAW
-            if self._rest:
-                self._resume()
-            if self._eof and self._state == RAW:
-                self._raw_ended()
-            self._update_held()
+            self._on_free()
 
     def message_sent(self, stream: Http1Stream) -> None:
         if stream._sending == SEND_RAW:
@@ -260,26 +266,32 @@ class Http1Server(Http1Connection):
             self._changed()
         elif self._state == WAIT:
             self._next()
-        else:
-            self._set_held_for_drain()
-
-    def _set_held_for_drain(self) -> None:
-        """The answer is whole, the request is not: read on and throw away, up to a limit."""
-        self._drained_bytes = 0
-        if self._state == BY_LENGTH and self._body_left > DRAIN_MAX_BYTES:
-            self._die()
+        elif self._state == BY_LENGTH and self._body_left > DRAIN_MAX_BYTES:
+            self._die()  # the rest of the request is not worth reading
             self._changed()
-        elif self._held:
+        else:
+            self._drained_bytes = 0
             self.set_held(False)
 
     def _next(self) -> None:
+        """The exchange is over in both directions."""
         self._stream = None
-        self._state = HEAD
         self._held = False
+        if self._draining:
+            self._die()
+            self._changed()
+            return
+        self._state = HEAD
+        self._on_free()
+
+    def _on_free(self) -> None:
+        """What waited for the end of an exchange, or for a switch of protocols, may be read."""
+        if self._running:
+            return
         if self._rest:
             self._resume()
-        if self._eof and self._state == HEAD:
-            self._die()
-        if self.closing:
+        if self._eof and not self._running:
+            self._settle_eof()
             self._changed()
-        self._update_held()
+        if self.reading_held:
+            self._update_held()

@@ -9,6 +9,7 @@ from planes.l7.message import Fields, Request, Response
 from testbed.errors import Bug
 
 _VISIBLE = bytes(range(0x21, 0x7F)) + bytes(range(0x80, 0x100))
+_HARMLESS = bytes(set(range(256)) - set(b"\r\n\0"))
 _PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 _status_lines = {code: b"HTTP/1.1 %d %b\r\n" % (code, _PHRASES.get(code, b"")) for code in range(100, 600)}
 _ANTICIPATES_CONTENT = frozenset((b"POST", b"PUT", b"PATCH"))
@@ -20,17 +21,12 @@ _DROPPED_TRAILERS = frozenset(
 
 def _lines(start: bytes, fields: Fields, start_lines: int) -> bytes:
     """`start` (of `start_lines` lines) and the field lines, without the empty one."""
-    head = start + b"".join([name + b": " + value + b"\r\n" for name, value in fields])
-    lines = len(fields) + start_lines
-    if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
+    head = b"%b%b\r\n" % (start, b"\r\n".join(map(b": ".join, fields))) if fields else start
+    if len(head.translate(None, _HARMLESS)) != 2 * (len(fields) + start_lines):
         raise Bug(f"CR, LF or NUL in a head to be written: {head[:200]!r}")
     if b"\ntransfer-encoding:" in head:
         raise Bug("transfer-encoding among the fields of a message: the codec writes its own")
     return head
-
-
-def _without(fields: Fields, name: bytes) -> Fields:
-    return [f for f in fields if f[0] != name]
 
 
 def _framed(head: bytes, has_body: bool, content_length: int | None, *, chunked: bool, silent: bool) -> bytes:
@@ -56,13 +52,14 @@ def _framed(head: bytes, has_body: bool, content_length: int | None, *, chunked:
 def write_request(request: Request) -> bytes:
     method, authority = request.method, request.authority
     target = authority if method == b"CONNECT" else request.path
-    if not target or (method + authority + target).translate(None, _VISIBLE):
+    if not method or not target or (method + target + authority).translate(None, _VISIBLE):
         raise Bug(f"method, target or authority that cannot be written: {method!r} {target!r} {authority!r}")
-    head = _lines(method + b" " + target + b" HTTP/1.1\r\nhost: " + authority + b"\r\n", request.fields, 2)
+    fields = request.fields
+    if request.upgrade:
+        fields = [*fields, (b"connection", b"upgrade"), (b"upgrade", request.upgrade)]
+    head = _lines(b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (method, target, authority), fields, 2)
     silent = not request.has_body and request.content_length is None and method not in _ANTICIPATES_CONTENT
     head = _framed(head, request.has_body, request.content_length, chunked=True, silent=silent)
-    if request.upgrade:
-        head += b"connection: upgrade\r\nupgrade: " + request.upgrade + b"\r\n"
     if b"\nte:" in head:
         head += b"connection: te\r\n"  # RFC 9110 10.1.4
     return head + b"\r\n"
@@ -72,18 +69,17 @@ def write_response(response: Response, request: Request, *, chunked: bool, close
     """`chunked`: a body without a length is chunked; else it lasts until the connection's end."""
     status = response.status
     fields = response.fields
-    interim = status < 200
-    if interim or status == 204 or (request.method == b"CONNECT" and status < 300):
-        head = _lines(_status_lines[status], _without(fields, b"content-length"), 1)  # RFC 9110 8.6
+    start = _status_lines.get(status) or b"HTTP/1.1 %d \r\n" % status
+    if status < 200 or status == 204 or (request.method == b"CONNECT" and status < 300):
+        fields = [f for f in fields if f[0] != b"content-length"]  # RFC 9110 8.6
+        if status == 101:
+            fields += ((b"connection", b"upgrade"), (b"upgrade", response.upgrade or request.upgrade))
+        head = _lines(start, fields, 1)
     else:
-        head = _lines(_status_lines[status], fields, 1)
+        head = _lines(start, fields, 1)
         silent = status == 304 or request.method == b"HEAD"
         head = _framed(head, response.has_body and not silent, response.content_length, chunked=chunked, silent=silent)
-    if status == 101:
-        head += b"connection: upgrade\r\nupgrade: " + (response.upgrade or request.upgrade) + b"\r\n"
-    elif close and not interim:
-        head += b"connection: close\r\n"
-    return head + b"\r\n"
+    return head + (b"connection: close\r\n\r\n" if close and status >= 200 else b"\r\n")
 
 
 def write_error(status: int) -> bytes:
