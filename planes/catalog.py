@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from planes.envoy import place as envoy
 from planes.ztunnel.place import ambient_workloads, traffic_claims, ztunnels
-from planes.envoy import place as envoy
 from planes.ztunnel.place import mesh_view as _mesh_view
 from testbed.errors import UsageError
 from testbed.model.placement import Placement

@@ -9,7 +9,6 @@ from planes.l7.message import Fields
 from testbed.model.traffic import Retries
 
 
-
 class Failure(StrEnum):
     """Why an attempt ended without a response."""
 

@@ -179,20 +179,47 @@ async def connect(
     context: ssl.SSLContext | None = None,
     *,
     timeout_s: float = CONNECT_TIMEOUT_S,
+    server_name: str | None = None,
 ) -> asyncio.BaseProtocol:
-    """Connects `sock` (taken over) and, with a context, shakes hands; raises OSError, ssl.SSLError or TimeoutError."""
+    """Connects `sock` (taken over) and, with a context, shakes hands; raises OSError, ssl.SSLError or TimeoutError.
+
+    `server_name` is sent as SNI.
+    """
     try:
         async with asyncio.timeout(timeout_s):
             await loop.sock_connect(sock, destination)
             if context is None:
                 _, protocol = await loop.create_connection(factory, sock=sock)
             elif _fast_connect is None:
-                _, protocol = await loop.create_connection(factory, sock=sock, ssl=context, server_hostname="")
+                _, protocol = await loop.create_connection(
+                    factory, sock=sock, ssl=context, server_hostname=server_name or ""
+                )
             else:
                 _, protocol = await _fast_connect(
-                    loop, sock, factory, context, None, ssl_handshake_timeout=timeout_s, ssl_shutdown_timeout=2.0,
+                    loop, sock, factory, context, server_name, ssl_handshake_timeout=timeout_s, ssl_shutdown_timeout=2.0,
                     ssl_incoming_bio_size=_BIO_BYTES, ssl_outgoing_bio_size=_BIO_BYTES,
                 )  # fmt: skip
+    except BaseException:
+        sock.close()
+        raise
+    return protocol
+
+
+async def adopt(
+    loop: asyncio.AbstractEventLoop,
+    factory: ProtocolFactory,
+    sock: socket.socket,
+    context: ssl.SSLContext | None = None,
+) -> asyncio.BaseProtocol:
+    """An accepted socket (taken over) becomes a connection, with a context after its handshake as the server."""
+    try:
+        if context is None or _fast is None:
+            _, protocol = await loop.connect_accepted_socket(factory, sock=sock, ssl=context)
+        else:
+            _, protocol = await _fast.connect_accepted_socket(
+                loop, factory, sock, ssl=context, ssl_handshake_timeout=10, ssl_shutdown_timeout=2,
+                ssl_incoming_bio_size=_BIO_BYTES, ssl_outgoing_bio_size=_BIO_BYTES,
+            )  # fmt: skip
     except BaseException:
         sock.close()
         raise

@@ -36,11 +36,31 @@ class IdentityContexts:
         self.uri = uri
         self.files = files
         self._stamp: tuple[int, ...] = ()
+        self._keylog = keylog
+        self._more: dict[tuple[int, tuple[str, ...]], ssl.SSLContext] = {}
         self.client = _context(ssl.PROTOCOL_TLS_CLIENT, keylog)
-        self.server = _context(ssl.PROTOCOL_TLS_SERVER, keylog)
-        # A ticket is never redeemed by a peer of the mesh; not sending it saves two records per handshake.
-        self.server.num_tickets = 0
+        self.server = _server_context(keylog)
         self.reload()
+
+    def client_for(self, alpn: tuple[str, ...]) -> ssl.SSLContext:
+        """For mTLS that is not HBONE: a sidecar's, with these protocols offered."""
+        return self._for(ssl.PROTOCOL_TLS_CLIENT, alpn)
+
+    def server_for(self, alpn: tuple[str, ...]) -> ssl.SSLContext:
+        return self._for(ssl.PROTOCOL_TLS_SERVER, alpn)
+
+    def _for(self, role: int, alpn: tuple[str, ...]) -> ssl.SSLContext:
+        held = self._more.get((role, alpn))
+        if held is None:
+            held = _server_context(self._keylog) if role == ssl.PROTOCOL_TLS_SERVER else _context(role, self._keylog)
+            held.set_alpn_protocols(list(alpn))
+            self._load(held)
+            self._more[role, alpn] = held
+        return held
+
+    def _load(self, context: ssl.SSLContext) -> None:
+        context.load_cert_chain(self.files.certificate, self.files.key)
+        context.load_verify_locations(self.files.roots)
 
     def reload(self) -> bool:
         """Loads the files anew if they changed; False if not. Raises UsageError for files that do not fit."""
@@ -48,9 +68,8 @@ class IdentityContexts:
             stamp = self.files.stamp()
             if stamp == self._stamp:
                 return False
-            for context in (self.client, self.server):
-                context.load_cert_chain(self.files.certificate, self.files.key)
-                context.load_verify_locations(self.files.roots)
+            for context in (self.client, self.server, *self._more.values()):
+                self._load(context)
         except (OSError, ssl.SSLError) as cause:
             raise UsageError(
                 f"identity {self.uri}: certificate {self.files.certificate}, key or roots cannot be loaded ({cause}); "
@@ -73,6 +92,13 @@ def _context(protocol: int, keylog: Path | None) -> ssl.SSLContext:
         # CPython's key log callback looks its own socket object up in the SSL, which a transport that calls OpenSSL
         # directly does not set: with a key log the stdlib's objects are used.
         context._aiofastnet_force_fallback_ssl = True  # type: ignore[attr-defined]
+    return context
+
+
+def _server_context(keylog: Path | None) -> ssl.SSLContext:
+    context = _context(ssl.PROTOCOL_TLS_SERVER, keylog)
+    # A ticket is never redeemed by a peer of the mesh; not sending it saves two records per handshake.
+    context.num_tickets = 0
     return context
 
 

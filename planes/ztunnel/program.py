@@ -9,9 +9,9 @@ import signal
 from pathlib import Path
 
 from planes.mesh import net, tls
+from planes.mesh.admin import Answer, OneShot
 from planes.mesh.view import MeshView
 from planes.ztunnel import inpod
-from planes.ztunnel.admin import Answer, OneShot
 from planes.ztunnel.decisions import ViewDecisions
 from planes.ztunnel.settings import Settings
 from planes.ztunnel.telemetry import Telemetry

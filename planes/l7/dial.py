@@ -1,0 +1,184 @@
+"""How an L7 proxy reaches an upstream: in the clear, by Istio's mutual TLS, or through a tunnel (HBONE).
+
+A `Way` is a value; the dialler keeps one `Upstream` per way, which keeps the connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from planes.l7.connection import HttpConnection
+from planes.l7.http1 import Http1Client
+from planes.l7.stream_transport import StreamTransport
+from planes.l7.upstream import Upstream
+from planes.mesh import frames, net, tls
+from planes.mesh.pool import Pool, PoolKey
+from planes.mesh.session import HboneSession
+
+ALPN_HTTP1 = ("istio-http/1.1", "istio", "http/1.1")
+ALPN_HTTP2 = ("istio-h2", "istio", "h2")
+ALPN_TCP = ("istio",)
+"""Istio's own TCP list begins with istio-peer-exchange, a framed protobuf that only Envoy's filter speaks (4.2)."""
+
+
+class Security(StrEnum):
+    PLAIN = "plain"
+    MTLS = "mtls"
+    HBONE = "hbone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """One endpoint, one security, one protocol."""
+
+    security: Security
+    address: tuple[str, int]
+    """Of the application (PLAIN), or of what captures it (MTLS); for HBONE what the tunnel is asked for."""
+    http2: bool = False
+    expected: frozenset[str] = frozenset()
+    """SPIFFE URIs, one of which the peer must prove."""
+    server_name: str = ""
+    tunnel: tuple[str, int] = ("", 0)
+    """HBONE: what is dialled."""
+
+    @property
+    def authority(self) -> str:
+        host, port = self.address
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Dialler:
+    """Under one identity, from one namespace."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        contexts: tls.IdentityContexts,
+        *,
+        baggage: Callable[[], str],
+        source: str | None = None,
+    ) -> None:
+        self.loop = loop
+        self.contexts = contexts
+        self._baggage = baggage
+        self._source = source
+        """What plain connections to the own workload come from (facts/hbone 4.1)."""
+        self._upstreams: dict[Way, Upstream] = {}
+        self._tunnels = Pool()
+        self.sessions: set[HboneSession] = set()
+
+    def upstream(self, way: Way) -> Upstream:
+        held = self._upstreams.get(way)
+        if held is None:
+            held = self._upstreams[way] = Upstream(
+                self.loop, way, lambda upstream: self._connect(way, upstream), multiplexed=way.http2
+            )
+        return held
+
+    async def _connect(self, way: Way, upstream: Upstream) -> HttpConnection:
+        connection = HttpConnection(
+            self.loop, on_made=lambda made: self._made(way, made), on_turn=upstream.turned, on_lost=upstream.lost
+        )
+        await self.open(way, lambda: connection)
+        return connection
+
+    def _made(self, way: Way, connection: HttpConnection) -> None:
+        if way.http2:
+            from planes.l7.http2 import Http2Client
+
+            connection.codec = Http2Client(connection.wake)
+            connection.wake()
+        else:
+            connection.codec = Http1Client(connection.wake)
+
+    async def open(self, way: Way, factory: net.ProtocolFactory) -> asyncio.BaseProtocol:
+        """Any protocol at the end of `way`. Raises OSError (ConnectionError, ssl.SSLError), TimeoutError."""
+        if way.security is Security.HBONE:
+            return await self._through(way, factory)
+        sock = net.upstream(way.address, source=None)
+        if way.security is Security.PLAIN:
+            if self._source is not None:
+                sock.bind((self._source, 0))
+            return await net.connect(self.loop, factory, sock, way.address)
+        context = self.contexts.client_for(ALPN_HTTP2 if way.http2 else ALPN_HTTP1)
+        protocol = await net.connect(
+            self.loop, factory, sock, way.address, context, server_name=way.server_name or None
+        )
+        refusal = _refusal(protocol, way)
+        if refusal is not None:
+            raise ConnectionError(f"tls: {refusal}")
+        return protocol
+
+    # -- tunnels -------------------------------------------------------------------------------------------------------
+
+    async def _through(self, way: Way, factory: net.ProtocolFactory) -> asyncio.BaseProtocol:
+        key = PoolKey(
+            source_identity=self.contexts.uri, expected=way.expected, destination=way.tunnel, source_ip=""
+        )
+        session = await self._tunnels.checkout(key, lambda: self._open_session(way), self.loop.time)
+        fields = [(b":method", b"CONNECT"), (b":authority", way.authority.encode())]
+        if baggage := self._baggage():
+            fields.append((b"baggage", baggage.encode()))
+        stream = session.connection.open(frames.encode_fields(fields))
+        transport = StreamTransport(session, stream, {"peername": way.tunnel, "peer_uris": session.peer_uris})
+        answer: asyncio.Future[int] = self.loop.create_future()
+        session.answers[stream.id] = lambda status, _: answer.done() or answer.set_result(status)
+        session.schedule()
+        try:
+            async with asyncio.timeout(net.CONNECT_TIMEOUT_S):
+                status = await answer
+        except BaseException:
+            transport.abort()
+            raise
+        if status != 200:
+            transport.abort()
+            raise ConnectionRefusedError(f"CONNECT {way.authority} by {way.tunnel[0]}: status {status or 'none'}")
+        protocol = factory()
+        transport.attach(protocol)  # type: ignore[arg-type]
+        return protocol
+
+    async def _open_session(self, way: Way) -> HboneSession:
+        def made() -> HboneSession:
+            return HboneSession(
+                self.loop, client=True, refusal_of=lambda uris: tls.client_refusal(uris, way.expected),
+                on_closed=self.sessions.discard,
+            )  # fmt: skip
+
+        session = await net.connect(self.loop, made, net.upstream(way.tunnel), way.tunnel, self.contexts.client)
+        assert isinstance(session, HboneSession)
+        if session.refusal is not None:
+            raise ConnectionError(f"tls: {session.refusal}")
+        async with asyncio.timeout(net.CONNECT_TIMEOUT_S):
+            await session.settings_seen
+        self.sessions.add(session)
+        return session
+
+    # -- housekeeping --------------------------------------------------------------------------------------------------
+
+    def expire(self) -> None:
+        self._tunnels.expire(self.loop.time())
+
+    def drain(self) -> None:
+        for upstream in self._upstreams.values():
+            upstream.close()
+        self._tunnels.clear()
+
+    def stop(self) -> None:
+        for upstream in self._upstreams.values():
+            upstream.abort()
+        for session in list(self.sessions):
+            session.abort()
+
+
+def _refusal(protocol: asyncio.BaseProtocol, way: Way) -> str | None:
+    """Why the peer is turned away, before a byte is written to it."""
+    transport: asyncio.Transport = protocol.transport  # type: ignore[attr-defined]
+    secured: ssl.SSLObject = transport.get_extra_info("ssl_object")
+    refusal = tls.client_refusal(tls.spiffe_uris(secured.getpeercert()), way.expected)
+    if refusal is not None:
+        transport.abort()
+    return refusal
