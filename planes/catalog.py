@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from planes.envoy import place as envoy
+from planes.sidecar.place import mutual_tls_claims, sidecars
 from planes.ztunnel.place import ambient_workloads, traffic_claims, ztunnels
 from planes.ztunnel.place import mesh_view as _mesh_view
 from testbed.errors import UsageError
@@ -52,6 +53,18 @@ def _place_envoy_ambient_l4(topology: Topology) -> Placement:
     )
 
 
+def _place_sidecar(topology: Topology) -> Placement:
+    injected = frozenset(w.name for w in topology.workloads if w.plane in (None, "sidecar"))
+    view = _mesh_view(topology, captured=frozenset())
+    claims = mutual_tls_claims(topology, injected=injected)
+    return (
+        Placement(plane="sidecar")
+        + sidecars(topology, injected=injected, view=view)
+        + Placement(plane="sidecar", claims=claims)
+    )
+
+
 none = CataloguedPlane("none", _place_none)
+sidecar = CataloguedPlane("sidecar", _place_sidecar)
 ambient_l4 = CataloguedPlane("ambient-l4", _place_ambient_l4)
 envoy_ambient_l4 = CataloguedPlane("envoy-ambient-l4", _place_envoy_ambient_l4)

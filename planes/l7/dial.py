@@ -39,9 +39,13 @@ class Way:
     address: tuple[str, int]
     """Of the application (PLAIN), or of what captures it (MTLS); for HBONE what the tunnel is asked for."""
     http2: bool = False
+    tcp: bool = False
+    """Bytes that are not HTTP: said to a sidecar by ALPN."""
     expected: frozenset[str] = frozenset()
     """SPIFFE URIs, one of which the peer must prove."""
     server_name: str = ""
+    source: str = ""
+    """PLAIN: the address to call from; how an inbound connection to the own application escapes capture."""
     tunnel: tuple[str, int] = ("", 0)
     """HBONE: what is dialled."""
 
@@ -60,13 +64,10 @@ class Dialler:
         contexts: tls.IdentityContexts,
         *,
         baggage: Callable[[], str],
-        source: str | None = None,
     ) -> None:
         self.loop = loop
         self.contexts = contexts
         self._baggage = baggage
-        self._source = source
-        """What plain connections to the own workload come from (facts/hbone 4.1)."""
         self._upstreams: dict[Way, Upstream] = {}
         self._tunnels = Pool()
         self.sessions: set[HboneSession] = set()
@@ -101,10 +102,11 @@ class Dialler:
             return await self._through(way, factory)
         sock = net.upstream(way.address, source=None)
         if way.security is Security.PLAIN:
-            if self._source is not None:
-                sock.bind((self._source, 0))
+            if way.source:
+                sock.bind((way.source, 0))
             return await net.connect(self.loop, factory, sock, way.address)
-        context = self.contexts.client_for(ALPN_HTTP2 if way.http2 else ALPN_HTTP1)
+        alpn = ALPN_TCP if way.tcp else ALPN_HTTP2 if way.http2 else ALPN_HTTP1
+        context = self.contexts.client_for(alpn)
         protocol = await net.connect(
             self.loop, factory, sock, way.address, context, server_name=way.server_name or None
         )

@@ -140,7 +140,8 @@ def log_line(
     return (
         f"[{stamp}] {_quote(method + b' ' + path + b' HTTP/' + protocol.encode())} {status} {flag or '-'} "
         f"{_quote(reason.encode()) if reason else '-'} {request_bytes} {response_bytes} {duration_ms:.0f} "
-        f"{quoted[0]} {quoted[1]} {_quote(upstream.encode())} {cluster or '-'} {downstream} {route or '-'} {peer or '-'}"
+        f"{quoted[0]} {quoted[1]} {_quote(upstream.encode())} {cluster or '-'} {downstream} {route or '-'} "
+        f"{peer or '-'}"
     )
 
 

@@ -14,8 +14,10 @@ from planes.mesh.route import Flag
 from planes.mesh.view import ServiceView, WorkloadView
 
 UNKNOWN = "unknown"
-PEER_LABELS = ("workload", "canonical_service", "canonical_revision", "workload_namespace", "principal", "app", "version",
-         "cluster", "region", "zone")  # fmt: skip
+PEER_LABELS = (
+    "workload", "canonical_service", "canonical_revision", "workload_namespace", "principal", "app", "version",
+    "cluster", "region", "zone",
+)  # fmt: skip
 _LABELS = (
     "reporter",
     *(f"source_{name}" for name in PEER_LABELS),
@@ -142,7 +144,8 @@ class Metrics:
             if len(self._plans) >= _PLAN_LIMIT:
                 self._plans.clear()
             served = (service.hostname, service.namespace, service.name) if service else (UNKNOWN,) * 3
-            held = (reporter, *peer_values(source), *served, *peer_values(destination), "tcp", "mutual_tls" if mtls else UNKNOWN)
+            security = "mutual_tls" if mtls else UNKNOWN
+            held = (reporter, *peer_values(source), *served, *peer_values(destination), "tcp", security)
             self._plans[key] = held
         return held
 

@@ -196,8 +196,8 @@ async def connect(
                 )
             else:
                 _, protocol = await _fast_connect(
-                    loop, sock, factory, context, server_name, ssl_handshake_timeout=timeout_s, ssl_shutdown_timeout=2.0,
-                    ssl_incoming_bio_size=_BIO_BYTES, ssl_outgoing_bio_size=_BIO_BYTES,
+                    loop, sock, factory, context, server_name, ssl_handshake_timeout=timeout_s,
+                    ssl_shutdown_timeout=2.0, ssl_incoming_bio_size=_BIO_BYTES, ssl_outgoing_bio_size=_BIO_BYTES,
                 )  # fmt: skip
     except BaseException:
         sock.close()

@@ -122,7 +122,7 @@ def ztunnels(topology: Topology, *, captured: Collection[str], view: dict) -> Pl
 def traffic_claims(topology: Topology, *, captured: Collection[str]) -> tuple[Claim, ...]:
     """For every pair that may talk: mTLS with HBONE where both are captured, else the application's own bytes."""
     found: dict[tuple[str, str, str | None], Claim] = {}
-    for client, server, port in _pairs(topology):
+    for client, server, port in pairs(topology):
         both = client.name in captured and server.name in captured
         authority = f"{server.address}:{port.target_port}" if both else None
         found[client.name, server.name, authority] = Claim(
@@ -138,7 +138,7 @@ def traffic_claims(topology: Topology, *, captured: Collection[str]) -> tuple[Cl
     return tuple(found.values())
 
 
-def _pairs(topology: Topology) -> Iterator[tuple[Workload, Workload, ServicePort]]:
+def pairs(topology: Topology) -> Iterator[tuple[Workload, Workload, ServicePort]]:
     """Clients are idle workloads, which may call every service, and applications, which call those they name."""
     by_name = {w.name: w for w in topology.workloads}
     for client in topology.workloads:

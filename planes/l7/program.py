@@ -1,0 +1,245 @@
+"""What sidecar and waypoint share as programs: settings, view, identity, admin ports, reload, drain, end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from planes.l7 import settings as settings_file
+from planes.l7.dial import Dialler
+from planes.l7.route import RouteTable
+from planes.l7.settings import Settings
+from planes.l7.telemetry import HttpMetrics
+from planes.l7.view import L7View
+from planes.mesh import baggage, net, tls
+from planes.mesh.admin import Answer, OneShot
+from planes.mesh.metrics import Metrics
+from planes.mesh.view import MeshView, WorkloadView
+from testbed.errors import TestbedError, UsageError
+
+WATCH_EVERY_S = 0.25
+HOUSEKEEPING_EVERY_S = 10.0
+
+
+class Ended:
+    """Something with connections that a drain waits for and an end cuts."""
+
+    def drain(self) -> None: ...
+    def stop(self) -> None: ...
+    @property
+    def busy(self) -> bool:
+        return False
+
+
+class L7Program:
+    """One proxy. A role adds its listeners in `open`, as `Ended` parts."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, settings: Settings) -> None:
+        self.loop = loop
+        self.settings = settings
+        self.mesh = self._read_view()
+        self.l7 = L7View.parse(settings.l7)
+        self.table = RouteTable(self.l7)
+        uri, files = next(iter(settings.identities.items()))
+        self.contexts = tls.IdentityContexts(uri, files, settings.keylog)
+        self.uri = uri
+        self.dialler = Dialler(loop, self.contexts, baggage=lambda: self._baggage)
+        self.draw: Callable[[], float] = random.random
+        self.http_metrics = HttpMetrics()
+        self.tcp_metrics = Metrics()
+        self.parts: list[Ended] = []
+        self.ready = False
+        self.draining = False
+        self.ended = asyncio.Event()
+        self.log: IO[str] | None = None
+        if settings.access_log == "stderr":
+            self.log = sys.stderr
+        elif settings.access_log != "off":
+            self.log = open(settings.folder / settings.access_log, "a", buffering=1)  # noqa: SIM115 - for life
+        self._stamp = self._view_stamp()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._baggage = baggage.render(self.local)
+
+    def _read_view(self) -> MeshView:
+        return MeshView.parse(json.loads(self.settings.view.read_text()))
+
+    def _view_stamp(self) -> tuple[int, int]:
+        status = self.settings.view.stat()
+        return status.st_mtime_ns, status.st_ino
+
+    @property
+    def local(self) -> WorkloadView:
+        found = self.mesh.local(*self.settings.workload)
+        if found is None:
+            raise UsageError(f"workload {'/'.join(self.settings.workload)} is not in the view")
+        return found
+
+    def warn(self, text: str) -> None:
+        print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {self.settings.name} {text}", file=sys.stderr, flush=True)
+
+    def spawn(self, work: object) -> None:
+        task = self.loop.create_task(work)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def listen(self, port: int) -> socket.socket:
+        return net.listen(self.settings.address, port)
+
+    async def open(self) -> None:
+        raise NotImplementedError
+
+    def reloaded(self) -> None:
+        """A new view is in place."""
+
+    async def start(self) -> None:
+        settings = self.settings
+        for port, routes in (
+            (settings.ready_port, {"/healthz/ready": self._readiness}),
+            (settings.stats_port, {"/metrics": self._metrics, "/stats/prometheus": self._metrics}),
+            (settings.admin_port, {"/config_dump": self._dump, "/quitquitquit": self._quit}),
+        ):
+            if port:
+                sock = net.listen(settings.admin_address, port)
+                await net.serve(self.loop, lambda routes=routes: OneShot(routes), sock)
+        await self.open()
+        self.spawn(self._watch())
+        gc.collect()
+        gc.freeze()  # what is here now lives as long as the process: the collector need not walk it again
+        self.ready = True
+
+    # -- reloads -------------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        last_s = self.loop.time()
+        while True:
+            await asyncio.sleep(WATCH_EVERY_S)
+            try:
+                stamp = self._view_stamp()
+            except OSError:
+                stamp = self._stamp  # between unlink and rename
+            if stamp != self._stamp:
+                self._stamp = stamp
+                self.reload_view()
+            if self.loop.time() - last_s >= HOUSEKEEPING_EVERY_S:
+                last_s = self.loop.time()
+                self.reload_certificates()
+                self.dialler.expire()
+
+    def reload(self) -> None:
+        """SIGHUP: whatever is in the files now."""
+        self.reload_view()
+        self.reload_certificates()
+
+    def reload_view(self) -> None:
+        """A view that cannot be read changes nothing but the log. Its `l7`, if it has one, replaces the first one."""
+        try:
+            raw = json.loads(self.settings.view.read_text())
+            l7 = raw.pop("l7", None)
+            mesh = MeshView.parse(raw)
+            view = L7View.parse(l7) if l7 is not None else self.l7
+        except (OSError, ValueError) as cause:
+            self.warn(f"new view refused, the old one stays: {cause}")
+            return
+        self.mesh, self.l7 = mesh, view
+        self.table = RouteTable(view)
+        self._baggage = baggage.render(self.local)
+        self.reloaded()
+
+    def reload_certificates(self) -> None:
+        try:
+            self.contexts.reload()
+        except TestbedError as cause:
+            self.warn(f"renewal: {cause}; the old certificate stays")
+
+    # -- end -----------------------------------------------------------------------------------------------------------
+
+    def quit(self) -> None:
+        if not self.draining:
+            self.draining = True
+            self.ready = False
+            self.spawn(self._drain())
+
+    async def _drain(self) -> None:
+        for part in self.parts:
+            part.drain()
+        give_up_s = self.loop.time() + self.settings.drain_deadline_s
+        while any(part.busy for part in self.parts) and self.loop.time() < give_up_s:
+            await asyncio.sleep(0.05)
+        for part in self.parts:
+            part.stop()
+        self.dialler.stop()
+        await asyncio.sleep(0)  # lets the closes reach their sockets
+        self.ended.set()
+
+    def stop_watching(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    # -- admin ---------------------------------------------------------------------------------------------------------
+
+    def _readiness(self) -> Answer:
+        return (200, "ready\n") if self.ready else (500, "not ready\n")
+
+    def _metrics(self) -> Answer:
+        return 200, self.http_metrics.render() + self.tcp_metrics.render()
+
+    def _dump(self) -> Answer:
+        dump = {
+            "name": self.settings.name,
+            "ready": self.ready,
+            "workload": "/".join(self.settings.workload),
+            "identity": self.uri,
+            "services": [s.key for s in self.l7.config.services],
+            "serves": list(self.l7.config.serves),
+            "policies": [f"{p.namespace}/{p.name}" for p in self.l7.config.authorization],
+            "workloads": [w.uid for w in self.mesh.workloads],
+        }
+        return 200, json.dumps(dump, indent=2) + "\n"
+
+    def _quit(self) -> Answer:
+        self.quit()
+        return 200, "shutdown now\n"
+
+
+async def run(program: L7Program) -> None:
+    loop = program.loop
+
+    def complain(_: asyncio.AbstractEventLoop, problem: dict) -> None:
+        error = problem.get("exception")
+        program.warn(f"{str(problem.get('message')).splitlines()[0]}: {error!r}")
+
+    loop.set_exception_handler(complain)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, program.quit)
+    loop.add_signal_handler(signal.SIGHUP, program.reload)
+    await program.start()
+    await program.ended.wait()
+    program.stop_watching()
+
+
+def main(name: str, make: Callable[[asyncio.AbstractEventLoop, Settings], L7Program], arguments: list[str]) -> int:
+    """Of `python -m planes.<name> --config <folder>/config.json`."""
+    if len(arguments) != 2 or arguments[0] != "--config":
+        print(f"usage: python -m planes.{name} --config <folder>/config.json", file=sys.stderr)
+        return 2
+    loop = net.new_loop()
+    asyncio.set_event_loop(loop)
+
+    async def go() -> None:
+        await run(make(loop, settings_file.load(Path(arguments[1]).resolve())))
+
+    try:
+        loop.run_until_complete(go())
+    except TestbedError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0

@@ -1,0 +1,194 @@
+"""HTTP at one side of a proxy: a downstream connection with what is known of its peer, and the answers to an exchange's
+questions that all roles share: endpoints, edits, metrics, log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from dataclasses import dataclass, field
+
+from planes.l7 import prepare, telemetry
+from planes.l7.codec import ServerStream
+from planes.l7.connection import HttpConnection
+from planes.l7.decision import Decision, Kind
+from planes.l7.detect import Detected
+from planes.l7.exchange import Exchange
+from planes.l7.http1 import Http1Server
+from planes.l7.message import Request, Response
+from planes.l7.program import Ended, L7Program
+from planes.l7.upstream import Upstream
+from planes.mesh import tls
+from planes.mesh.metrics import Peer
+from planes.mesh.view import ServiceView, WorkloadView
+from testbed.model.identity import Identity
+from testbed.model.l4policy import Connection
+from testbed.model.l7policy import Judge
+
+
+@dataclass(slots=True, eq=False)
+class Downstream:
+    """A connection's facts, worked out once."""
+
+    source: tuple[str, int]
+    destination: tuple[str, int]
+    """As the client meant it: SO_ORIGINAL_DST, or a CONNECT's authority."""
+    identity: str = ""
+    """The SPIFFE URI that was proved; empty without mTLS."""
+    mtls: bool = False
+    workload: WorkloadView | None = None
+    judge: Judge | None = None
+    certificate_hash: str = ""
+    labels: dict[object, telemetry.Labels] = field(default_factory=dict)
+    """By upstream, so that the next request of this connection need not work them out."""
+
+    def policy_facts(self, local_address: str, port: int, server_name: str = "") -> Connection:
+        try:
+            proved = Identity.parse(self.identity) if self.identity else None
+        except ValueError:
+            proved = None
+        return Connection(
+            source_ip=self.source[0], destination_ip=local_address, destination_port=port, identity=proved,
+        )  # fmt: skip
+
+
+class HttpSide(Ended):
+    """A `Place` of exchanges; subclasses decide."""
+
+    reporter = "source"
+    scheme = b"http"
+
+    def __init__(self, program: L7Program) -> None:
+        self.program = program
+        self.loop: asyncio.AbstractEventLoop = program.loop
+        self.connections: set[HttpConnection] = set()
+        self._done: list[Exchange] = []
+
+    # -- connections ---------------------------------------------------------------------------------------------------
+
+    def serve(self, detected: Detected, downstream: Downstream) -> HttpConnection:
+        """A protocol for a transport that speaks HTTP; its codec is ready before its first byte."""
+
+        def made(connection: HttpConnection) -> None:
+            connection.context = downstream
+            self.connections.add(connection)
+            if detected is Detected.HTTP2:
+                from planes.l7.http2 import Http2Server
+
+                connection.codec = Http2Server(
+                    lambda stream, request: self.exchange(connection, stream, request), connection.wake
+                )
+                connection.wake()
+            else:
+                connection.codec = Http1Server(
+                    lambda stream, request: self.exchange(connection, stream, request), connection.wake,
+                    scheme=self.scheme,
+                )  # fmt: skip
+            if self.program.draining:
+                connection.codec.drain()
+
+        return HttpConnection(self.loop, on_made=made, on_lost=self.connections.discard)
+
+    def exchange(self, connection: HttpConnection, stream: ServerStream, request: Request) -> Exchange:
+        return Exchange(self, connection, stream, request)
+
+    # -- what an exchange asks -----------------------------------------------------------------------------------------
+
+    def decide(self, exchange: Exchange) -> Decision:
+        raise NotImplementedError
+
+    def choose(self, exchange: Exchange) -> Upstream | None:
+        raise NotImplementedError
+
+    def described(self, exchange: Exchange) -> tuple[Peer, Peer, ServiceView | None]:
+        """Source, destination and service, for metrics."""
+        raise NotImplementedError
+
+    def draw(self) -> float:
+        return self.program.draw()
+
+    def outgoing(self, exchange: Exchange) -> Request:
+        return prepare.outgoing(exchange.request, exchange.decision, attempt=exchange.attempts, draw=self.program.draw)
+
+    def incoming(self, exchange: Exchange, response: Response) -> Response:
+        edits = exchange.decision.response_edits
+        return prepare.incoming(response, edits) if edits else response
+
+    def finished(self, exchange: Exchange) -> None:
+        # Counted after the turn in which the last bytes go out, as Envoy does: it is the next request that pays.
+        if not self._done:
+            self.loop.call_soon(self._account)
+        self._done.append(exchange)
+
+    def _account(self) -> None:
+        done, self._done = self._done, []
+        now_s = self.loop.time()
+        for exchange in done:
+            downstream: Downstream = exchange.connection.context  # type: ignore[assignment]
+            held = downstream.labels.get(exchange.upstream)
+            if held is None:
+                held = self._labels(exchange, downstream)
+            duration_ms = (now_s - exchange.started_s) * 1000
+            self.program.http_metrics.add(
+                held, exchange.status, exchange.flag, exchange.grpc_status, duration_ms=duration_ms,
+                request_bytes=exchange.request_bytes, response_bytes=exchange.response_bytes,
+            )  # fmt: skip
+            if self.program.log is not None:
+                self._write(exchange, downstream, duration_ms)
+
+    def _labels(self, exchange: Exchange, downstream: Downstream) -> telemetry.Labels:
+        source, destination, service = self.described(exchange)
+        held = telemetry.Labels(
+            reporter=self.reporter, source=source, destination=destination, service=service,
+            protocol="grpc" if exchange.grpc_status else "http", mtls=downstream.mtls,
+        )  # fmt: skip
+        downstream.labels[exchange.upstream] = held
+        return held
+
+    def _write(self, exchange: Exchange, downstream: Downstream, duration_ms: float) -> None:
+        request, decision = exchange.request, exchange.decision
+        assert self.program.log is not None
+        way = exchange.upstream.key if exchange.upstream is not None else None
+        line = telemetry.log_line(
+            time_s=time.time(), method=request.method, path=request.path, protocol=request.version,
+            status=exchange.status, flag=exchange.flag, request_bytes=exchange.request_bytes,
+            response_bytes=exchange.response_bytes, duration_ms=duration_ms, downstream=downstream.source[0],
+            upstream=getattr(way, "authority", "") or "-", cluster=decision.cluster.name if decision.cluster else "",
+            authority=request.authority, request_id=prepare.request_id(request) or b"-", peer=downstream.identity,
+            reason=exchange.reason, route=decision.route,
+        )  # fmt: skip
+        self.program.log.write(line + "\n")
+
+    # -- ends ----------------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        for connection in list(self.connections):
+            connection.codec.drain()
+            connection.wake()
+
+    def stop(self) -> None:
+        for connection in list(self.connections):
+            connection.abort()
+
+    @property
+    def busy(self) -> bool:
+        return any(connection.codec.active for connection in self.connections)
+
+
+def deny(verdict_reason: str) -> Decision:
+    """Envoy's RBAC refusal."""
+    return Decision(
+        Kind.RESPOND, status=403, body=b"RBAC: access denied", fields=[(b"content-type", b"text/plain")],
+        route=verdict_reason,
+    )  # fmt: skip
+
+
+def proved(transport: asyncio.BaseTransport) -> tuple[str, str]:
+    """(SPIFFE URI, SHA-256 of the certificate) of a TLS transport's peer."""
+    secured = transport.get_extra_info("ssl_object")
+    if secured is None:
+        return "", ""
+    uris = tls.spiffe_uris(secured.getpeercert())
+    der = secured.getpeercert(True)
+    return next((uri for uri in uris if tls.trust_domain(uri)), ""), hashlib.sha256(der).hexdigest() if der else ""

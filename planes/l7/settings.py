@@ -1,0 +1,99 @@
+"""config.json of a sidecar or waypoint as values; parsing raises UsageError with file, key and mend."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from planes.mesh.tls import KeyFiles
+from testbed.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    outbound: int = 15001
+    inbound: int = 15006
+    hbone: int = 15008
+
+    @property
+    def own(self) -> frozenset[int]:
+        """Loop protection: nothing is ever forwarded to these."""
+        return frozenset((self.outbound, self.inbound, self.hbone))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    name: str
+    role: str
+    folder: Path
+    view: Path
+    """A file that is watched."""
+    l7: dict
+    """As `planes.l7.place` writes it."""
+    identities: dict[str, KeyFiles]
+    workload: tuple[str, str]
+    """(namespace, name) of the workload, or of the waypoint itself."""
+    keylog: Path | None = None
+    sidecars: frozenset[str] = frozenset()
+    """Uids of workloads that have a sidecar, and so take Istio's mutual TLS (`tlsMode: istio`)."""
+    listens_hbone: bool = False
+    """A sidecar that takes HBONE, too (facts/hbone 4.4)."""
+    access_log: str = "off"
+    """`off` as in Istio, `stderr`, or a file."""
+    detection_limit_s: float | None = None
+    """How long a silent client is waited for on a port of unknown protocol; None, as in Istio: for ever."""
+    drain_deadline_s: float = 5.0
+    address: str = "0.0.0.0"
+    source: str | None = "127.0.0.6"
+    """What connections to the own application come from (facts/hbone 4.1)."""
+    ports: Ports = field(default_factory=Ports)
+    original_destination: tuple[str, int] | None = None
+    """Loopback benches without redirection: where every captured connection was going."""
+    http2_upstream: bool = False
+    """HTTP/1 requests, too, go to other sidecars as HTTP/2 (`h2UpgradePolicy: UPGRADE`)."""
+    admin_address: str = "127.0.0.1"
+    admin_port: int = 15000
+    stats_port: int = 15020
+    ready_port: int = 15021
+    """A port of 0 switches that listener off."""
+
+
+def load(file: Path) -> Settings:
+    try:
+        raw = json.loads(file.read_text())
+    except (OSError, ValueError) as cause:
+        raise UsageError(f"{file}: {cause}; it must be the JSON that the deployer writes") from cause
+    folder = file.parent
+    options = dict(raw.get("options", {}))
+    try:
+        namespace, _, name = options.pop("workload").partition("/")
+        values: dict = {
+            "name": raw["name"],
+            "role": raw["role"],
+            "folder": folder,
+            "view": folder / raw["view"],
+            "l7": options.pop("l7"),
+            "workload": (namespace, name),
+            "sidecars": frozenset(options.pop("sidecars", ())),
+            "identities": {
+                uri: KeyFiles(
+                    certificate=folder / files["certificate"], key=folder / files["key"], roots=folder / files["roots"]
+                )
+                for uri, files in raw["identities"].items()
+            },
+        }
+    except (KeyError, TypeError, AttributeError) as cause:
+        raise UsageError(f"{file}: key {cause} is missing or of the wrong shape") from cause
+    if raw.get("keylog"):
+        values["keylog"] = folder / raw["keylog"]
+    if "ports" in options:
+        options["ports"] = Ports(**options["ports"])
+    if options.get("original_destination"):
+        address, port = options["original_destination"]
+        options["original_destination"] = (address, int(port))
+    unknown = sorted(set(options) - set(Settings.__dataclass_fields__))
+    if unknown:
+        known = ", ".join(sorted(Settings.__dataclass_fields__))
+        raise UsageError(f"{file}: options: unknown {', '.join(unknown)}; known: {known}")
+    return Settings(**values, **options)

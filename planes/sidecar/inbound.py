@@ -1,0 +1,244 @@
+"""15006: who calls the workload. Mutual TLS of Istio's kind, or plaintext where PeerAuthentication lets it; policy;
+then the application, from 127.0.0.6 so that it is not captured again (facts/hbone 4.1 to 4.3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+
+from planes.l7.accept import Acceptor, Detecting, first_bytes
+from planes.l7.captured import destination_of, pipe_to
+from planes.l7.clienthello import NotTls, read_client_hello
+from planes.l7.decision import Decision, Kind
+from planes.l7.detect import Detected
+from planes.l7.dial import Security, Way
+from planes.l7.exchange import Exchange
+from planes.l7.message import Request
+from planes.l7.program import L7Program
+from planes.l7.retry import RetryPolicy
+from planes.l7.serve import Downstream, HttpSide, deny, proved
+from planes.l7.tunnels import Tunnels
+from planes.l7.upstream import Upstream
+from planes.mesh import net, tls
+from planes.mesh.metrics import Peer
+from planes.mesh.relay import Pipe
+from planes.mesh.view import ServiceView, WorkloadView
+from testbed.model.httppath import normalize
+from testbed.model.policy import Mode
+
+ALPN_HTTP = ("h2", "http/1.1")
+ALPN_TCP = ("istio-peer-exchange", "h2", "http/1.1")
+_TO_THE_APPLICATION = Decision(Kind.PASSTHROUGH, route="default")
+_TO_THE_APPLICATION.retry = RetryPolicy(conditions=frozenset({"refused-stream"}))
+"""Only a request that the application surely never saw is sent again (Istio's reset-before-request)."""
+
+
+class Inbound(HttpSide):
+    reporter = "destination"
+
+    def __init__(self, program: L7Program) -> None:
+        super().__init__(program)
+        self._acceptor: Acceptor | None = None
+        self._tunnels: Tunnels | None = None
+        self._pipes: set[Pipe] = set()
+
+    def listen(self, sock: socket.socket) -> None:
+        self._acceptor = Acceptor(self.loop, sock, lambda made: self.program.spawn(self._accepted(made)))
+
+    async def listen_hbone(self, sock: socket.socket) -> None:
+        self._tunnels = Tunnels(self.program, self._tunnel_target, self._tunnelled)
+        await self._tunnels.listen(sock)
+
+    def reloaded(self) -> None:
+        """New policies judge the next request of every connection; what is open stays, as in Envoy."""
+        for connection in self.connections:
+            downstream: Downstream = connection.context  # type: ignore[assignment]
+            downstream.judge = self._judge(downstream)
+
+    # -- connections ---------------------------------------------------------------------------------------------------
+
+    async def _accepted(self, sock: socket.socket) -> None:
+        program = self.program
+        try:
+            destination = program.settings.original_destination or destination_of(sock)
+            port = destination[1]
+            if port in program.settings.ports.own:
+                sock.close()
+                return
+            mode = program.l7.mode(port)
+            found, data = await first_bytes(self.loop, sock, limit_s=program.settings.detection_limit_s)
+            hello = read_client_hello(data) if found is Detected.TLS else None
+            downstream = Downstream(source=sock.getpeername()[:2], destination=destination)
+            if hello is not None and any(name.startswith(b"istio") for name in hello.alpn) and mode is not Mode.DISABLE:
+                http = self._is_http(port, any(name.startswith((b"istio-http", b"istio-h2")) for name in hello.alpn))
+                context = program.contexts.server_for(ALPN_HTTP if http else ALPN_TCP)
+                await net.adopt(
+                    self.loop, lambda: _Secured(lambda made: self._secured(made, downstream, http)), sock, context
+                )
+                return
+            if mode is Mode.STRICT:
+                program.tcp_metrics.fail(*self._tcp_peers(downstream), mtls=False)
+                sock.close()
+                return
+            await net.adopt(self.loop, lambda: self._plain(found, downstream), sock)
+        except (OSError, ssl.SSLError, TimeoutError, NotTls):
+            sock.close()
+
+    def _is_http(self, port: int, offered: bool) -> bool:
+        """The port's declared protocol; where none is, what the client's sidecar says by its ALPN."""
+        declared = self.program.l7.inbound_protocols.get(port, "")
+        return declared in ("http", "http2", "grpc") or (declared == "" and offered)
+
+    def _secured(self, transport: asyncio.Transport, downstream: Downstream, http: bool) -> asyncio.Protocol | None:
+        """After the handshake: of our trust domain? (TLS itself asks for no more.)"""
+        identity, digest = proved(transport)
+        refusal = tls.server_refusal((identity,) if identity else (), tls.trust_domain(self.program.uri))
+        if refusal is not None:
+            self.program.warn(f"inbound {downstream.source[0]}: {refusal}")
+            return None
+        downstream.identity, downstream.certificate_hash, downstream.mtls = identity, digest, True
+        if not http:
+            return self._tcp(downstream)
+        return Detecting(self.loop, lambda found, _: self._http_or_tcp(found, downstream))
+
+    def _plain(self, found: Detected, downstream: Downstream) -> asyncio.Protocol:
+        if found in (Detected.HTTP1, Detected.HTTP2) and self._is_http(downstream.destination[1], True):
+            return self._http(found, downstream)
+        return self._tcp(downstream)
+
+    def _http_or_tcp(self, found: Detected, downstream: Downstream) -> asyncio.Protocol:
+        if found in (Detected.HTTP1, Detected.HTTP2):
+            return self._http(found, downstream)
+        return self._tcp(downstream)
+
+    def _http(self, found: Detected, downstream: Downstream) -> asyncio.Protocol:
+        downstream.workload = self._source(downstream)
+        downstream.judge = self._judge(downstream)
+        return self.serve(found, downstream)
+
+    def _tcp(self, downstream: Downstream) -> asyncio.Protocol:
+        downstream.workload = self._source(downstream)
+        verdict = self.program.l7.policies().decide_tcp(self._facts(downstream))
+        way = self._application(downstream) if verdict.allowed else None
+        pipe = pipe_to(self.program, way, self._pipes, reporter="destination", downstream=downstream)
+        if way is None:
+            self.program.tcp_metrics.fail(*self._tcp_peers(downstream), mtls=downstream.mtls)
+            self.loop.call_soon(self._refuse, pipe)
+        return pipe
+
+    def _refuse(self, pipe: Pipe) -> None:
+        self._pipes.discard(pipe)
+        if pipe.transport is not None and not pipe.lost:
+            pipe.transport.close()
+
+    # -- tunnels -------------------------------------------------------------------------------------------------------
+
+    def _tunnel_target(self, host: str, port: int, is_address: bool) -> tuple[int, tuple[str, int]]:
+        """Its own address only, as a ztunnel would; not the proxy's own ports."""
+        if not is_address or host not in self.program.local.addresses:
+            return 400, ("", 0)
+        return (503, ("", 0)) if port in self.program.settings.ports.own else (200, (host, port))
+
+    def _tunnelled(self, downstream: Downstream) -> asyncio.Protocol:
+        if self._is_http(downstream.destination[1], True):
+            return Detecting(
+                self.loop, lambda found, _: self._http_or_tcp(found, downstream),
+                limit_s=self.program.settings.detection_limit_s,
+            )  # fmt: skip
+        return self._tcp(downstream)
+
+    # -- facts ---------------------------------------------------------------------------------------------------------
+
+    def _source(self, downstream: Downstream) -> WorkloadView | None:
+        found = self.program.mesh.workload_at(self.program.local.network, downstream.source[0])
+        matches = found is not None and (not downstream.identity or str(found.identity) == downstream.identity)
+        return found if matches else None
+
+    def _facts(self, downstream: Downstream):  # type: ignore[no-untyped-def]
+        return downstream.policy_facts(self.program.local.addresses[0], downstream.destination[1])
+
+    def _judge(self, downstream: Downstream):  # type: ignore[no-untyped-def]
+        return self.program.l7.policies().judge(self._facts(downstream))
+
+    def _tcp_peers(self, downstream: Downstream):  # type: ignore[no-untyped-def]
+        from planes.mesh.metrics import Reporter
+
+        source = Peer(workload=downstream.workload, principal=downstream.identity or None)
+        return Reporter.DESTINATION, source, Peer(workload=self.program.local), None
+
+    def _application(self, downstream: Downstream, *, http2: bool = False) -> Way:
+        address = self.program.local.addresses[0], downstream.destination[1]
+        return Way(security=Security.PLAIN, address=address, http2=http2, source=self.program.settings.source or "")
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def decide(self, exchange: Exchange) -> Decision:
+        downstream: Downstream = exchange.connection.context  # type: ignore[assignment]
+        request = exchange.request
+        request.path = normalize(request.path, self.program.l7.config.path_normalization)
+        judge = downstream.judge
+        assert judge is not None
+        verdict = judge.fixed or judge.decide(request)
+        return _TO_THE_APPLICATION if verdict.allowed else deny(verdict.reason)
+
+    def choose(self, exchange: Exchange) -> Upstream | None:
+        downstream: Downstream = exchange.connection.context  # type: ignore[assignment]
+        return self.program.dialler.upstream(self._application(downstream, http2=exchange.request.version == "2"))
+
+    def outgoing(self, exchange: Exchange) -> Request:
+        request = super().outgoing(exchange)
+        downstream: Downstream = exchange.connection.context  # type: ignore[assignment]
+        if downstream.mtls:
+            client = b"By=%b;Hash=%b;Subject=\"\";URI=%b" % (
+                self.program.uri.encode(), downstream.certificate_hash.encode(), downstream.identity.encode()
+            )  # fmt: skip
+            request.fields = [*request.fields, (b"x-forwarded-client-cert", client)]
+        return request
+
+    def described(self, exchange: Exchange) -> tuple[Peer, Peer, ServiceView | None]:
+        downstream: Downstream = exchange.connection.context  # type: ignore[assignment]
+        program = self.program
+        served = [program.mesh.service_by_key(key) for key in program.l7.config.serves]
+        principal = program.uri if downstream.mtls else None
+        return (
+            Peer(workload=downstream.workload, principal=downstream.identity or None),
+            Peer(workload=program.local, principal=principal),
+            next((s for s in served if s is not None), None),
+        )
+
+    # -- ends ----------------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        if self._acceptor is not None:
+            self._acceptor.close()
+        if self._tunnels is not None:
+            self._tunnels.drain()
+        super().drain()
+
+    def stop(self) -> None:
+        super().stop()
+        if self._tunnels is not None:
+            self._tunnels.stop()
+        for pipe in list(self._pipes):
+            pipe.drop()
+
+    @property
+    def busy(self) -> bool:
+        return super().busy or bool(self._pipes) or (self._tunnels is not None and self._tunnels.busy)
+
+
+class _Secured(asyncio.Protocol):
+    """After the handshake, what serves the connection is chosen by who the peer proved to be."""
+
+    def __init__(self, serve) -> None:  # type: ignore[no-untyped-def]
+        self._serve = serve
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        chosen = self._serve(transport)
+        if chosen is None:
+            transport.abort()  # type: ignore[attr-defined]
+            return
+        transport.set_protocol(chosen)  # type: ignore[attr-defined]
+        chosen.connection_made(transport)
