@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from planes.envoy import place as envoy
 from planes.sidecar.place import mutual_tls_claims, sidecars
+from planes.waypoint import place as waypoint
 from planes.ztunnel.place import ambient_workloads, traffic_claims, ztunnels
 from planes.ztunnel.place import mesh_view as _mesh_view
 from testbed.errors import UsageError
@@ -42,6 +43,22 @@ def _place_ambient_l4(topology: Topology) -> Placement:
     )
 
 
+def _place_ambient(topology: Topology) -> Placement:
+    """Ztunnels, and waypoints for the services that ask for one."""
+    captured = ambient_workloads(topology)
+    placed = waypoint.waypoints(topology)
+    view = _mesh_view(
+        topology, captured=captured, waypoints=waypoint.waypoint_of(placed),
+        extra_workloads=waypoint.view_entries(topology, placed), extra_services=waypoint.view_services(placed),
+    )  # fmt: skip
+    return (
+        Placement(plane="ambient")
+        + ztunnels(topology, captured=captured, view=view)
+        + waypoint.proxies(topology, placed, view)
+        + Placement(plane="ambient", claims=traffic_claims(topology, captured=captured))
+    )
+
+
 def _place_envoy_ambient_l4(topology: Topology) -> Placement:
     """`ambient-l4` with real Envoys in the ztunnel role: what ours are held against."""
     captured = ambient_workloads(topology)
@@ -65,6 +82,7 @@ def _place_sidecar(topology: Topology) -> Placement:
 
 
 none = CataloguedPlane("none", _place_none)
+ambient = CataloguedPlane("ambient", _place_ambient)
 sidecar = CataloguedPlane("sidecar", _place_sidecar)
 ambient_l4 = CataloguedPlane("ambient-l4", _place_ambient_l4)
 envoy_ambient_l4 = CataloguedPlane("envoy-ambient-l4", _place_envoy_ambient_l4)

@@ -18,6 +18,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "plane": {
         "none": "planes.catalog:none",
         "ambient-l4": "planes.catalog:ambient_l4",
+        "ambient": "planes.catalog:ambient",
         "sidecar": "planes.catalog:sidecar",
         "envoy-ambient-l4": "planes.catalog:envoy_ambient_l4",
     },

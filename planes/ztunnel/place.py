@@ -33,11 +33,12 @@ def mesh_view(
     captured: Collection[str],
     waypoints: Mapping[str, str] | None = None,
     extra_workloads: tuple[dict, ...] = (),
+    extra_services: tuple[dict, ...] = (),
 ) -> dict:
     """The whole mesh in LOCAL shape. `captured` workloads take HBONE.
 
-    `waypoints` is service name to the address of its waypoint; services not in it are reached directly, whatever the
-    topology wishes. `extra_workloads` are the waypoints themselves, in LOCAL shape.
+    `waypoints` is service name to its waypoint, as `namespace/hostname` or `network/address`; services not in it are
+    reached directly, whatever the topology wishes. The extras are the waypoints themselves, in LOCAL shape.
     """
     policies, attached = policies_for_view(topology)
     return {
@@ -45,7 +46,7 @@ def mesh_view(
             *(_workload(topology, w, w.name in captured, attached.get(w.name, [])) for w in topology.workloads),
             *extra_workloads,
         ],
-        "services": [_service(s, (waypoints or {}).get(s.name)) for s in topology.services],
+        "services": [*(_service(s, (waypoints or {}).get(s.name)) for s in topology.services), *extra_services],
         "policies": policies,
     }
 
@@ -86,7 +87,7 @@ def _service(service: Service, waypoint: str | None) -> dict:
         mode, preferences = _PREFERENCES[service.traffic_distribution]
         view["loadBalancer"] = {"mode": mode, "routingPreferences": preferences, "healthPolicy": "OnlyHealthy"}
     if waypoint is not None:
-        view["waypoint"] = {"destination": f"/{waypoint}", "hboneMtlsPort": 15008}
+        view["waypoint"] = {"destination": waypoint, "hboneMtlsPort": 15008}
     return view
 
 
