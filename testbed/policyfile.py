@@ -1,14 +1,13 @@
-"""Istio's own YAML resources -> the values of `model.policy`; what a plane cannot honour is told.
+"""Istio's own YAML resources -> the values of `model.policy` and `model.traffic`.
 
-`PeerAuthentication` and `AuthorizationPolicy` are read field by field (Istio's security API v1); an unknown field is
-an error with its place. Resources that only an L7 proxy can honour are kept whole as `OtherResource`. `not_honoured`
-says, resource by resource, what a given plane leaves undone, so that a result can say so too.
+Read field by field (Istio's security API v1 here, traffic in `trafficfile` and `routefile`); an unknown field is an
+error with its place. Kinds that nothing here acts on are kept whole as `OtherResource`. What a given plane leaves
+undone is told by `honoured`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence as Many
 from dataclasses import dataclass, fields
 from ipaddress import ip_network
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from testbed import routefile, trafficfile, trafficshapes
 from testbed.errors import TopologyError
 from testbed.model.policy import (
     L4_CONDITIONS,
@@ -28,15 +28,12 @@ from testbed.model.policy import (
     Rule,
     Source,
     TargetRef,
-    l7_attributes,
-    to_l4,
 )
-from testbed.model.topology import ROOT_NAMESPACE
+from testbed.model.traffic import Traffic
 from testbed.yamlpos import LABEL, Anything, Item, Reader, Record, Sequence, Shape, Table, Text, suggestion
 
 NAME = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
 DRY_RUN = "istio.io/dry-run"
-L4_PLANES = ("none", "ambient-l4", "ambient_l4", "ztunnel")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +46,7 @@ class OtherResource:
     spec_json: str
 
 
-Resource = PeerAuthentication | AuthorizationPolicy | OtherResource
+Resource = PeerAuthentication | AuthorizationPolicy | Traffic | OtherResource
 
 
 # -- the shapes
@@ -132,14 +129,18 @@ _GATEWAY = ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1",
 _SPECS: dict[str, tuple[tuple[str, ...], Shape]] = {
     "PeerAuthentication": (_SECURITY, _PEER_SPEC),
     "AuthorizationPolicy": (_SECURITY, _AUTHORIZATION_SPEC),
-    "RequestAuthentication": (_SECURITY, Anything(what="spec", mapping=True)),
+    "RequestAuthentication": (_SECURITY, trafficshapes.REQUEST_AUTHENTICATION),
+    "VirtualService": (_NETWORKING, trafficshapes.VIRTUAL_SERVICE),
+    "DestinationRule": (_NETWORKING, trafficshapes.DESTINATION_RULE),
+    "HTTPRoute": (_GATEWAY, trafficshapes.HTTP_ROUTE),
+    "GRPCRoute": (_GATEWAY, trafficshapes.GRPC_ROUTE),
     **{
         kind: (_NETWORKING, Anything(what="spec", mapping=True))
-        for kind in ("VirtualService", "DestinationRule", "Sidecar", "ServiceEntry", "EnvoyFilter", "WorkloadEntry")
+        for kind in ("Sidecar", "ServiceEntry", "EnvoyFilter", "WorkloadEntry")
     },
     **{
         kind: (_GATEWAY, Anything(what="spec", mapping=True))
-        for kind in ("HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute", "Gateway")
+        for kind in ("TCPRoute", "TLSRoute", "Gateway")
     },
     "Telemetry": (("telemetry.istio.io/v1", "telemetry.istio.io/v1alpha1"), Anything(what="spec", mapping=True)),
     "WasmPlugin": (("extensions.istio.io/v1alpha1",), Anything(what="spec", mapping=True)),
@@ -311,7 +312,7 @@ def _check_port(item: Item, reader: Reader) -> None:
 def _other(item: Item, reader: Reader) -> OtherResource:
     metadata, spec = item.value["metadata"], item.child("spec")
     try:
-        spec_json = json.dumps(spec.value if spec else {}, sort_keys=True, default=str)
+        spec_json = json.dumps(spec.plain() if spec else {}, sort_keys=True, default=str)
     except (TypeError, ValueError, RecursionError) as error:  # keys of several types; an alias to itself
         reader.problem(item.mark, f"spec cannot be kept as JSON ({error})", "use text keys and no alias to itself")
         spec_json = "{}"
@@ -334,7 +335,14 @@ def _selector(spec: Item) -> tuple[tuple[str, str], ...] | None:
     return tuple(sorted((name, label.value) for name, label in selector.items("matchLabels")))
 
 
-_RESOURCES = {"PeerAuthentication": _peer, "AuthorizationPolicy": _authorization}
+_RESOURCES = {
+    "PeerAuthentication": _peer,
+    "AuthorizationPolicy": _authorization,
+    "VirtualService": trafficfile.virtual_service,
+    "DestinationRule": trafficfile.destination_rule,
+    "HTTPRoute": routefile.http_route,
+    "GRPCRoute": routefile.grpc_route,
+}
 
 
 # -- the door
@@ -361,50 +369,6 @@ def load(path: Path) -> tuple[Resource, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise TopologyError([f"{path}:1:1: cannot be read ({error}); check the path and its encoding"]) from error
     return parse(text, str(path))
-
-
-def not_honoured(resources: Many[object], plane: str, root_namespace: str = ROOT_NAMESPACE) -> list[str]:
-    """What `plane` leaves undone of the resources, one line each; empty for planes with an L7 proxy at every
-    workload.
-    """
-    if plane not in L4_PLANES:
-        return []
-    lines: list[str] = []
-    for resource in resources:
-        if isinstance(resource, PeerAuthentication):
-            where = f"PeerAuthentication {resource.namespace}/{resource.name}"
-            if plane == "none":
-                lines.append(f"{where}: no proxy enforces it")
-                continue
-            if resource.selector and resource.namespace == root_namespace:
-                lines.append(f"{where}: a selector in the root namespace is ignored")
-            if Mode.DISABLE in (resource.mode, *(mode for _, mode in resource.port_modes)):
-                lines.append(f"{where}: DISABLE is treated as PERMISSIVE")
-        elif isinstance(resource, AuthorizationPolicy):
-            where = f"AuthorizationPolicy {resource.namespace}/{resource.name}"
-            lines += [f"{where}: {text}" for text in _authorization_limits(resource, plane, root_namespace)]
-        elif isinstance(resource, OtherResource):
-            lines.append(f"{resource.kind} {resource.namespace}/{resource.name}: needs an L7 proxy")
-    return lines
-
-
-def _authorization_limits(resource: AuthorizationPolicy, plane: str, root_namespace: str) -> list[str]:
-    if plane == "none":
-        return ["no proxy enforces it"]
-    if resource.target_refs:
-        return ["targetRefs are for waypoints; the policy has no effect here"]
-    if resource.action in (Action.AUDIT, Action.CUSTOM):
-        return [f"action {resource.action} is not supported at L4; the policy has no effect here"]
-    attributes = sorted({_camel(name) for rule in resource.rules for name in l7_attributes(rule)})
-    if not attributes:
-        return []
-    seen = f"HTTP attributes are not seen at L4 ({', '.join(attributes)})"
-    if resource.action is Action.ALLOW:
-        return [f"{seen}: rules with them are left out, which allows less than asked"]
-    (policy,), _ = to_l4([resource], (), root_namespace)
-    if not any(all(not c or any(not m.is_empty for m in c) for c in rule) for rule in policy.rules):
-        return [f"{seen}: nothing enforceable is left, the DENY has no effect"]
-    return [f"{seen}: each is left out, which denies more, or where a clause held nothing else, not at all"]
 
 
 def _is_empty(node: yaml.Node) -> bool:

@@ -49,8 +49,10 @@ class Item:
     def plain(self) -> Any:
         """Without positions."""
         if isinstance(self.value, dict):
-            return {k: v.plain() for k, v in self.value.items()}
-        return [v.plain() for v in self.value] if isinstance(self.value, list) else self.value
+            return {k: v.plain() if isinstance(v, Item) else v for k, v in self.value.items()}
+        if isinstance(self.value, list):
+            return [v.plain() if isinstance(v, Item) else v for v in self.value]
+        return self.value
 
 
 @dataclass(slots=True)
@@ -164,6 +166,22 @@ class Number:
     def schema(self) -> dict[str, Any]:
         kind = "integer" if self.integer else "number"
         return {"type": kind, "description": self.what, "minimum": self.minimum, "maximum": self.maximum}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    what: str
+
+    def read(self, node: yaml.Node, reader: Reader) -> Item | None:
+        value = _scalar(node)
+        if not isinstance(value, bool):
+            what = f"{self.what} must be true or false, not {_kind(node)} ({_show(node)})"
+            reader.problem(node.start_mark, what, "write true or false without quotes")
+            return None
+        return Item(value, node.start_mark)
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "boolean", "description": self.what}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from testbed.model.policy import (
     Source,
     TargetRef,
 )
-from testbed.policyfile import OtherResource, not_honoured
+from testbed.policyfile import OtherResource
 
 HEAD = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: n}\n"
 
@@ -110,12 +110,12 @@ def test_both_spellings_of_target_refs() -> None:
 
 def test_a_file_may_hold_several_documents_and_kinds() -> None:
     """Empty documents are passed over; L7 kinds are kept whole."""
-    route = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v}\nspec: {hosts: [h]}\n"
+    route = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: v}\nspec: {hosts: [h]}\n"
     resources = policyfile.parse(f"---\n{HEAD}---\n---\n{route}", "p.yml")
 
     assert resources[0].name == "p"
     assert resources[1] == OtherResource(
-        kind="VirtualService", name="v", namespace="default", spec_json='{"hosts": ["h"]}'
+        kind="ServiceEntry", name="v", namespace="default", spec_json='{"hosts": ["h"]}'
     )
 
 
@@ -167,36 +167,3 @@ def test_port_level_without_selector_is_refused() -> None:
 
 
 L7 = "{action: %s, rules: [{to: [{operation: {methods: [GET]%s}}]}]}"
-HONOUR = [
-    (authorization("{rules: [{}]}"), None),
-    (authorization(L7 % ("ALLOW", "")), "(methods): rules with them are left out, which allows less than asked"),
-    (authorization(L7 % ("DENY", "")), "nothing enforceable is left, the DENY has no effect"),
-    (authorization(L7 % ("DENY", ", ports: ['1']")), "each is left out, which denies more"),
-    (authorization("{action: AUDIT}"), "action AUDIT is not supported at L4"),
-    (authorization("{targetRefs: [{kind: Service, name: s}]}"), "targetRefs are for waypoints"),
-    (PeerAuthentication(name="p", namespace="n", mode=Mode.STRICT), None),
-    (PeerAuthentication(name="p", namespace="n", mode=Mode.DISABLE), "DISABLE is treated as PERMISSIVE"),
-    (
-        PeerAuthentication(name="p", namespace="istio-system", selector=(("a", "b"),)),
-        "in the root namespace is ignored",
-    ),
-    (OtherResource(kind="VirtualService", name="v", namespace="n", spec_json="{}"), "needs an L7 proxy"),
-]
-
-
-@pytest.mark.parametrize(("resource", "expected"), HONOUR)
-def test_what_an_l4_plane_does_not_honour_is_told(resource: object, expected: str | None) -> None:
-    """One line naming the resource and what becomes of it; nothing where all is honoured."""
-    lines = not_honoured([resource], "ambient-l4")
-
-    assert len(lines) == (expected is not None)
-    if expected is not None:
-        assert expected in lines[0] and resource.name in lines[0]
-
-
-def test_no_plane_honours_nothing_and_a_full_one_everything() -> None:
-    """`none` has no proxy at all; planes with L7 proxies are not this report's business."""
-    resources = [authorization("{rules: [{}]}"), PeerAuthentication(name="p", namespace="n")]
-
-    assert [line.split(": ")[1] for line in not_honoured(resources, "none")] == ["no proxy enforces it"] * 2
-    assert not_honoured(resources, "sidecar") == []

@@ -9,7 +9,7 @@ from planes.l7.message import Fields, Request
 from planes.l7.retry import DEFAULT as DEFAULT_RETRY
 from planes.l7.retry import RetryPolicy
 from planes.l7.view import Cluster
-from testbed.model.traffic import Fault
+from testbed.model.traffic import GRPC_CODES, Fault
 
 
 class Kind(StrEnum):
@@ -94,16 +94,9 @@ def aborted(fault: Fault, decision: Decision, delay_s: float, request: Request) 
     return answer
 
 
-_GRPC_CODES = (
-    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
-    "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
-    "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
-)  # fmt: skip
-
-
 def grpc_code(name: str) -> int:
     """Raises ValueError for a name that is none; numbers are taken as they are."""
-    return int(name) if name.isdigit() else _GRPC_CODES.index(name.upper())
+    return int(name) if name.isdigit() else GRPC_CODES.index(name.upper())
 
 
 def shadow_authority(authority: bytes) -> bytes:

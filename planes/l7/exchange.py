@@ -8,18 +8,29 @@ answered in Envoy's words (status, body, response flag).
 from __future__ import annotations
 
 import asyncio
+from enum import Enum
 from typing import Protocol
 
 from planes.l7.codec import ServerStream
 from planes.l7.connection import HttpConnection
-from planes.l7.message import Fields, Request, Response
-from planes.l7.retry import Failure, RetryPolicy
-from planes.l7.route import Decision, Kind
+from planes.l7.decision import Decision, Kind
+from planes.l7.message import Fields, Request, Response, field
+from planes.l7.retry import Failure, Retrial, RetryLimit
 from planes.l7.upstream import Upstream
 
 REPLAY_MAX_BYTES = 64 << 10
 """A request's body is kept for another attempt up to here; a longer one is sent once."""
 _TEXT = [(b"content-type", b"text/plain")]
+
+
+class Cause(Enum):
+    """Why an attempt ended without a response, as Envoy words it and flags it."""
+
+    CONNECT = (b"connection failure", "UF", Failure(connect_failed=True))
+    REFUSED = (b"remote refused stream reset", "UR", Failure(refused=True))
+    RESET = (b"connection termination", "UC", Failure())
+    TIMEOUT = (b"", "UT", Failure())
+    """Its own limit of time."""
 
 
 class Place(Protocol):
@@ -44,6 +55,7 @@ class Place(Protocol):
         ...
 
     def draw(self) -> float: ...
+    def retry_limit(self, exchange: Exchange) -> RetryLimit: ...
     def finished(self, exchange: Exchange) -> None:
         """After the last byte, both ways. For telemetry."""
         ...
@@ -53,9 +65,31 @@ class Exchange:
     """The downstream stream's sink."""
 
     __slots__ = (
-        "_attempt", "_hold", "_kept", "_kept_bytes", "_timer", "attempts", "connection", "decision", "flag",
-        "grpc_status", "over", "place", "reason", "request", "request_bytes", "request_done", "response",
-        "response_bytes", "started_s", "status", "stream", "trailers", "tried", "upstream",
+        "_attempt",
+        "_hold",
+        "_kept",
+        "_kept_bytes",
+        "_timer",
+        "attempts",
+        "connection",
+        "decision",
+        "flag",
+        "grpc_status",
+        "over",
+        "place",
+        "reason",
+        "request",
+        "request_bytes",
+        "request_done",
+        "response",
+        "response_bytes",
+        "retrial",
+        "started_s",
+        "status",
+        "stream",
+        "trailers",
+        "tried",
+        "upstream",
     )  # fmt: skip
 
     def __init__(self, place: Place, connection: HttpConnection, stream: ServerStream, request: Request) -> None:
@@ -81,6 +115,8 @@ class Exchange:
         """Envoy's response flag."""
         self.reason = ""
         self.over = False
+        self.retrial: Retrial | None = None
+        """Made at the first failure."""
         self._attempt: Attempt | None = None
         self._kept: list[bytes] | None = []
         """The request's body so far; None once it is not to be sent again."""
@@ -202,11 +238,17 @@ class Exchange:
             self.release()
 
     def answered(self, attempt: Attempt, response: Response) -> None:
-        policy = self.decision.retry
-        if policy is not None and self._may_retry(policy, policy.after_response(response.status, response.fields)):
-            attempt.give_up("retried")
-            self._retry(policy)
-            return
+        if self.decision.retry is not None and (response.status >= 400 or not response.has_body):
+            grpc = field(response.fields, b"grpc-status") if not response.has_body else None
+            failure = Failure(
+                status=response.status, grpc_status=int(grpc) if grpc is not None and grpc.isdigit() else None,
+                overloaded=response.status == 503 and field(response.fields, b"x-envoy-overloaded") is not None,
+            )  # fmt: skip
+            pause_s = self._another_try(failure) if failure.status != 200 or grpc not in (None, b"0") else None
+            if pause_s is not None:
+                attempt.give_up("retried")
+                self._retry(pause_s)
+                return
         self._kept = None
         self._stop_timer()
         response = self.place.incoming(self, response)
@@ -235,7 +277,7 @@ class Exchange:
                     self.grpc_status = value
         self._finish()
 
-    def attempt_failed(self, failure: Failure, reason: str) -> None:
+    def attempt_failed(self, cause: Cause, reason: str) -> None:
         """No response of this attempt, or no more of it, will come."""
         self.reason = reason
         if self.response is not None:
@@ -243,23 +285,27 @@ class Exchange:
             self.stream.reset(reason)
             self._finish()
             return
-        policy = self.decision.retry
-        if policy is not None and self._may_retry(policy, policy.after_failure(failure)):
-            self._retry(policy)
-        elif failure is Failure.TIMEOUT:
+        pause_s = self._another_try(cause.value[2])
+        if pause_s is not None:
+            self._retry(pause_s)
+        elif cause is Cause.TIMEOUT:
             self.answer(504, b"upstream request timeout", "UT")
         else:
-            text, flag = _WORDS[failure]
+            text, flag, _ = cause.value
             self.answer(503, b"upstream connect error or disconnect/reset before headers. reset reason: " + text, flag)
 
-    def _may_retry(self, policy: RetryPolicy, wanted: bool) -> bool:
-        return wanted and self._kept is not None and self.attempts <= policy.attempts
+    def _another_try(self, failure: Failure) -> float | None:
+        """The pause before it; None: what came stands."""
+        if self.decision.retry is None:
+            return None
+        if self.retrial is None:
+            self.retrial = Retrial(self.decision.retry, self.place.retry_limit(self))
+        return self.retrial.again(failure, draw=self.place.draw, replayable=self._kept is not None)
 
-    def _retry(self, policy: RetryPolicy) -> None:
+    def _retry(self, pause_s: float) -> None:
         assert self.upstream is not None
         self.tried.append(self.upstream)
         self._attempt = None
-        pause_s = policy.pause_s(self.attempts, self.place.draw())
         self._stop_timer()  # the overall limit is counted from the request's end in any case
         self._timer = self.place.loop.call_later(pause_s, self._again)
 
@@ -327,6 +373,8 @@ class Exchange:
         attempt = self._attempt
         if attempt is not None:
             attempt.done()
+        if self.retrial is not None:
+            self.retrial.over()
         self.place.finished(self)
 
 
@@ -358,7 +406,7 @@ class Attempt:
     def no_connection(self, reason: str) -> None:
         if not self.over:
             self.done()
-            self.exchange.attempt_failed(Failure.CONNECT, reason)
+            self.exchange.attempt_failed(Cause.CONNECT, reason)
 
     # -- sink of the upstream stream
 
@@ -383,7 +431,7 @@ class Attempt:
     def was_reset(self, reason: str, *, unprocessed: bool) -> None:
         if not self.over:
             self.done()
-            self.exchange.attempt_failed(Failure.REFUSED if unprocessed else Failure.RESET, reason)
+            self.exchange.attempt_failed(Cause.REFUSED if unprocessed else Cause.RESET, reason)
 
     def writable(self) -> None:
         if not self.over:
@@ -409,14 +457,9 @@ class Attempt:
 
     def _timed_out(self) -> None:
         self.give_up("per try timeout")
-        self.exchange.attempt_failed(Failure.TIMEOUT, "per try timeout")
+        self.exchange.attempt_failed(Cause.TIMEOUT, "per try timeout")
 
 
-_WORDS = {
-    Failure.CONNECT: (b"connection failure", "UF"),
-    Failure.REFUSED: (b"remote refused stream reset", "UR"),
-    Failure.RESET: (b"connection termination", "UC"),
-}
 _GRPC_OF = {400: b"13", 401: b"16", 403: b"7", 404: b"12", 429: b"14", 502: b"14", 503: b"14", 504: b"14"}
 
 

@@ -54,6 +54,7 @@ class L7Program:
         self.uri = uri
         self.dialler = Dialler(loop, self.contexts, baggage=lambda: self._baggage)
         self.draw: Callable[[], float] = random.random
+        self.random_bits: Callable[[int], int] = random.getrandbits
         self.http_metrics = HttpMetrics()
         self.tcp_metrics = Metrics()
         self.parts: list[Ended] = []

@@ -60,6 +60,9 @@ class PathRewrite:
         return None
 
 
+_DEFAULT_PORTS = {b"http": b"80", b"https": b"443"}
+
+
 class Location:
     __slots__ = ("_redirect", "_swap")
 
@@ -70,22 +73,20 @@ class Location:
     def location(self, request: Request, path: bytes) -> bytes:
         r = self._redirect
         scheme = r.scheme.encode() if r.scheme else request.scheme
-        host, port = _split(request.authority)
-        if r.authority:
-            host, port = _split(r.authority.encode())
-        elif r.scheme and scheme != request.scheme and r.port is None:
-            port = b""  # the other scheme's own port
+        authority = r.authority.encode() if r.authority else request.authority
+        host, port = _split(authority)
+        if not r.authority and scheme != request.scheme and port == _DEFAULT_PORTS.get(request.scheme):
+            authority = host  # as Envoy: the other scheme has a default of its own
         if r.port is not None:
             port = b"%d" % r.port
-        if port == {b"http": b"80", b"https": b"443"}.get(scheme):
-            port = b""
+            authority = host if port == _DEFAULT_PORTS.get(scheme) else host + b":" + port
         query = request.path[len(path) :]
         if r.path is not None:
             path = r.path.encode()
             query = b"" if b"?" in path else query
         elif self._swap is not None:
             path = self._swap(path)
-        return scheme + b"://" + host + (b":" + port if port else b"") + path + query
+        return scheme + b"://" + authority + path + query
 
 
 def _split(authority: bytes) -> tuple[bytes, bytes]:

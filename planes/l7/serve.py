@@ -5,19 +5,21 @@ questions that all roles share: endpoints, edits, metrics, log.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from planes.l7 import prepare, telemetry
+from planes.l7 import edit, telemetry
 from planes.l7.codec import ServerStream
 from planes.l7.connection import HttpConnection
 from planes.l7.decision import Decision, Kind
 from planes.l7.detect import Detected
 from planes.l7.exchange import Exchange
 from planes.l7.http1 import Http1Server
-from planes.l7.message import Request, Response
+from planes.l7.message import Request, Response, field
 from planes.l7.program import Ended, L7Program
+from planes.l7.retry import RetryLimit
 from planes.l7.upstream import Upstream
 from planes.mesh import tls
 from planes.mesh.metrics import Peer
@@ -25,6 +27,8 @@ from planes.mesh.view import ServiceView, WorkloadView
 from testbed.model.identity import Identity
 from testbed.model.l4policy import Connection
 from testbed.model.l7policy import Judge
+
+_NO_LIMIT = RetryLimit()
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +44,7 @@ class Downstream:
     workload: WorkloadView | None = None
     judge: Judge | None = None
     certificate_hash: str = ""
-    labels: dict[object, telemetry.Labels] = field(default_factory=dict)
+    labels: dict[object, telemetry.Labels] = dataclasses.field(default_factory=dict)
     """By upstream, so that the next request of this connection need not work them out."""
 
     def policy_facts(self, local_address: str, port: int, server_name: str = "") -> Connection:
@@ -108,12 +112,41 @@ class HttpSide(Ended):
     def draw(self) -> float:
         return self.program.draw()
 
+    def client_certificate(self, downstream: Downstream) -> bytes | None:
+        """An entry for x-forwarded-client-cert; None: the field is not this side's to pass on."""
+        return None
+
     def outgoing(self, exchange: Exchange) -> Request:
-        return prepare.outgoing(exchange.request, exchange.decision, attempt=exchange.attempts, draw=self.program.draw)
+        request, decision = exchange.request, exchange.decision
+        downstream: Downstream = exchange.connection.context  # type: ignore[assignment]
+        if exchange.attempts == 1:  # once for all attempts: they share request id and span
+            request.fields = edit.stamp(
+                request.fields, secure=downstream.mtls, random_bits=self.program.random_bits,
+                client_cert=self.client_certificate(downstream),
+            )  # fmt: skip
+        fields = edit.with_attempt(request.fields, exchange.attempts, decision.timeout_s)
+        for change in decision.request_edits:
+            fields = change.apply(fields)
+        return Request(
+            request.method, decision.authority or request.authority, decision.path or request.path, fields,
+            scheme=request.scheme, version=request.version, has_body=request.has_body,
+            content_length=request.content_length, upgrade=request.upgrade, expects_continue=request.expects_continue,
+        )  # fmt: skip
 
     def incoming(self, exchange: Exchange, response: Response) -> Response:
         edits = exchange.decision.response_edits
-        return prepare.incoming(response, edits) if edits else response
+        if not edits:
+            return response
+        fields = response.fields
+        for change in edits:
+            fields = change.apply(fields)
+        return Response(
+            response.status, fields, version=response.version, has_body=response.has_body,
+            content_length=response.content_length, upgrade=response.upgrade,
+        )  # fmt: skip
+
+    def retry_limit(self, exchange: Exchange) -> RetryLimit:
+        return _NO_LIMIT
 
     def finished(self, exchange: Exchange) -> None:
         # Counted after the turn in which the last bytes go out, as Envoy does: it is the next request that pays.
@@ -155,8 +188,8 @@ class HttpSide(Ended):
             status=exchange.status, flag=exchange.flag, request_bytes=exchange.request_bytes,
             response_bytes=exchange.response_bytes, duration_ms=duration_ms, downstream=downstream.source[0],
             upstream=getattr(way, "authority", "") or "-", cluster=decision.cluster.name if decision.cluster else "",
-            authority=request.authority, request_id=prepare.request_id(request) or b"-", peer=downstream.identity,
-            reason=exchange.reason, route=decision.route,
+            authority=request.authority, request_id=field(request.fields, b"x-request-id") or b"-",
+            peer=downstream.identity, reason=exchange.reason, route=decision.route,
         )  # fmt: skip
         self.program.log.write(line + "\n")
 

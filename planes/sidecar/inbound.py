@@ -14,8 +14,8 @@ from planes.l7.clienthello import NotTls, read_client_hello
 from planes.l7.decision import Decision, Kind
 from planes.l7.detect import Detected
 from planes.l7.dial import Security, Way
+from planes.l7.edit import certificate_entry
 from planes.l7.exchange import Exchange
-from planes.l7.message import Request
 from planes.l7.program import L7Program
 from planes.l7.retry import RetryPolicy
 from planes.l7.serve import Downstream, HttpSide, deny, proved
@@ -187,15 +187,10 @@ class Inbound(HttpSide):
         downstream: Downstream = exchange.connection.context  # type: ignore[assignment]
         return self.program.dialler.upstream(self._application(downstream, http2=exchange.request.version == "2"))
 
-    def outgoing(self, exchange: Exchange) -> Request:
-        request = super().outgoing(exchange)
-        downstream: Downstream = exchange.connection.context  # type: ignore[assignment]
-        if downstream.mtls:
-            client = b"By=%b;Hash=%b;Subject=\"\";URI=%b" % (
-                self.program.uri.encode(), downstream.certificate_hash.encode(), downstream.identity.encode()
-            )  # fmt: skip
-            request.fields = [*request.fields, (b"x-forwarded-client-cert", client)]
-        return request
+    def client_certificate(self, downstream: Downstream) -> bytes | None:
+        if not downstream.mtls:
+            return None
+        return certificate_entry(self.program.uri, downstream.certificate_hash, downstream.identity)
 
     def described(self, exchange: Exchange) -> tuple[Peer, Peer, ServiceView | None]:
         downstream: Downstream = exchange.connection.context  # type: ignore[assignment]

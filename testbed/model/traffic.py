@@ -12,6 +12,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 Labels = tuple[tuple[str, str], ...]
+GRPC_CODES = (
+    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
+    "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
+    "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
+)  # fmt: skip
+"""By their numbers."""
 
 
 class TextKind(StrEnum):
@@ -171,7 +177,7 @@ class HttpRule:
     cors: Cors | None = None
     request_headers: HeaderEdits | None = None
     response_headers: HeaderEdits | None = None
-    unknown_fields: tuple[str, ...] = ()
+    kept_fields: tuple[str, ...] = ()
     """Known to Istio, honoured nowhere here (`delegate`, experimental filters)."""
 
 
@@ -346,7 +352,7 @@ class TrafficPolicy:
     tls: ClientTls | None = None
     retry_budget: RetryBudget | None = None
     ports: tuple[PortPolicy, ...] = ()
-    unknown_fields: tuple[str, ...] = ()
+    kept_fields: tuple[str, ...] = ()
     """Known to Istio, honoured nowhere here (`tunnel`, `proxyProtocol`)."""
 
 

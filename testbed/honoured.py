@@ -1,0 +1,226 @@
+"""What a plane leaves undone of Istio's resources, field by field, so that a run can say so beside its results.
+
+A known field that nothing honours is never an error: that it does nothing is one of the results. Which plane does
+what: facts/hbone 2.7, 3.6, 4.5 and 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from testbed.model.l4policy import L4Policy
+from testbed.model.policy import (
+    Action,
+    AuthorizationPolicy,
+    Mode,
+    PeerAuthentication,
+    l7_attributes,
+    to_l4,
+)
+from testbed.model.topology import ROOT_NAMESPACE
+from testbed.model.traffic import DestinationRule, HttpRoute, HttpRule, TlsMode, TrafficPolicy, VirtualService
+from testbed.policyfile import OtherResource
+
+L4_PLANES = ("none", "ambient-l4", "ambient_l4", "ztunnel")
+WAYPOINT_PLANES = ("ambient",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotHonoured:
+    resource: str
+    """`kind namespace/name`."""
+    field: str
+    """As a path in the resource's spec; empty when it is the whole resource."""
+    plane: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.resource}: {self.field}: {self.why}" if self.field else f"{self.resource}: {self.why}"
+
+
+def not_honoured(
+    resources: Sequence[object], plane: str, root_namespace: str = ROOT_NAMESPACE
+) -> tuple[NotHonoured, ...]:
+    """In the resources' order. `hybrid` counts as a plane of sidecars: what a waypoint leaves undone is not told."""
+    found: list[NotHonoured] = []
+    for resource in resources:
+        where = _name(resource)
+        if plane == "none":
+            entries: Iterable[tuple[str, str]] = [("", "no proxy enforces it")]
+        elif isinstance(resource, PeerAuthentication):
+            entries = _peer(resource, plane, root_namespace)
+        elif isinstance(resource, AuthorizationPolicy):
+            entries = _authorization(resource, plane)
+        elif isinstance(resource, OtherResource):
+            entries = [("", "needs an L7 proxy" if plane in L4_PLANES else "is read, but no proxy here acts on it")]
+        elif plane in L4_PLANES:
+            entries = [("", "needs an L7 proxy")]
+        elif isinstance(resource, VirtualService):
+            entries = _virtual(resource, plane)
+        elif isinstance(resource, HttpRoute):
+            entries = _route(resource)
+        elif isinstance(resource, DestinationRule):
+            entries = _destination(resource, plane)
+        else:
+            continue
+        found += [NotHonoured(resource=where, field=field, plane=plane, why=why) for field, why in entries]
+    if plane not in L4_PLANES:
+        found += _mixed(resources, plane)
+    return tuple(found)
+
+
+def _name(resource: object) -> str:
+    kind = type(resource).__name__
+    if isinstance(resource, OtherResource):
+        kind = resource.kind
+    elif isinstance(resource, HttpRoute):
+        kind = "GRPCRoute" if resource.grpc else "HTTPRoute"
+    return f"{kind} {resource.namespace}/{resource.name}"  # type: ignore[attr-defined]
+
+
+# -- security
+
+
+def _peer(resource: PeerAuthentication, plane: str, root_namespace: str) -> Iterator[tuple[str, str]]:
+    if resource.selector and resource.namespace == root_namespace:
+        yield "selector", "a selector in the root namespace is ignored"
+    if plane in (*L4_PLANES, *WAYPOINT_PLANES) and Mode.DISABLE in (
+        resource.mode, *(mode for _, mode in resource.port_modes),
+    ):  # fmt: skip
+        yield "mtls.mode", "DISABLE is treated as PERMISSIVE"
+
+
+def _authorization(resource: AuthorizationPolicy, plane: str) -> Iterator[tuple[str, str]]:
+    at_ztunnel = plane in L4_PLANES or (plane in WAYPOINT_PLANES and not resource.target_refs)
+    if resource.target_refs and plane not in WAYPOINT_PLANES:
+        yield "targetRefs", "targetRefs are for waypoints; the policy has no effect here"
+    elif at_ztunnel and resource.action in (Action.AUDIT, Action.CUSTOM):
+        yield "action", f"action {resource.action} is not supported at L4; the policy has no effect here"
+    elif at_ztunnel:
+        yield from _l7_at_ztunnel(resource)
+    elif resource.action is Action.CUSTOM:
+        yield "action", "CUSTOM is not evaluated yet: nobody is asked, and requests go on to DENY and ALLOW"
+    else:
+        if resource.action is Action.AUDIT:
+            yield "action", "AUDIT is written to the access log only"
+        for name in _l7_names(resource):
+            if "equestPrincipals" in name or name.startswith(("request.auth.", "experimental.")):
+                yield "rules", f"{name} has no value here: there are no JWTs yet"
+
+
+def _l7_names(resource: AuthorizationPolicy) -> list[str]:
+    return sorted({_camel(name) for rule in resource.rules for name in l7_attributes(rule)})
+
+
+def _camel(name: str) -> str:
+    head, *rest = name.split("_")
+    return head + "".join(part.capitalize() for part in rest)
+
+
+def _l7_at_ztunnel(resource: AuthorizationPolicy) -> Iterator[tuple[str, str]]:
+    attributes = _l7_names(resource)
+    if not attributes:
+        return
+    seen = f"HTTP attributes are not seen at L4 ({', '.join(attributes)})"
+    if resource.action is Action.ALLOW:
+        yield "rules", f"{seen}: rules with them are left out, which allows less than asked"
+        return
+    (policy,), _ = to_l4([resource], ())
+    if not _enforceable(policy):
+        yield "rules", f"{seen}: nothing enforceable is left, the DENY has no effect"
+    else:
+        yield "rules", f"{seen}: each is left out, which denies more, or where a clause held nothing else, not at all"
+
+
+def _enforceable(policy: L4Policy) -> bool:
+    return any(all(not c or any(not m.is_empty for m in c) for c in rule) for rule in policy.rules)
+
+
+# -- traffic
+
+
+def _virtual(resource: VirtualService, plane: str) -> Iterator[tuple[str, str]]:
+    if not resource.for_mesh:
+        yield "gateways", "there are no gateways here; only `mesh` counts"
+    if resource.tcp:
+        yield "tcp", "TCP routes are not honoured; connections go to the service that was dialled"
+    if resource.tls:
+        yield "tls", "TLS routes are not honoured; connections go to the service that was dialled"
+    for number, rule in enumerate(resource.http):
+        where = f"http[{number}]"
+        yield from _rule(rule, where)
+        if plane in WAYPOINT_PLANES:
+            for match in rule.matches:
+                for field, held in (("sourceLabels", match.source_labels), ("sourceNamespace", match.source_namespace)):
+                    if held:
+                        yield f"{where}.match.{field}", "a waypoint does not ask who the client is; it counts as met"
+
+
+def _rule(rule: HttpRule, where: str) -> Iterator[tuple[str, str]]:
+    for field in rule.kept_fields:
+        yield f"{where}.{field}", "no proxy here acts on it"
+    if rule.cors is not None:
+        yield f"{where}.corsPolicy", "CORS is not honoured yet"
+    if rule.retries is not None and rule.retries.retry_remote_localities is not None:
+        yield f"{where}.retries.retryRemoteLocalities", "localities are not told apart in retries"
+    edits = [rule.request_headers, rule.response_headers]
+    edits += [e for d in rule.destinations for e in (d.request_headers, d.response_headers)]
+    if any("%" in value for e in edits if e is not None for _, value in (*e.set, *e.add)):
+        yield f"{where}.headers", "values with % are written as they stand; Envoy's formats are not known here"
+
+
+def _route(resource: HttpRoute) -> Iterator[tuple[str, str]]:
+    for parent in resource.parents:
+        if parent.kind != "Service":
+            yield "parentRefs", f"{parent.kind} {parent.name} is no Service; only those are honoured"
+    if resource.hostnames:
+        yield "hostnames", "a route of a Service concerns whatever host is asked for"
+    for number, rule in enumerate(resource.rules):
+        yield from _rule(rule, f"rules[{number}]")
+
+
+def _destination(resource: DestinationRule, plane: str) -> Iterator[tuple[str, str]]:
+    policies = [("trafficPolicy", resource.policy)]
+    policies += [(f"subsets[{s.name}].trafficPolicy", s.policy) for s in resource.subsets]
+    for where, policy in policies:
+        if policy is None:
+            continue
+        yield from _policy(policy, where, plane)
+        for entry in policy.ports:
+            yield from _policy(entry.policy, f"{where}.portLevelSettings[{entry.port}]", plane)
+    if resource.subsets and plane in WAYPOINT_PLANES:
+        yield "subsets", "honoured here; Istio documents subsets at a waypoint as unsupported"
+
+
+def _policy(policy: TrafficPolicy, where: str, plane: str) -> Iterator[tuple[str, str]]:
+    for field in policy.kept_fields:
+        yield f"{where}.{field}", "no proxy here acts on it"
+    if policy.tls is not None:
+        if policy.tls.mode in (TlsMode.SIMPLE, TlsMode.MUTUAL):
+            yield f"{where}.tls", f"{policy.tls.mode} towards services outside the mesh is not honoured"
+        elif plane in WAYPOINT_PLANES:
+            yield f"{where}.tls", f"a waypoint ignores {policy.tls.mode}; HBONE decides"
+    balancing = policy.load_balancing
+    if balancing is None:
+        return
+    if balancing.warmup_s is not None:
+        yield f"{where}.loadBalancer.warmup", "endpoints get their full share at once"
+    if balancing.hash_on is not None and balancing.hash_on.maglev:
+        yield f"{where}.loadBalancer.consistentHash.maglev", "a ring is used instead"
+    locality = balancing.locality
+    if locality is not None and (locality.distribute or locality.failover or locality.failover_priority):
+        yield f"{where}.loadBalancer.localityLbSetting", "only trafficDistribution of the service is honoured"
+
+
+def _mixed(resources: Sequence[object], plane: str) -> Iterator[NotHonoured]:
+    """Several resources for one service, of which one counts."""
+    virtual = [r for r in resources if isinstance(r, VirtualService) and r.for_mesh]
+    for route in (r for r in resources if isinstance(r, HttpRoute)):
+        for parent in route.parents:
+            namespace = parent.namespace or route.namespace
+            names = (parent.name, f"{parent.name}.{namespace}.svc.cluster.local")
+            rival = next((v for v in virtual if set(names) & set(v.hosts)), None)
+            if rival is not None:
+                why = f"VirtualService {rival.namespace}/{rival.name} is taken instead; Istio says nothing about mixing"
+                yield NotHonoured(resource=_name(route), field="", plane=plane, why=why)

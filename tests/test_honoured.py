@@ -1,0 +1,157 @@
+"""What each plane leaves undone of Istio's resources is told, field by field."""
+
+from __future__ import annotations
+
+import pytest
+
+from testbed.honoured import not_honoured
+from testbed.model.policy import (
+    Action,
+    AuthorizationPolicy,
+    Condition,
+    Mode,
+    Operation,
+    PeerAuthentication,
+    Rule,
+    Source,
+    TargetRef,
+)
+from testbed.model.traffic import (
+    ClientTls,
+    Cors,
+    Destination,
+    DestinationRule,
+    HashOn,
+    HeaderEdits,
+    HttpRoute,
+    HttpRule,
+    L4Rule,
+    LoadBalancing,
+    LocalityBalance,
+    ParentRef,
+    PortPolicy,
+    RequestMatch,
+    TlsMode,
+    TrafficPolicy,
+    VirtualService,
+    WeightedDestination,
+)
+from testbed.policyfile import OtherResource
+
+
+def authorization(*operations: Operation, action: Action = Action.ALLOW, **more: object) -> AuthorizationPolicy:
+    rule = Rule(operations=operations)
+    return AuthorizationPolicy(name="p", namespace="n", action=action, rules=(rule,), **more)  # type: ignore[arg-type]
+
+
+GET = Operation(methods=("GET",))
+TARGET = (TargetRef(kind="Service", name="s"),)
+
+
+@pytest.mark.parametrize(
+    ("resource", "expected"),
+    [
+        (authorization(), None),
+        (authorization(GET), "(methods): rules with them are left out, which allows less than asked"),
+        (authorization(GET, action=Action.DENY), "nothing enforceable is left, the DENY has no effect"),
+        (
+            authorization(Operation(methods=("GET",), ports=("1",)), action=Action.DENY),
+            "each is left out, which denies",
+        ),
+        (authorization(action=Action.AUDIT), "action AUDIT is not supported at L4"),
+        (authorization(target_refs=TARGET), "targetRefs are for waypoints"),
+        (PeerAuthentication(name="p", namespace="n", mode=Mode.STRICT), None),
+        (PeerAuthentication(name="p", namespace="n", mode=Mode.DISABLE), "DISABLE is treated as PERMISSIVE"),
+        (
+            PeerAuthentication(name="p", namespace="istio-system", selector=(("a", "b"),)),
+            "in the root namespace is ignored",
+        ),
+        (OtherResource(kind="Sidecar", name="p", namespace="n", spec_json="{}"), "needs an L7 proxy"),
+        (VirtualService(name="p", namespace="n", hosts=("h",)), "needs an L7 proxy"),
+    ],
+)
+def test_what_an_l4_plane_does_not_honour_is_told(resource: object, expected: str | None) -> None:
+    """One line naming the resource and what becomes of it; nothing where all is honoured."""
+    lines = [str(entry) for entry in not_honoured([resource], "ambient-l4")]
+
+    assert len(lines) == (expected is not None)
+    if expected is not None:
+        assert expected in lines[0] and "/p: " in lines[0]
+
+
+def virtual(rule: HttpRule, **more: object) -> VirtualService:
+    return VirtualService(name="v", namespace="n", hosts=("s",), http=(rule,), **more)  # type: ignore[arg-type]
+
+
+def policy(**fields: object) -> DestinationRule:
+    return DestinationRule(name="d", namespace="n", host="s", policy=TrafficPolicy(**fields))  # type: ignore[arg-type]
+
+
+def route(**parent: str) -> HttpRoute:
+    return HttpRoute(name="r", namespace="n", parents=(ParentRef(**{"kind": "Service", "name": "s", **parent}),))
+
+
+LABELLED = HttpRule(matches=(RequestMatch(source_labels=(("a", "b"),)),))
+EDITED = HttpRule(
+    destinations=(
+        WeightedDestination(
+            destination=Destination(host="s"), request_headers=HeaderEdits(set=(("x", "%START_TIME%"),))
+        ),
+    )
+)
+LOCALITY = LoadBalancing(locality=LocalityBalance(failover=(("a", "b"),)))
+JWT = Rule(sources=(Source(request_principals=("*",)),))
+CLAIM = Rule(conditions=(Condition(key="request.auth.claims[iss]", values=("x",)),))
+
+
+@pytest.mark.parametrize(
+    ("plane", "resource", "fields"),
+    [
+        ("sidecar", virtual(HttpRule(cors=Cors())), ["http[0].corsPolicy"]),
+        ("sidecar", virtual(HttpRule(kept_fields=("delegate",))), ["http[0].delegate"]),
+        ("sidecar", virtual(HttpRule(), tcp=(L4Rule(),), gateways=("gw",)), ["gateways", "tcp"]),
+        ("sidecar", virtual(LABELLED), []),
+        ("ambient", virtual(LABELLED), ["http[0].match.sourceLabels"]),
+        ("sidecar", virtual(EDITED), ["http[0].headers"]),
+        ("sidecar", route(kind="Gateway"), ["parentRefs"]),
+        ("sidecar", route(), []),
+        ("sidecar", policy(tls=ClientTls(mode=TlsMode.SIMPLE)), ["trafficPolicy.tls"]),
+        ("sidecar", policy(tls=ClientTls(mode=TlsMode.DISABLE)), []),
+        ("ambient", policy(tls=ClientTls(mode=TlsMode.DISABLE)), ["trafficPolicy.tls"]),
+        ("sidecar", policy(load_balancing=LOCALITY), ["trafficPolicy.loadBalancer.localityLbSetting"]),
+        (
+            "sidecar",
+            policy(ports=(PortPolicy(port=80, policy=TrafficPolicy(load_balancing=LoadBalancing(warmup_s=1.0))),)),
+            ["trafficPolicy.portLevelSettings[80].loadBalancer.warmup"],
+        ),
+        (
+            "sidecar",
+            policy(load_balancing=LoadBalancing(hash_on=HashOn(source_ip=True, maglev=True))),
+            ["trafficPolicy.loadBalancer.consistentHash.maglev"],
+        ),
+        ("sidecar", authorization(GET), []),
+        ("ambient", authorization(GET), ["rules"]),
+        ("ambient", authorization(GET, target_refs=TARGET), []),
+        ("sidecar", authorization(GET, target_refs=TARGET), ["targetRefs"]),
+        ("sidecar", authorization(action=Action.CUSTOM, provider="p"), ["action"]),
+        ("sidecar", AuthorizationPolicy(name="p", namespace="n", rules=(JWT, CLAIM)), ["rules", "rules"]),
+        ("sidecar", OtherResource(kind="Telemetry", name="t", namespace="n", spec_json="{}"), [""]),
+    ],
+)
+def test_what_an_l7_plane_does_not_honour_is_told(plane: str, resource: object, fields: list[str]) -> None:
+    """By the field's path in the resource."""
+    assert [entry.field for entry in not_honoured([resource], plane)] == fields
+
+
+def test_no_plane_honours_nothing() -> None:
+    """`none` has no proxy at all."""
+    resources = [authorization(), PeerAuthentication(name="p", namespace="n"), virtual(HttpRule()), route()]
+
+    assert [entry.why for entry in not_honoured(resources, "none")] == ["no proxy enforces it"] * 4
+
+
+def test_a_route_beside_a_virtual_service_is_told() -> None:
+    """facts/hbone 7, 28: one of them counts, and the reader should know which."""
+    (entry,) = not_honoured([virtual(HttpRule()), route()], "ambient")
+
+    assert str(entry).startswith("HTTPRoute n/r: VirtualService n/v is taken instead")
