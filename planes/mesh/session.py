@@ -151,6 +151,16 @@ class HboneSession(asyncio.Protocol):
             self.transport.write(b"".join(out))
         out.clear()
 
+    def write_through(self, stream: Stream, framed: memoryview) -> bool:
+        """`framed`: room for a frame header, then payload. It leaves at once; False: it does not fit, use `send`."""
+        head = self.connection.head(stream, len(framed) - frames.HEADER_SIZE)
+        if head is None or self.transport is None:
+            return False
+        framed[: frames.HEADER_SIZE] = head
+        self.flush()
+        self.transport.write(framed)
+        return True
+
     def retire(self) -> None:
         """No new tunnels from now on; closes when the last one ends."""
         self.retired = True
