@@ -200,6 +200,8 @@ class Tunnel(Endpoint):
             self._check_over()
 
     def forward_loss(self) -> None:
+        if self.stream is not None:
+            self.release_held()
         if self.stream is not None and not self.stream_over:
             self.stream_over = True
             self.session.connection.reset(self.stream, frames.CANCEL)
@@ -226,6 +228,10 @@ class Tunnel(Endpoint):
 
     def resume_writing(self) -> None:
         self.write_blocked = False
+        self.release_held()
+
+    def release_held(self) -> None:
+        """Also when the bytes go nowhere: the connection's window is shared, what one tunnel kept all would miss."""
         held, self._held = self._held, 0
         if held and not self.session.closed:
             self.session.connection.release(self.stream, held)

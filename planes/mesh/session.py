@@ -12,6 +12,7 @@ from collections.abc import Callable
 from planes.mesh import frames, keepalive, tls
 from planes.mesh.hbone import (
     ConnectionFailed,
+    DataReceived,
     Event,
     GoawayReceived,
     HboneConnection,
@@ -20,6 +21,8 @@ from planes.mesh.hbone import (
     ResponseReceived,
     SettingsReceived,
     Stream,
+    StreamEnded,
+    StreamReset,
 )
 
 _DRAIN_PING = b"draining"
@@ -203,6 +206,13 @@ class HboneSession(asyncio.Protocol):
                 answer = self.answers.pop(stream.id, None)
                 if answer is not None:
                     answer(status, fields)
+            case DataReceived(stream=stream, data=data):  # behind the request in one read: its sink came only now
+                if stream.sink is None or stream.sink.received(data):
+                    self.connection.release(stream, len(data))
+            case StreamEnded(stream=stream) if stream.sink is not None:
+                stream.sink.ended()
+            case StreamReset(stream=stream, code=code) if stream.sink is not None:
+                stream.sink.was_reset(code)
             case SettingsReceived():
                 if not self.settings_seen.done():
                     self.settings_seen.set_result(None)

@@ -31,14 +31,22 @@ def session(proxy: WorkloadProxy) -> HboneSession:
         proxy.context.loop,
         client=False,
         refusal_of=refusal_of,
-        on_request=lambda held, event: proxy.spawn(serve(proxy, held, event)),
+        on_request=lambda held, event: _begin(proxy, held, event),
         on_ready=proxy.sessions.add,
         on_closed=proxy.sessions.discard,
     )
     return made
 
 
-async def serve(proxy: WorkloadProxy, held: HboneSession, event: RequestReceived) -> None:
+def _begin(proxy: WorkloadProxy, held: HboneSession, event: RequestReceived) -> None:
+    """At once, for DATA may stand right behind the request: an eager client's bytes wait in the tunnel for the 200."""
+    tunnel = Tunnel()
+    tunnel.join(held, event.stream)
+    proxy.endpoints.add(tunnel)
+    proxy.spawn(serve(proxy, held, event, tunnel))
+
+
+async def serve(proxy: WorkloadProxy, held: HboneSession, event: RequestReceived, tunnel: Tunnel) -> None:
     context = proxy.context
     stream, fields = event.stream, dict(event.fields)
     authority = fields.get(b":authority", b"").decode("latin-1")
@@ -49,9 +57,6 @@ async def serve(proxy: WorkloadProxy, held: HboneSession, event: RequestReceived
     record.trace = fields.get(b"traceparent", b"").decode("latin-1")
     record.source_identity = next((uri for uri in held.peer_uris if tls.trust_domain(uri)), "")
     _name_peers(proxy, record, fields)
-    tunnel = Tunnel()
-    tunnel.join(held, stream)
-    proxy.endpoints.add(tunnel)
     gone: list[int] = []
     tunnel.stream_reset_early = gone.append
     try:
@@ -149,6 +154,7 @@ def _refuse(proxy: WorkloadProxy, held: HboneSession, stream: Stream, tunnel: Tu
     proxy.endpoints.discard(tunnel)
     tunnel.stream_over = True
     stream.sink = None
+    tunnel.release_held()
     tunnel.drop()
     if held.closed or stream.id not in held.connection.streams:
         return
