@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import random
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -67,6 +71,39 @@ def test_a_reader_that_stalls_does_not_fill_the_proxies(tmp_path: Path) -> None:
                 got += len(data)
             assert got == sent
             upstream.close()
+
+
+@pytest.mark.parametrize("direction", ["request", "answer"])
+def test_bulk_arrives_unchanged_also_where_the_reader_stalls(tmp_path: Path, direction: str) -> None:
+    """48 MB of no repeating pattern, past a reader that pauses: what waits is a copy, not the buffer all reads share."""
+    block = random.Random(7).randbytes(1_000_003)
+    sent = hashlib.sha256(block * 48).digest()
+    with pair(tmp_path) as proxies, socket.create_server((proxies.server, 8080)) as listener:
+        client = proxies.connect()
+        listener.settimeout(10)
+        upstream, _ = listener.accept()
+        writer, reader = (client, upstream) if direction == "request" else (upstream, client)
+
+        def write() -> None:
+            for _ in range(48):
+                writer.sendall(block)
+            writer.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=write)
+        sender.start()
+        got = hashlib.sha256()
+        reader.settimeout(10)
+        for number in itertools.count():
+            data = reader.recv(1 << 18)
+            if not data:
+                break
+            got.update(data)
+            if number % 64 == 0:
+                time.sleep(0.05)
+        sender.join(10)
+        client.close()
+        upstream.close()
+        assert got.digest() == sent
 
 
 def test_a_clean_reset_ends_one_direction_only(tmp_path: Path) -> None:

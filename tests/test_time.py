@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import socket
 import ssl
+import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from planes.ztunnel import inpod
 from planes.ztunnel.program import Ztunnel
 from planes.ztunnel.settings import Settings
 from testbed.bench.proxy import CLIENT_URI, SERVER_URI, local_view, write_certificates
+from testbed.errors import PeerError
 from tests.jumping import JumpingLoop
 
 NETWORK = f"127.{70 + os.getpid() % 8}.{os.getpid() // 8 % 250 + 1}"
@@ -260,3 +263,34 @@ def test_the_node_agent_is_sought_with_a_growing_pause(loop: JumpingLoop, tmp_pa
     pauses = [round(b - a, 1) for a, b in zip(told_s, told_s[1:], strict=False)]
     assert pauses[:5] == [1.6, 3.2, 6.4, 12.8, 15.0]
     assert set(pauses[5:-1]) == {15.0}
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="entering a namespace needs root")
+def test_a_workload_that_failed_is_tried_again_every_five_seconds(loop: JumpingLoop, folder: Path) -> None:
+    """The view comes to know it late: its listeners open at the next try, and only then is the proxy ready."""
+    with subprocess.Popen(["unshare", "-n", "sh", "-c", "echo up; exec sleep 60"], stdout=subprocess.PIPE) as pod:
+        assert pod.stdout is not None and pod.stdout.readline() == b"up\n"
+        whole = local_view(CLIENT, SERVER)
+        view = folder / "view.json"
+        view.write_text(json.dumps({**whole, "workloads": whole["workloads"][:1]}))
+
+        async def body(ztunnel: Ztunnel) -> None:
+            await ztunnel.snapshot(set())
+            assert ztunnel._readiness()[0] == 200
+            with pytest.raises(PeerError, match="is not in the view"):
+                await ztunnel.add("u1", "default", "server", os.open(f"/proc/{pod.pid}/ns/net", os.O_RDONLY))
+            failed_s = loop.time()
+            assert ztunnel._readiness()[0] == 500
+            view.write_text(json.dumps(whole))
+            ztunnel.reload_view()
+            await asyncio.sleep(4.5)
+            assert ztunnel._readiness()[0] == 500
+            await asyncio.sleep(1.0)
+            assert ztunnel._readiness()[0] == 200
+            assert loop.time() - failed_s < 6.0
+
+        try:
+            run_ztunnel(loop, folder, "server", body, view=view, workload=None, uds=folder / "no-agent.sock")
+        finally:
+            pod.kill()

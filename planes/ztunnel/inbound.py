@@ -93,10 +93,10 @@ def _go_on(proxy: WorkloadProxy, held: HboneSession, tunnel: Tunnel, port: int, 
     live = LiveConnection(record.source[0], port, record.source_identity or None, lambda: _cut(tunnel))
     proxy.live.add(live)
     # Asked again after registration: a policy that came during the connect must not be missed (facts/hbone 2.6).
-    denial = context.decisions.denied(proxy.namespace, proxy.name, live.source_ip, port, live.identity)
-    if denial is not None:
+    verdict = context.decisions.verdict(proxy.namespace, proxy.name, live.source_ip, port, live.identity)
+    if not verdict.allowed:
         proxy.live.discard(live)
-        context.telemetry.failed(record, denial, Flag.DENY)
+        context.telemetry.failed(record, verdict.reason, Flag.DENY)
         _refuse(proxy, held, stream, tunnel, 401)
         return
     own = context.decisions.baggage(proxy.namespace, proxy.name)
@@ -141,11 +141,12 @@ def _judge(
         return target.status, 0, target.reason, Flag.NONE
     if target.port in proxy.context.settings.ports.illegal:
         return 503, 0, f"loop: port {target.port} is one of the proxy's own", Flag.NONE
-    denial = decisions.denied(
+    verdict = decisions.verdict(
         proxy.namespace, proxy.name, held.peer_address[0], target.port, record.source_identity or None
     )
-    if denial is not None:
-        return 401, 0, denial, Flag.DENY
+    proxy.context.telemetry.dry_run(record, verdict.dry_run)
+    if not verdict.allowed:
+        return 401, 0, verdict.reason, Flag.DENY
     return 200, target.port, "", Flag.NONE
 
 

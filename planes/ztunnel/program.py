@@ -35,7 +35,7 @@ class Ztunnel:
             settings=settings,
             decisions=self.decisions,
             identities=identities,
-            telemetry=Telemetry(loop, settings.access_log),
+            telemetry=Telemetry(loop, settings.access_log, debug=settings.access_log_debug),
         )
         self.proxies: dict[str, WorkloadProxy] = {}
         self.ready = False

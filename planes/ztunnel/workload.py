@@ -150,10 +150,10 @@ class WorkloadProxy:
     def recheck(self) -> None:
         """The policies or the view changed: close what is now denied, drop pool entries that went stale."""
         for connection in list(self.live):
-            denied = self.context.decisions.denied(
+            verdict = self.context.decisions.verdict(
                 self.namespace, self.name, connection.source_ip, connection.destination_port, connection.identity
             )
-            if denied is not None:
+            if not verdict.allowed:
                 self.live.discard(connection)
                 connection.close()
         self.pool.expire(self.context.loop.time())
