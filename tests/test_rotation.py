@@ -24,7 +24,9 @@ class Rotation:
         self.folder = folder
         self.old, self.new = (CertificateAuthority(now=time.time()) for _ in range(2))
 
-    def write(self, name: str, account: str, signer: CertificateAuthority, *roots: CertificateAuthority) -> tls.KeyFiles:
+    def write(
+        self, name: str, account: str, signer: CertificateAuthority, *roots: CertificateAuthority
+    ) -> tls.KeyFiles:
         place = self.folder / name
         leaf = signer.issue(Identity("cluster.local", "default", account), now=time.time())
         write_identity(place, leaf, b"".join(root.bundle for root in roots), uid=os.geteuid())

@@ -75,7 +75,7 @@ def test_a_reader_that_stalls_does_not_fill_the_proxies(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("direction", ["request", "answer"])
 def test_bulk_arrives_unchanged_also_where_the_reader_stalls(tmp_path: Path, direction: str) -> None:
-    """48 MB of no repeating pattern, past a reader that pauses: what waits is a copy, not the buffer all reads share."""
+    """48 MB of no repeating pattern, past a reader that pauses: what waits is a copy, not the shared buffer."""
     block = random.Random(7).randbytes(1_000_003)
     sent = hashlib.sha256(block * 48).digest()
     with pair(tmp_path) as proxies, socket.create_server((proxies.server, 8080)) as listener:

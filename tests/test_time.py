@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -260,7 +261,7 @@ def test_the_node_agent_is_sought_with_a_growing_pause(loop: JumpingLoop, tmp_pa
         return hello
 
     assert loop.run_until_complete(try_it()) == b'{"hello": {"version": "V1"}}'
-    pauses = [round(b - a, 1) for a, b in zip(told_s, told_s[1:], strict=False)]
+    pauses = [round(b - a, 1) for a, b in itertools.pairwise(told_s)]
     assert pauses[:5] == [1.6, 3.2, 6.4, 12.8, 15.0]
     assert set(pauses[5:-1]) == {15.0}
 

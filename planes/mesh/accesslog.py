@@ -89,7 +89,8 @@ def dry_run(time_s: float, policies: tuple[str, ...], source: str, destination: 
     """A line for policies on trial that matched a connection (facts/hbone 2.7): target `rbac`, not `access`."""
     proved = f" src.identity={_quote(identity)}" if identity else ""
     names = _quote(", ".join(policies))
-    return f"{_stamp(time_s)}\tinfo\trbac\tdry-run match\tpolicy={names} src.addr={source}{proved} dst.addr={destination}"
+    told = f"policy={names} src.addr={source}{proved} dst.addr={destination}"
+    return f"{_stamp(time_s)}\tinfo\trbac\tdry-run match\t{told}"
 
 
 def _stamp(time_s: float) -> str:

@@ -300,7 +300,8 @@ def run(*, rounds: int = 5, window_s: float = 2.0, connections: int = 16, size: 
                     )
                     gbit, bulk_outbound, bulk_inbound = bulk(target, pids, 256)
                     print(f"round {number + 1}/{rounds} {name}: {rps:,.0f} rps, {outbound:.1f} + {inbound:.1f} µs, "
-                          f"{gbit:.2f} Gbit/s at {bulk_outbound:,.0f} + {bulk_inbound:,.0f} µs/MiB", file=sys.stderr)  # fmt: skip
+                          f"{gbit:.2f} Gbit/s at {bulk_outbound:,.0f} + {bulk_inbound:,.0f} µs/MiB",
+                          file=sys.stderr)  # fmt: skip
                     readings.append(
                         Reading(
                             implementation=name, requests_per_s=rps, outbound_us=outbound, inbound_us=inbound,
