@@ -1,4 +1,4 @@
-"""What our client writes into a CONNECT (facts/hbone 1.3), read by an independent HTTP/2 server."""
+"""What our client writes into a CONNECT and our server into its answer (facts/hbone 1.3, 1.5), read by h2."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import h2.config
 import h2.connection
 import h2.events
 
+from tests.test_eager import Eager
 from tests.ztunnels import Pair, pair
 
 
@@ -53,3 +54,22 @@ def test_a_connect_has_ztunnels_fields_and_no_others(tmp_path: Path) -> None:
     )
     assert re.fullmatch("00-[0-9a-f]{32}-[0-9a-f]{16}-00", values["traceparent"])
     assert values["traceparent"] != dict(second)["traceparent"]
+
+
+def test_the_answer_describes_the_destination(tmp_path: Path) -> None:
+    """200 with the destination workload's baggage, and no END_STREAM."""
+    with pair(tmp_path) as proxies, socket.create_server((proxies.server, 8080)):
+        client = Eager(proxies)
+        client.ask(1, f"{proxies.server}:8080")
+        client.flush()
+        (answer,) = [e for e in client.until(h2.events.ResponseReceived) if isinstance(e, h2.events.ResponseReceived)]
+        client.sock.close()
+    assert answer.stream_ended is None
+    assert [tuple(field) for field in answer.headers] == [
+        (b":status", b"200"),
+        (
+            b"baggage",
+            b"k8s.cluster.name=Kubernetes,k8s.namespace.name=default,k8s.deployment.name=server,"
+            b"service.name=server,service.version=v1",
+        ),
+    ]

@@ -265,7 +265,7 @@ def test_an_application_that_ends_first_behind_envoys_client(bench: Bench) -> No
 
 
 def test_an_application_that_ends_first_behind_envoys_server(bench: Bench) -> None:
-    """Envoy gives up the rest with RST_STREAM(NO_ERROR) (trap 7): to our client a clean end, and the answer is whole."""
+    """Envoy gives up the rest with RST_STREAM(NO_ERROR), trap 7: to our client a clean end, the answer whole."""
     bench.envoy_server()
     bench.ztunnel("client")
     with socket.create_connection((bench.client, 15001), timeout=LIMIT_S) as sock:
