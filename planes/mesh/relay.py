@@ -162,7 +162,8 @@ class Tunnel(Endpoint):
         session = self.session
         if not session.connection.send(self.stream, data) or session.write_blocked:
             self.pause()
-        session.schedule()
+        if not session.flush_scheduled:
+            session.schedule()
         if size >= BULK_FROM_BYTES and net.WRITES_COPY:
             self._bulk = self._bulk or BulkReader(self)
             self._read_as(self._bulk)

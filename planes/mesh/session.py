@@ -60,7 +60,7 @@ class HboneSession(asyncio.Protocol):
         self._on_request = on_request
         self._on_ready = on_ready
         self._on_closed = on_closed
-        self._flush_scheduled = False
+        self.flush_scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._ping_sent_s: float | None = None
 
@@ -107,8 +107,8 @@ class HboneSession(asyncio.Protocol):
         if events:
             for event in events:
                 self._handle(event)
-        if connection.out and not self._flush_scheduled:
-            self._flush_scheduled = True
+        if connection.out and not self.flush_scheduled:
+            self.flush_scheduled = True
             self.loop.call_soon(self.flush)
 
     def pause_writing(self) -> None:
@@ -143,12 +143,12 @@ class HboneSession(asyncio.Protocol):
 
     def schedule(self) -> None:
         """Write what is queued at the end of this turn of the loop."""
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
+        if not self.flush_scheduled:
+            self.flush_scheduled = True
             self.loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        self._flush_scheduled = False
+        self.flush_scheduled = False
         out = self.connection.out
         if out and self.transport is not None and not self.closed:
             self.transport.write(b"".join(out))
