@@ -39,7 +39,7 @@ class Reading:
     inbound_pss_mb: float
     bulk_gbit: float
     outbound_bulk_us: float
-    """CPU per MiB through one connection: unlike the speed, it hardly moves when neighbours take the cores."""
+    """CPU per MiB through one connection: it moves less than the speed does when neighbours take the cores."""
     inbound_bulk_us: float
 
 
