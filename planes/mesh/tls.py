@@ -30,16 +30,17 @@ class KeyFiles:
 
 
 class IdentityContexts:
-    """The client and server contexts of one identity; renewed in place, so that listeners keep theirs."""
+    """The client and server contexts of one identity. Renewal makes new ones: a context never forgets a root."""
 
     def __init__(self, uri: str, files: KeyFiles, keylog: Path | None = None) -> None:
         self.uri = uri
         self.files = files
-        self._stamp: tuple[int, ...] = ()
         self._keylog = keylog
+        self._stamp: tuple[int, ...] = ()
         self._more: dict[tuple[int, tuple[str, ...]], ssl.SSLContext] = {}
-        self.client = _context(ssl.PROTOCOL_TLS_CLIENT, keylog)
-        self.server = _server_context(keylog)
+        self.client: ssl.SSLContext
+        self.server: ssl.SSLContext
+        """Who listens takes it anew after a `reload` that says so."""
         self.reload()
 
     def client_for(self, alpn: tuple[str, ...]) -> ssl.SSLContext:
@@ -63,18 +64,24 @@ class IdentityContexts:
         context.load_verify_locations(self.files.roots)
 
     def reload(self) -> bool:
-        """Loads the files anew if they changed; False if not. Raises UsageError for files that do not fit."""
+        """Loads the files anew if they changed; False if not. Raises UsageError for files that do not fit.
+
+        What has been shaken hands on stays as it is; handshakes from now on know the new roots and no others.
+        """
         try:
             stamp = self.files.stamp()
             if stamp == self._stamp:
                 return False
-            for context in (self.client, self.server, *self._more.values()):
+            client, server = _context(ssl.PROTOCOL_TLS_CLIENT, self._keylog), _server_context(self._keylog)
+            for context in (client, server):
                 self._load(context)
         except (OSError, ssl.SSLError) as cause:
             raise UsageError(
                 f"identity {self.uri}: certificate {self.files.certificate}, key or roots cannot be loaded ({cause}); "
                 "they must be PEM files that belong together"
             ) from cause
+        self.client, self.server = client, server
+        self._more.clear()
         self._stamp = stamp
         return True
 
