@@ -31,6 +31,8 @@ from testbed.links.wire import ROOT, WireLinks
 from testbed.model.topology import Impairment, Link, link_addresses
 from testbed.seams import RunningLab, end_name
 
+SO_RCVBUFFORCE = 33
+
 pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0, reason="links need root (network namespaces, AF_PACKET)"),
@@ -180,6 +182,7 @@ def test_a_rate_holds_back_a_burst(lab: ScratchLab, wires: WireLinks) -> None:
     receiver = inside(lab, "b", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     sender = inside(lab, "a", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     with receiver, sender:
+        receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)  # else it holds 92 while we are not running
         receiver.bind((live[0].link.b_address, 7001))
         receiver.settimeout(5)
         start_s = time.monotonic()
