@@ -73,6 +73,11 @@ class Wire:
     def _owner_gone(self) -> None:
         raise SystemExit(0)
 
+    def _end_with_the_lab(self) -> None:
+        """A lab's end takes all devices; a wire without one would stay for as long as the orchestrator lives."""
+        if not any(direction.alive() for pair in self.links.values() for direction in pair):
+            raise SystemExit(0)
+
     def _accept(self, listener: socket.socket) -> None:
         peer, _ = listener.accept()
         peer.setblocking(False)
@@ -292,6 +297,7 @@ class Wire:
                         heapq.heappush(heads, (direction.queue[0][0], sequence, direction))
                     if mask & select.EPOLLERR:
                         direction.drop_stamps()
+                        self._end_with_the_lab()
                 elif fd == timer.fd:
                     timer.clear()
                     armed_ns = 0
