@@ -169,7 +169,7 @@ def throughput(delay_ms: float) -> float:
 
 
 def small_packets(offered_pps: int, delay_ms: float = 5.0) -> tuple[float, float]:
-    """Delivered per second and lost in percent, of 64-byte frames; counted where they leave a and where they reach b."""
+    """Delivered per second and lost in percent, of 64-byte frames: counted as they leave a and as they reach b."""
     with wired(delayed(delay_ms)) as (lab, _, live):
         address = (live[0].link.b_address, 7000)
         with (
@@ -219,7 +219,9 @@ def impairments() -> list[Row]:
     found: dict[str, list[float]] = {}
     with wired(links) as (lab, _, _):
         for _ in range(REPEATS):
-            independent, bursty, jittered = oneway.fly(lab, links, count=2000, spacing_s=0.0006)
+            independent, bursty = oneway.fly(lab, links[:2], count=2000, spacing_s=0.0005)
+            # Further apart than six sigma: closer frames keep their order at the cost of the spread.
+            (jittered,) = oneway.fly(lab, links[2:], count=150, spacing_s=0.0067)
             found.setdefault("loss", []).append(lost_percent(independent))
             found.setdefault("bursty", []).append(lost_percent(bursty))
             found.setdefault("burst", []).append(mean_burst(bursty))
@@ -228,7 +230,7 @@ def impairments() -> list[Row]:
             found.setdefault("spread", []).append(statistics.stdev(delays_ms))
     expected = CHAIN.p / (CHAIN.p + CHAIN.r)
     chain = f"Gilbert-Elliott p {CHAIN.p:g} r {CHAIN.r:g}"
-    jitter = f"{JITTER_DELAY_MS:g} ms, jitter {JITTER_MS:g} ms, order kept"
+    jitter = f"{JITTER_DELAY_MS:g} ms, jitter {JITTER_MS:g} ms"
     rows = [
         row("loss", "independent, 2,000 frames", f"{100 * LOSS:g} %", "%", found["loss"]),
         row("loss", f"{chain}, 2,000 frames", f"{100 * expected:.2f} %", "%", found["bursty"]),
@@ -244,8 +246,7 @@ def rate_mbit(asked_mbit: float) -> float:
     count, payload = (80 if asked_mbit < 50 else 300), 1000
     link = linked(0, Impairment(rate_mbit=asked_mbit, queue_ms=200), Impairment())
     with wired([link]) as (lab, _, _):
-        (flights,) = oneway.fly(lab, [link], count=count, spacing_s=1e-6, payload_bytes=payload)
-    arrived_ns = sorted(flight.arrived_ns for flight in flights if flight.arrived_ns is not None)
+        arrived_ns = oneway.burst(lab, link, count=count, payload_bytes=payload)
     return (len(arrived_ns) - 1) * (payload + FRAME_OVERHEAD_BYTES) * 8e3 / (arrived_ns[-1] - arrived_ns[0])
 
 

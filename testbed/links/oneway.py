@@ -80,6 +80,19 @@ def fly(
         return flights
 
 
+def burst(lab: RunningLab, link: Link, *, count: int, payload_bytes: int) -> list[int]:
+    """Sends datagrams from a to b back to back; when each that arrived did, in order. For rates."""
+    with open_nodes(lab, [link]) as nodes:
+        far = in_netns(nodes[link.b], lambda: _receiver(link.b_address))
+        near = in_netns(nodes[link.a], lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    with far, near:
+        near.connect((link.b_address, PORT))
+        for number in range(count):
+            near.send(_NUMBER.pack(number) + bytes(payload_bytes - _NUMBER.size))
+        time.sleep((link.a_to_b.delay_ms + link.a_to_b.queue_ms) / 1000 + GRACE_S)
+        return sorted(_arrivals(far).values())
+
+
 def errors_us(flights: Sequence[Flight], asked_ms: float) -> list[float]:
     """Achieved minus asked, sorted, of those that arrived."""
     return sorted(f.arrived_ns / 1e3 - f.left_ns / 1e3 - asked_ms * 1e3 for f in flights if f.arrived_ns is not None)
