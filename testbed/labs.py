@@ -7,68 +7,116 @@ measured anew each time they are shown.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
-import subprocess
+import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 
-from testbed import deploy, lab, sweep, topofile
-from testbed.errors import PeerError, UsageError
+from testbed import captures, deploy, interrupts, lab, sweep, topofile
+from testbed.errors import MachineError, PeerError, UsageError
 from testbed.links.gauge import measure
 from testbed.links.netem import NetemLinks
 from testbed.links.probe import choose
 from testbed.links.wire import WireLinks, start_in_lab
 from testbed.model.experiment import LinkReading
 from testbed.model.topology import GilbertElliott, Impairment, Link, Topology
+from testbed.observe.capture import Point
 from testbed.registry import load
-from testbed.runtime import ownership
-from testbed.runtime.enter import in_netns
+from testbed.runtime import enter, ownership
 from testbed.seams import LinkMaker
 from testbed.store import as_json, write_whole
+from testbed.sweep import results_root
 
 ABOUT = "inspect.json"
 
 
-def up(topology_name: str, *, plane: str, runtime: str, link: str, name: str) -> int:
+def up(
+    topology_name: str,
+    *,
+    plane: str,
+    runtime: str,
+    link: str,
+    name: str,
+    keylog: bool = False,
+    dry_run: bool = False,
+    json_text: bool = False,
+) -> int:
+    """Idempotent: a lab of that name with that plane and topology is shown as it is.
+
+    Until all of it is up the lab ends with this process, so that a kill at any point leaves no half-made lab.
+    """
     topology = _topology(topology_name)
     name = name or topology.name
     placement = load("plane", plane).place(topology, {})
+    made_runtime = load("runtime", "netns" if runtime == "auto" else runtime)()
     root = ownership.state_root()
-    if any(state.name == name and state.alive for state in ownership.labs(root)):
+    if (found := _settled(root / name)) is not None:
         about = _about(root / name)
-        if about["plane"] == plane and about["topology"] == topology.name:
-            print(f"lab {name} is up already ({plane} on {topology.name})", file=sys.stderr)
-            return link_show(name, False)
-        raise UsageError(
-            f"a lab called {name!r} is up with {about['plane']} on {about['topology']}; "
-            f"./inv lab.down --name {name}, or another --name"
-        )
+        if (about["plane"], about["topology"]) != (plane, topology.name):
+            raise UsageError(
+                f"a lab called {name!r} is up with {about['plane']} on {about['topology']}; "
+                f"./inv lab.down --name {name}, or another --name"
+            )
+        print(f"lab {found.name} is up already ({plane} on {topology.name})", file=sys.stderr)
+        return 0 if dry_run else inspect(name, True) if json_text else link_show(name, False)
     links = choose(link)
+    if dry_run:
+        print(
+            f"would bring up lab {name}: {len(topology.nodes)} nodes, {len(topology.workloads)} workloads, "
+            f"{len(topology.links)} links by {links.name}, plane {plane} with {len(placement.proxies)} proxies"
+        )
+        return 0
     if isinstance(links, WireLinks):
         links = WireLinks(start=start_in_lab)
     running = lab.start(
         topology,
-        runtime=load("runtime", "netns" if runtime == "auto" else runtime)(),
+        runtime=made_runtime,
         links=links,
         name=name,
         logs=root / name / "logs",
         extra=sweep.extra_sandboxes(placement),
-        detached=True,
         progress=lambda line: print(line, file=sys.stderr),
     )
     try:
         with ExitStack() as stack:
-            deployment = deploy.start(running, placement, stack=stack)
-            write_whole(running.folder / ABOUT, json.dumps(describe(deployment)).encode())
+            deployment = deploy.start(running, placement, stack=stack, keylog=keylog)
+            about = {**describe(deployment), "keylog": keylog and bool(placement.proxies)}
+            write_whole(running.folder / ABOUT, json.dumps(about).encode())
         readings = measure(running.running, running.links)
+        running.running.detach()
     except BaseException:
         running.running.down()
         raise
-    print_readings(readings)
+    if json_text:
+        about["links"] = [_link_row(one.link, reading) for one, reading in zip(running.links, readings, strict=True)]
+        print(json.dumps(about, indent=1))
+    else:
+        print_readings(readings)
     print(f"\nlab {name} is up: ./inv lab.exec client -- …, ./inv lab.inspect, ./inv lab.down", file=sys.stderr)
+    if about["keylog"]:
+        print("its proxies log their TLS secrets: for labs only, captures of it can be read", file=sys.stderr)
     return 3 if any(not reading.within_tolerance for reading in readings) else 0
+
+
+def _settled(folder: Path, limit_s: float = 60.0) -> ownership.LabState | None:
+    """The lab of this folder once it is all up, waiting for another process that brings it up; None where none is."""
+    told = False
+    deadline = time.monotonic() + limit_s
+    while (state := ownership.read(folder)) is not None and state.alive:
+        if state.detached:
+            return state
+        if time.monotonic() > deadline:
+            raise PeerError(f"lab {folder.name}: process {state.owner.pid} has not brought it up within {limit_s:g} s")
+        if not told:
+            print(f"lab {folder.name}: process {state.owner.pid} is bringing it up, waiting", file=sys.stderr)
+            told = True
+        time.sleep(0.1)
+    return None
 
 
 def describe(deployment: deploy.Deployment) -> dict:
@@ -121,9 +169,23 @@ def describe(deployment: deploy.Deployment) -> dict:
     }
 
 
-def down(name: str) -> int:
+def down(name: str, *, dry_run: bool = False) -> int:
+    """Captures of the lab are ended first, so that their files are whole."""
     name = _only(name)
-    ownership.bury(_state(name), ownership.state_root())
+    state = _state(name)
+    if state.alive and not state.detached:
+        raise UsageError(
+            f"lab {name} belongs to process {state.owner.pid}, which is at work with it; it takes it down itself"
+        )
+    running = captures.of_lab(ownership.state_root() / name)
+    if dry_run:
+        for capture in running:
+            print(f"would stop the capture into {capture.out}")
+        print(f"would take down lab {name}: {len(state.sandboxes)} sandboxes and all in them")
+        return 0
+    for row in captures.end(running):
+        print(captures.told(row), file=sys.stderr)
+    ownership.bury(state, ownership.state_root())
     print(f"lab {name} is down", file=sys.stderr)
     return 0
 
@@ -153,7 +215,7 @@ def list_all(json_text: bool) -> int:
 
 
 def inspect(name: str, json_text: bool) -> int:
-    name = _only(name)
+    name = _up(name)
     about = _about(ownership.state_root() / name)
     maker, attached = _attach(name)
     links = _links(about)
@@ -183,21 +245,32 @@ def inspect(name: str, json_text: bool) -> int:
 
 
 def execute(name: str, workload: str, words: Sequence[str]) -> int:
-    """Runs a program inside; its exit code is ours. It runs as the caller, in the sandbox's network only."""
-    name = _only(name)
+    """Becomes the program, as the caller, in the sandbox's network only: signals and its exit code are its own."""
+    name = _up(name)
     about = _about(ownership.state_root() / name)
     netns = {entry["name"]: entry["netns"] for entry in (*about["nodes"], *about["workloads"])}
     if workload not in netns:
-        raise UsageError(f"lab {name} has no workload or node {workload!r}; known: {', '.join(sorted(netns))}")
+        raise UsageError(f"lab {name} has no workload or node {workload!r}; {known_names(workload, netns)}")
     sys.stdout.flush()
+    interrupts.release()
+    enter.move_to(netns[workload])
     try:
-        return in_netns(netns[workload], lambda: subprocess.run(list(words)).returncode)
+        os.execvp(words[0], list(words))
     except FileNotFoundError as error:
         raise UsageError(f"{words[0]}: no such program on this machine") from error
 
 
-def graph(topology_name: str) -> int:
+def known_names(name: str, known: Iterable[str]) -> str:
+    """The end of an error about a name: the closest one, and all."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return (f"did you mean {close[0]!r}? " if close else "") + f"known: {', '.join(sorted(known))}"
+
+
+def graph(topology_name: str, json_text: bool = False) -> int:
     topology = _topology(topology_name)
+    if json_text:
+        print(json.dumps(as_json(topology), indent=1))
+        return 0
     for zone in dict.fromkeys(node.zone for node in topology.nodes):
         print(f"zone {zone}")
         for node in topology.nodes:
@@ -216,7 +289,7 @@ def graph(topology_name: str) -> int:
 
 
 def link_show(name: str, json_text: bool) -> int:
-    name = _only(name)
+    name = _up(name)
     about = _about(ownership.state_root() / name)
     maker, attached = _attach(name)
     links = _links(about)
@@ -228,7 +301,9 @@ def link_show(name: str, json_text: bool) -> int:
     return 0
 
 
-def link_set(name: str, a: str, b: str, fields: dict[str, float]) -> int:
+def link_set(
+    name: str, a: str, b: str, fields: dict[str, float], *, dry_run: bool = False, json_text: bool = False
+) -> int:
     """The direction a→b. The other one keeps what it has."""
     if not fields:
         raise UsageError("nothing to set; name one of --delay-ms, --jitter-ms, --loss, --rate-mbit")
@@ -236,23 +311,35 @@ def link_set(name: str, a: str, b: str, fields: dict[str, float]) -> int:
     for key, value in fields.items():
         if not 0 <= value <= limits[key]:
             raise UsageError(f"--{key.replace('_', '-')} {value:g} is outside 0..{limits[key]:g}")
-    name = _only(name)
+    name = _up(name)
     folder = ownership.state_root() / name
     about = _about(folder)
     links = _links(about)
     found = next((k for k in links if {k.a, k.b} == {a, b}), None)
     if found is None:
         raise UsageError(f"lab {name} has no link {a}–{b}; it has {', '.join(k.name for k in links)}")
-    maker, attached = _attach(name)
-    live = next(x for x in maker.attach(attached, links) if x.link.name == found.name)
     side = "a_to_b" if found.a == a else "b_to_a"
     changed = dataclasses.replace(getattr(found, side), **fields)
+    if changed.loss and changed.gilbert_elliott:
+        raise UsageError(f"link {found.name} has bursty loss in that direction, which excludes --loss")
+    if dry_run:
+        now = getattr(found, side)
+        told = ", ".join(f"{key} {getattr(now, key):g} → {value:g}" for key, value in fields.items())
+        print(f"would set {a} → {b} of lab {name}: {told}")
+        return 0
+    maker, attached = _attach(name)
+    live = next(x for x in maker.attach(attached, links) if x.link.name == found.name)
     live.set(**{side: changed})
     links = [dataclasses.replace(k, **{side: changed}) if k is found else k for k in links]
     about["links"] = [as_json(k) for k in links]
     write_whole(folder / ABOUT, json.dumps(about).encode())
-    print_readings(measure(attached, maker.attach(attached, [k for k in links if k.name == found.name])))
-    return 0
+    (link,) = [k for k in links if k.name == found.name]
+    readings = measure(attached, maker.attach(attached, [link]))
+    if json_text:
+        print(json.dumps(_link_row(link, readings[0]), indent=1))
+    else:
+        print_readings(readings)
+    return 0 if readings[0].within_tolerance else 3
 
 
 def print_readings(readings: list[LinkReading]) -> None:
@@ -273,7 +360,8 @@ def _topology(name: str) -> Topology:
 def _state(name: str) -> ownership.LabState:
     found = ownership.read(ownership.state_root() / name)
     if found is None:
-        raise UsageError(f"no lab called {name!r}; ./inv lab.list shows those there are")
+        there = [state.name for state in ownership.labs()]
+        raise UsageError(f"no lab is called {name!r}; {known_names(name, there) if there else 'none is up'}")
     return found
 
 
@@ -288,6 +376,14 @@ def _only(name: str) -> str:
     raise UsageError(
         f"say which lab with --name: {', '.join(alive)}" if alive else "no lab is up; ./inv lab.up pair makes one"
     )
+
+
+def _up(name: str) -> str:
+    """As `_only`, and alive."""
+    name = _only(name)
+    if not _state(name).alive:
+        raise UsageError(f"lab {name!r} is dead; ./inv lab.gc removes what it left, ./inv lab.up makes it anew")
+    return name
 
 
 def _about(folder: Path) -> dict:
@@ -322,3 +418,70 @@ def _link_row(link: Link, reading: LinkReading) -> dict:
         "asked": {"a_to_b": as_json(link.a_to_b), "b_to_a": as_json(link.b_to_a), "rtt_ms": link.rtt_ms},
         "measured": {"rtt_ms": reading.rtt_p50_ms, "rtt_p90_ms": reading.rtt_p90_ms, "loss": reading.loss},
     }
+
+
+def capture_start(
+    name: str,
+    where: Sequence[str],
+    *,
+    out: str = "",
+    snaplen: int = 0,
+    limit_mib: int = 512,
+    dry_run: bool = False,
+    json_text: bool = False,
+) -> int:
+    """Packets of a live lab into one pcapng, until `capture.stop` or the lab's end."""
+    name = _up(name)
+    state, folder = _state(name), ownership.state_root() / name
+    about = _about(folder)
+    netns = {node["name"]: node["netns"] for node in about["nodes"]}
+    found = captures.places(
+        where,
+        links=_links(about),
+        workloads={w["name"]: w["node"] for w in about["workloads"]},
+        nodes=netns,
+        unknown=known_names,
+    )
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")[:-3]
+    file = Path(out or results_root() / "captures" / name).absolute() / f"{stamp}Z.pcapng"
+    told = [f"{sandbox}:{device or '*'}" for sandbox, device in found]
+    if dry_run:
+        print(f"would capture at {', '.join(told)} into {file}")
+        return 0
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"{file.parent}: {error.strerror}; check rights and space, or give --out") from error
+    assert state.keeper is not None
+    captures.start(
+        folder,
+        [Point(sandbox=sandbox, netns=netns[sandbox], device=device) for sandbox, device in found],
+        file,
+        keeper=state.keeper,
+        key_logs=[folder / "proxies" / proxy["name"] / "keys.log" for proxy in about["proxies"]],
+        snaplen=snaplen,
+        limit_bytes=limit_mib << 20,
+    )
+    print(json.dumps({"lab": name, "file": str(file), "points": told}, indent=1) if json_text else file)
+    print(f"capturing at {len(found)} points; ./inv capture.stop {name}", file=sys.stderr)
+    return 0
+
+
+def capture_stop(name: str, *, dry_run: bool = False, json_text: bool = False) -> int:
+    name = _only(name)
+    _state(name)
+    running = captures.of_lab(ownership.state_root() / name)
+    if not running:
+        raise UsageError(f"no capture of lab {name} is running; ./inv capture.start {name} begins one")
+    if dry_run:
+        for capture in running:
+            print(f"would stop the capture into {capture.out}")
+        return 0
+    rows = captures.end(running)
+    if json_text:
+        print(json.dumps(rows, indent=1))
+    else:
+        for row in rows:
+            print(captures.told(row))
+    codes = [row["exit_code"] for row in rows if "exit_code" in row]
+    return max(codes) if codes else 3 if any(row["drops"] for row in rows) else 0

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from testbed import deploy, lab, proof, topofile, trial
+from testbed import deploy, interrupts, lab, proof, topofile, trial
 from testbed.errors import PeerError, TrialError, UsageError
 from testbed.links.gauge import measure
 from testbed.model.experiment import Experiment, LinkReading, Result
@@ -98,12 +98,14 @@ def run(
     # Proof first: a plane that does not do what it claims is not worth measuring for minutes.
     for plane in planes:
         if plane not in proven:
+            interrupts.check()
             progress(f"proof of {plane}")
             _prove(experiment, into, placements[plane], topology, runtime, links, say)
     for block in blocks:
         name = trial.name(block.round, block.number, block.label)
         if name in done:
             continue
+        interrupts.check()
         progress(f"round {block.round} of {experiment.rounds}, {block.label}")
         try:
             outcome = _measure(experiment, into, block, placements[block.plane], topology, runtime, links, gates, say)
