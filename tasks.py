@@ -62,7 +62,7 @@ def lab_up(c, topology, plane="none", runtime="auto", link="auto", name="", keyl
     )
 
 
-@task(positional=["name"], help={"name": NAME, "dry-run": DRY})
+@task(help={"name": NAME, "dry-run": DRY})
 def lab_down(c, name="", dry_run=False):
     """Take a lab down: all of it and nothing else; its captures are ended first."""
     cli.exit_with(cli.lab_down, name, dry_run=dry_run)
@@ -74,7 +74,7 @@ def lab_list(c, json=False):
     cli.exit_with(cli.lab_list, as_json_text=json)
 
 
-@task(positional=["name"], help={"name": NAME, "json": JSON})
+@task(help={"name": NAME, "json": JSON})
 def lab_inspect(c, name="", json=False):
     """Nodes, workloads, services, proxies and links of a lab."""
     cli.exit_with(cli.lab_inspect, name, as_json_text=json)
@@ -131,7 +131,6 @@ def link_set(c, a, b, name="", delay_ms=None, jitter_ms=None, loss=None, rate_mb
 
 
 @task(
-    positional=["lab", "where"],
     help={
         "lab": "name of a lab that is up",
         "where": "workloads, links (node-a--node-b: both ends) and nodes, several words; all workloads and links",
@@ -156,7 +155,7 @@ def capture_start(c, lab, where="", out="", snaplen=None, limit_mib=None, dry_ru
     )
 
 
-@task(positional=["lab"], help={"lab": NAME, "dry-run": DRY, "json": JSON})
+@task(help={"lab": NAME, "dry-run": DRY, "json": JSON})
 def capture_stop(c, lab="", dry_run=False, json=False):
     """End the captures of a lab; prints their files, packets and losses."""
     cli.exit_with(cli.capture_stop, lab, dry_run=dry_run, as_json_text=json)

@@ -81,7 +81,6 @@ class RunningLab(Protocol):
     def open_netns(self, sandbox: str) -> int:
         """A descriptor of the sandbox's network namespace; the caller closes it."""
         ...
-
     def down(self) -> None:
         """Idempotent. Ends every process and removes every namespace, cgroup and file of this lab and of no other."""
         ...

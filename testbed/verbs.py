@@ -14,22 +14,34 @@ class Verbs(Program):
 
     def run(self, argv: list[str] | None = None, exit: bool = True) -> None:
         try:
-            super().run(with_joined_places(sys.argv if argv is None else argv), exit)
+            super().run(with_options_for_words(sys.argv if argv is None else argv), exit)
         except SystemExit as end:
             if isinstance(end.__context__, ParseError):
                 sys.exit(2)
             sys.exit(interrupts.EXIT_CODE if isinstance(end.__context__, KeyboardInterrupt) else end.code)
 
 
-def with_joined_places(argv: list[str]) -> list[str]:
-    """`capture.start LAB a b c` as invoke takes it: `capture.start LAB a,b,c` (its positionals are one word each)."""
-    if "capture.start" not in argv:
+OPTIONAL_WORDS = {
+    "capture.start": (1, "where"),
+    "capture.stop": (0, "lab"),
+    "lab.down": (0, "name"),
+    "lab.inspect": (0, "name"),
+    "link.show": (0, "name"),
+}
+"""Verb -> how many words it needs, and the option that takes those behind them (several joined by commas)."""
+
+
+def with_options_for_words(argv: list[str]) -> list[str]:
+    """invoke has no optional positionals: `capture.start LAB a b` becomes `capture.start LAB --where=a,b`."""
+    at = next((number for number, word in enumerate(argv) if word in OPTIONAL_WORDS), None)
+    if at is None:
         return list(argv)
-    first = argv.index("capture.start") + 2
-    last = first
+    needed, option = OPTIONAL_WORDS[argv[at]]
+    first = last = at + 1 + needed
     while last < len(argv) and not argv[last].startswith("-"):
         last += 1
-    return [*argv[:first], *([",".join(argv[first:last])] if last > first else []), *argv[last:]]
+    words = argv[first:last]
+    return [*argv[:first], *([f"--{option}={','.join(words)}"] if words else []), *argv[last:]]
 
 
 def run() -> None:

@@ -254,7 +254,9 @@ def _start(folder: Path, implementation: str, base: int) -> tuple[list[subproces
             home.joinpath("config.json").write_text(json.dumps(config))
             argv = [sys.executable, "-m", "planes.ztunnel", "--config", str(home / "config.json")]
             processes.append(subprocess.Popen(argv))
-    processes.append(subprocess.Popen([sys.executable, "-m", "testbed.bench.proxy", "echo", server, "8080"]))
+    processes.append(
+        subprocess.Popen([sys.executable, "-m", "testbed.bench.proxy", "echo", server, "8080"])
+    )
     try:
         for address in ((server, 8080), (server, 15008), (client, 15001)):
             wait_for_port(address)

@@ -114,7 +114,7 @@ def read(process: Process, *, now: float, found: Trees | None = None) -> Reading
         except ProcessLookupError as error:
             raise MachineError(
                 f"{process.name}: it has ended, and without a cgroup its CPU time is gone; "
-                "read before it ends, or run as root"
+            "read before it ends, or run as root"
             ) from error
     return Reading(component=process.name, at_s=now, cpu_ns=cpu[0], pss_bytes=pss(pids), source=cpu[1])
 
