@@ -121,7 +121,7 @@ def experiment_run(
 ) -> int:
     """Run an experiment, print its table and the report's path.
 
-    3 when trials were left out, 4 when no trial of a plane counts.
+    1 when a plane breaks its claims, 3 when trials were left out, 4 when no trial of a plane counts.
     """
     from testbed import runs
 

@@ -24,7 +24,7 @@ from testbed.model.topology import Topology
 from testbed.program import CHECKOUT
 from testbed.progress import Progress
 from testbed.registry import load
-from testbed.store import Plan, Run, as_json
+from testbed.store import Plan, Run, as_json, translated
 from testbed.trial import Gates
 
 
@@ -111,8 +111,13 @@ def run(
             )
             raise
         into.finish(ended=datetime.now(UTC).isoformat(timespec="seconds"))
-    page = report.build(store.path)
-    code = show(store.path)
+    try:
+        with translated(store.path, "write the report", mend=f"then ./inv report.build {store.path}"):
+            page = report.build(store.path)
+        code = show(store.path)
+    except BaseException:
+        print(f"all was measured; ./inv report.build {store.path} writes the report", file=sys.stderr)
+        raise
     print(f"\nreport: {page}")
     return code
 
@@ -147,13 +152,13 @@ def show(path: Path, *, as_json_text: bool = False) -> int:
 
 
 def verdict(measurements: Sequence[Measurement], findings: Sequence[Finding]) -> int:
-    """4: a plane has no valid trial, or does not do what it claims (its figures are then of something else).
+    """1: a plane does not do what it claims; packets or a probe showed it, whatever the figures are.
 
-    3: trials were left out, or a claim has no evidence. 0: nothing to say.
+    4: a plane has no valid trial. 3: trials were left out, or a claim has no evidence. 0: nothing to say.
     """
-    if {m.plane for m in measurements} - {m.plane for m in measurements if m.valid}:
-        return 4
     if any(f.result is Result.BROKEN for f in findings):
+        return 1
+    if {m.plane for m in measurements} - {m.plane for m in measurements if m.valid}:
         return 4
     return 3 if any(not m.valid for m in measurements) or any(f.result is Result.NO_EVIDENCE for f in findings) else 0
 

@@ -31,17 +31,31 @@ OPTIONAL_WORDS = {
 """Verb -> how many words it needs, and the option that takes those behind them (several joined by commas)."""
 
 
+SWITCHES = ("--dry-run", "--json", "-d", "-j")
+"""Options of those verbs that take no value, so that a word behind one is a word of the verb."""
+
+
 def with_options_for_words(argv: list[str]) -> list[str]:
     """invoke has no optional positionals: `capture.start LAB a b` becomes `capture.start LAB --where=a,b`."""
     at = next((number for number, word in enumerate(argv) if word in OPTIONAL_WORDS), None)
     if at is None:
         return list(argv)
     needed, option = OPTIONAL_WORDS[argv[at]]
-    first = last = at + 1 + needed
-    while last < len(argv) and not argv[last].startswith("-"):
-        last += 1
-    words = argv[first:last]
-    return [*argv[:first], *([f"--{option}={','.join(words)}"] if words else []), *argv[last:]]
+    kept, words = argv[: at + 1], []
+    rest = iter(argv[at + 1 :])
+    for word in rest:
+        if not word.startswith("-"):
+            words.append(word)
+            continue
+        kept.append(word)
+        if word == "--":
+            break
+        if word not in SWITCHES and "=" not in word:
+            kept += [value for value in [next(rest, None)] if value is not None]
+    kept[at + 1 : at + 1] = words[:needed]
+    if words[needed:]:
+        kept.insert(at + 1 + needed, f"--{option}={','.join(words[needed:])}")
+    return [*kept, *rest]
 
 
 def run() -> None:
