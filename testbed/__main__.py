@@ -15,7 +15,12 @@ def main() -> None:
         run()
     except KeyboardInterrupt:
         print("interrupted before anything was begun", file=sys.stderr)
+        interrupts.deafen()
         sys.exit(interrupts.EXIT_CODE)
+    except SystemExit as end:
+        if end.code == interrupts.EXIT_CODE:
+            interrupts.deafen()
+        raise
 
 
 if __name__ == "__main__":

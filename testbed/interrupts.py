@@ -40,6 +40,13 @@ def heard() -> Iterator[None]:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
+def deafen() -> None:
+    """All is clean: the last word is ours. Python's own end gives handlers back to the kernel's default, and another
+    Ctrl-C would end this process by the signal and not with its code."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def release() -> None:
     """Back to the kernel's defaults, for a process that is about to become another program."""
     for number in SIGNALS:
