@@ -55,15 +55,21 @@ def up(
     placement = load("plane", plane).place(topology, {})
     made_runtime = load("runtime", "netns" if runtime == "auto" else runtime)()
     root = ownership.state_root()
-    if (found := _settled(root / name)) is not None:
+
+    def shown_as_it_is() -> int | None:
+        if _settled(root / name) is None:
+            return None
         about = _about(root / name)
         if (about["plane"], about["topology"]) != (plane, topology.name):
             raise UsageError(
                 f"a lab called {name!r} is up with {about['plane']} on {about['topology']}; "
                 f"./inv lab.down --name {name}, or another --name"
             )
-        print(f"lab {found.name} is up already ({plane} on {topology.name})", file=sys.stderr)
+        print(f"lab {name} is up already ({plane} on {topology.name})", file=sys.stderr)
         return 0 if dry_run else inspect(name, True) if json_text else link_show(name, False)
+
+    if (code := shown_as_it_is()) is not None:
+        return code
     links = choose(link)
     if dry_run:
         print(
@@ -73,15 +79,20 @@ def up(
         return 0
     if isinstance(links, WireLinks):
         links = WireLinks(start=start_in_lab)
-    running = lab.start(
-        topology,
-        runtime=made_runtime,
-        links=links,
-        name=name,
-        logs=root / name / "logs",
-        extra=sweep.extra_sandboxes(placement),
-        progress=lambda line: print(line, file=sys.stderr),
-    )
+    try:
+        running = lab.start(
+            topology,
+            runtime=made_runtime,
+            links=links,
+            name=name,
+            logs=root / name / "logs",
+            extra=sweep.extra_sandboxes(placement),
+            progress=lambda line: print(line, file=sys.stderr),
+        )
+    except UsageError:
+        if (code := shown_as_it_is()) is None:  # another process was quicker by a moment
+            raise
+        return code
     try:
         with ExitStack() as stack:
             deployment = deploy.start(running, placement, stack=stack, keylog=keylog)
