@@ -17,10 +17,18 @@ def test(c, only="", fast=False):
     cli.exit_with(cli.test, only=only, fast=fast)
 
 
-@task(help={"rounds": "rounds of all planes (5)", "plane": PLANE, "link": LINK, "seed": "seed of order and schedules"})
-def quickstart(c, rounds=None, plane="", link="auto", seed=None):
+@task(
+    help={
+        "rounds": "rounds of all planes (5)",
+        "plane": PLANE,
+        "link": LINK,
+        "seed": "seed of order and schedules",
+        "dry-run": "print the plan only",
+    }
+)
+def quickstart(c, rounds=None, plane="", link="auto", seed=None, dry_run=False):
     """The main job: planes in turn on two zones, load, proof from packets, one table, a report. Some minutes."""
-    cli.exit_with(cli.quickstart, rounds=_int(rounds), plane=plane, link=link, seed=_int(seed))
+    cli.exit_with(cli.quickstart, rounds=_int(rounds), plane=plane, link=link, seed=_int(seed), dry_run=dry_run)
 
 
 @task(help={"json": JSON})
@@ -29,10 +37,10 @@ def doctor(c, json=False):
     cli.exit_with(cli.doctor, as_json_text=json)
 
 
-@task(help={"write": "write topologies/schema.json instead of printing"})
-def schema(c, write=False):
+@task(help={"write": "write topologies/schema.json instead of printing", "dry-run": DRY})
+def schema(c, write=False, dry_run=False):
     """JSON Schema of topology files."""
-    cli.exit_with(cli.schema, write=write)
+    cli.exit_with(cli.schema, write=write, dry_run=dry_run)
 
 
 @task(
@@ -206,10 +214,16 @@ def experiment_show(c, run, json=False):
     cli.exit_with(cli.experiment_show, run, as_json_text=json)
 
 
-@task(help={"run": "folder of a run"})
-def report_build(c, run):
+@task(help={"json": JSON})
+def claims(c, json=False):
+    """The claims this testbed exists to test, each with the verdict of the newest run that speaks of it."""
+    cli.exit_with(cli.claims, as_json_text=json)
+
+
+@task(help={"run": "folder of a run", "dry-run": DRY})
+def report_build(c, run, dry_run=False):
     """Build report.html of a run again."""
-    cli.exit_with(cli.report_build, run)
+    cli.exit_with(cli.report_build, run, dry_run=dry_run)
 
 
 @task(help={"before": "folder of a run", "after": "folder of a run"})

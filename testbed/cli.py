@@ -65,12 +65,15 @@ def as_json(value: object) -> None:
     print(json.dumps(value, indent=1, default=str))
 
 
-def schema(write: bool = False) -> int:
+def schema(write: bool = False, dry_run: bool = False) -> int:
     from testbed import topofile
 
     text = json.dumps(topofile.json_schema(), indent=1) + "\n"
-    if write:
-        (ROOT / "topologies" / "schema.json").write_text(text)
+    file = ROOT / "topologies" / "schema.json"
+    if write and dry_run:
+        print(f"would write {file}{'' if file.read_text() != text else ', which is the same already'}")
+    elif write:
+        file.write_text(text)
     else:
         print(text, end="")
     return 0
@@ -92,8 +95,10 @@ def doctor(as_json_text: bool = False) -> int:
 # experiments
 
 
-def quickstart(rounds: int | None = None, plane: str = "", link: str = "auto", seed: int | None = None) -> int:
-    return experiment_run("quickstart", plane=plane, trials=rounds, link=link, seed=seed)
+def quickstart(
+    rounds: int | None = None, plane: str = "", link: str = "auto", seed: int | None = None, dry_run: bool = False
+) -> int:
+    return experiment_run("quickstart", plane=plane, trials=rounds, link=link, seed=seed, dry_run=dry_run)
 
 
 def experiment_list(as_json_text: bool = False) -> int:
@@ -143,10 +148,21 @@ def experiment_show(run: str, as_json_text: bool = False) -> int:
     return runs.show(Path(run), as_json_text=as_json_text)
 
 
-def report_build(run: str) -> int:
+def claims(as_json_text: bool = False) -> int:
+    from testbed import runs
+    from testbed.sweep import results_root
+
+    return runs.newest_claims(results_root(), as_json_text=as_json_text)
+
+
+def report_build(run: str, dry_run: bool = False) -> int:
     from testbed import report
     from testbed.store import Run
 
+    if dry_run:
+        path = Run.open(Path(run)).path
+        print(f"would write {path / 'report.html'} and {path / 'table.md'}")
+        return 0
     print(report.build(Run.open(Path(run)).path))
     return 0
 

@@ -15,8 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from testbed import report, sweep, table, typeset
-from testbed.errors import MachineError, UsageError
+from testbed import claims, report, sweep, table, typeset
+from testbed.claimlist import CLAIMS
+from testbed.errors import MachineError, TestbedError, UsageError
 from testbed.links.probe import choose
 from testbed.machine import describe
 from testbed.model.experiment import Experiment, Finding, Measurement, Result
@@ -25,6 +26,7 @@ from testbed.program import CHECKOUT
 from testbed.progress import Progress
 from testbed.registry import load
 from testbed.store import Plan, Run, as_json, translated
+from testbed.store import runs as stored_runs
 from testbed.trial import Gates
 
 
@@ -139,16 +141,56 @@ def show(path: Path, *, as_json_text: bool = False) -> int:
     measurements, findings = stored.measurements(), stored.findings()
     code = verdict(measurements, findings)
     if as_json_text:
-        rows = {"run": stored.info, "exit_code": code, "measurements": measurements, "findings": findings}
+        named = stored.info["plan"]["experiment"].get("claims", ())
+        judged = claims.judge(named, table.summarise(measurements), findings)
+        rows = {
+            "run": stored.info,
+            "exit_code": code,
+            "measurements": measurements,
+            "findings": findings,
+            "claims": judged,
+        }
         print(
             json.dumps(
                 {key: [as_json(x) for x in v] if isinstance(v, list) else v for key, v in rows.items()}, indent=1
             )
         )
         return code
-    made = table.build(table.summarise(measurements), findings)
+    summary = table.summarise(measurements)
+    named = stored.info["plan"]["experiment"].get("claims", ())
+    built = table.build(summary, findings)
+    made = claims.with_claims(built, named, summary, findings, stored.info.get("planes", {}))
     print(typeset.as_text(made, colour=typeset.wants_colour(sys.stdout)))
     return code
+
+
+def newest_claims(root: Path, *, as_json_text: bool = False) -> int:
+    """Every claim with the verdict of the newest run that speaks of it."""
+    newest: dict[str, tuple[claims.Judged, str]] = {}
+    for path in stored_runs(root):
+        try:
+            stored = Run.open(path)
+            named = [id_ for id_ in stored.info["plan"]["experiment"].get("claims", ()) if id_ in CLAIMS]
+            judged = claims.judge(named, table.summarise(stored.measurements()), stored.findings())
+        except TestbedError as error:
+            print(f"passed over: {error}", file=sys.stderr)
+            continue
+        newest |= {one.claim.id: (one, str(path)) for one in judged}
+    none = claims.Verdict.NO_EVIDENCE
+    if as_json_text:
+        rows = []
+        for id_, claim in CLAIMS.items():
+            one, path = newest.get(id_, (None, None))
+            verdict_of = one.verdict if one else none
+            rows.append({**asdict(claim), "verdict": verdict_of, "measured": one.measured if one else "", "run": path})
+        print(json.dumps(rows, indent=1))
+        return 0
+    for id_, claim in CLAIMS.items():
+        one, path = newest.get(id_, (None, ""))
+        print(f"{id_:<28} {one.verdict if one else none:<12} {claim.text} ({', '.join(claim.sources)})")
+        if one and one.verdict is not none:
+            print(f"{'':<41} {one.measured}; {path}")
+    return 0
 
 
 def verdict(measurements: Sequence[Measurement], findings: Sequence[Finding]) -> int:
