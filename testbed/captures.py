@@ -10,17 +10,22 @@ import json
 import os
 import select
 import signal
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from testbed.errors import MachineError, PeerError, UsageError
+from testbed.livelab import about_of, chosen, chosen_up, known_names, links_of, state_of
 from testbed.model.topology import Link
 from testbed.observe.capture import Point, start_detached, told_error
+from testbed.runtime import ownership
 from testbed.runtime.ownership import Being, being
 from testbed.runtime.wiring import port_name
 from testbed.seams import end_name
 from testbed.store import write_whole
+from testbed.sweep import results_root
 
 STOP_TIMEOUT_S = 60.0
 ABOUT, DONE = "capture.json", "done.json"
@@ -36,11 +41,10 @@ class LiveCapture:
 
 
 def places(
-    names: Sequence[str], *, links: Sequence[Link], workloads: Mapping[str, str], nodes: Iterable[str], unknown: object
+    names: Sequence[str], *, links: Sequence[Link], workloads: Mapping[str, str], nodes: Iterable[str]
 ) -> list[tuple[str, str | None]]:
     """(sandbox, device) of what was named, each once: a workload's veth as its node has it, both ends of a link, all
-    devices of a node; no name: every workload and every link. `workloads` is name to node; `unknown` makes the end of
-    an error's text from a name and the known ones."""
+    devices of a node; no name: every workload and every link. `workloads` is name to node."""
     by_link = {name: k for k in links for name in (k.name, f"{k.b}--{k.a}")}
     nodes = set(nodes)
     found: list[tuple[str, str | None]] = []
@@ -54,7 +58,7 @@ def places(
             found.append((name, None))
         else:
             known = [*workloads, *(k.name for k in links), *nodes]
-            raise UsageError(f"nothing to capture at is called {name!r}; {unknown(name, known)}")
+            raise UsageError(f"nothing to capture at is called {name!r}; {known_names(name, known)}")
     everywhere = {sandbox for sandbox, device in found if device is None}
     kept = [(sandbox, device) for sandbox, device in found if device is None or sandbox not in everywhere]
     return list(dict.fromkeys(kept))  # a node's devices hold its links' ends and its workloads' veths already
@@ -169,3 +173,69 @@ def _new_folder(home: Path) -> Path:
             number += 1
         except OSError as error:
             raise MachineError(f"{folder}: {error.strerror}; check rights and space") from error
+
+
+def begin(
+    name: str,
+    where: Sequence[str],
+    *,
+    out: str = "",
+    snaplen: int = 0,
+    limit_mib: int = 512,
+    dry_run: bool = False,
+    json_text: bool = False,
+) -> int:
+    """Packets of a live lab into one pcapng, until `capture.stop` or the lab's end."""
+    name = chosen_up(name)
+    state, folder = state_of(name), ownership.state_root() / name
+    about = about_of(folder)
+    netns = {node["name"]: node["netns"] for node in about["nodes"]}
+    found = places(
+        where,
+        links=links_of(about),
+        workloads={w["name"]: w["node"] for w in about["workloads"]},
+        nodes=netns,
+    )
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")[:-3]
+    file = Path(out or results_root() / "captures" / name).absolute() / f"{stamp}Z.pcapng"
+    listening = [f"{sandbox}:{device or '*'}" for sandbox, device in found]
+    if dry_run:
+        print(f"would capture at {', '.join(listening)} into {file}")
+        return 0
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"{file.parent}: {error.strerror}; check rights and space, or give --out") from error
+    assert state.keeper is not None
+    start(
+        folder,
+        [Point(sandbox=sandbox, netns=netns[sandbox], device=device) for sandbox, device in found],
+        file,
+        keeper=state.keeper,
+        key_logs=[folder / "proxies" / proxy["name"] / "keys.log" for proxy in about["proxies"]],
+        snaplen=snaplen,
+        limit_bytes=limit_mib << 20,
+    )
+    print(json.dumps({"lab": name, "file": str(file), "points": listening}, indent=1) if json_text else file)
+    print(f"capturing at {len(found)} points; ./inv capture.stop {name}", file=sys.stderr)
+    return 0
+
+
+def finish(name: str, *, dry_run: bool = False, json_text: bool = False) -> int:
+    name = chosen(name)
+    state_of(name)
+    running = of_lab(ownership.state_root() / name)
+    if not running:
+        raise UsageError(f"no capture of lab {name} is running; ./inv capture.start {name} begins one")
+    if dry_run:
+        for capture in running:
+            print(f"would stop the capture into {capture.out}")
+        return 0
+    rows = end(running)
+    if json_text:
+        print(json.dumps(rows, indent=1))
+    else:
+        for row in rows:
+            print(told(row))
+    codes = [row["exit_code"] for row in rows if "exit_code" in row]
+    return max(codes) if codes else 3 if any(row["drops"] for row in rows) else 0

@@ -256,18 +256,18 @@ def lab_gc(dry_run: bool = False, everything: bool = False, as_json_text: bool =
 
 
 def link_show(name: str = "", as_json_text: bool = False) -> int:
-    from testbed import labs
+    from testbed import livelinks
 
-    return labs.link_show(name, as_json_text)
+    return livelinks.show(name, as_json_text)
 
 
 def link_set(
     a: str, b: str, name: str = "", dry_run: bool = False, as_json_text: bool = False, **fields: float | None
 ) -> int:
-    from testbed import labs
+    from testbed import livelinks
 
     given = {key: value for key, value in fields.items() if value is not None}
-    return labs.link_set(name, a, b, given, dry_run=dry_run, json_text=as_json_text)
+    return livelinks.change(name, a, b, given, dry_run=dry_run, json_text=as_json_text)
 
 
 def capture_start(
@@ -279,18 +279,18 @@ def capture_start(
     dry_run: bool = False,
     as_json_text: bool = False,
 ) -> int:
-    from testbed import labs
+    from testbed import captures
 
     places = [place for place in where.split(",") if place]
-    return labs.capture_start(
+    return captures.begin(
         lab, places, out=out, snaplen=snaplen, limit_mib=limit_mib, dry_run=dry_run, json_text=as_json_text
     )
 
 
 def capture_stop(lab: str = "", dry_run: bool = False, as_json_text: bool = False) -> int:
-    from testbed import labs
+    from testbed import captures
 
-    return labs.capture_stop(lab, dry_run=dry_run, json_text=as_json_text)
+    return captures.finish(lab, dry_run=dry_run, json_text=as_json_text)
 
 
 def capture_verify(pcap: str, keylog: str = "", as_json_text: bool = False) -> int:

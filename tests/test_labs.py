@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import captures, labs, topofile
+from testbed import captures, topofile
 from testbed.errors import UsageError
 from testbed.model.topology import Link
 from testbed.observe import pcapng
@@ -22,7 +22,7 @@ from tests.labs import needs_root
 
 ROOT = Path(__file__).parent.parent
 PAIR = topofile.load(topofile.find("pair"))
-ENDS = {"unknown": labs.known_names, "links": PAIR.links, "nodes": ["node-a", "node-b"]}
+ENDS = {"links": PAIR.links, "nodes": ["node-a", "node-b"]}
 WORKLOADS = {w.name: w.node for w in PAIR.workloads}
 
 Verb = Callable[..., subprocess.CompletedProcess[str]]
@@ -230,8 +230,5 @@ def test_words_behind_a_verb_become_its_options() -> None:
 def test_a_link_may_be_named_from_either_side() -> None:
     """Packets have no first end."""
     link = Link(a="x", b="y", a_address="172.16.0.0", b_address="172.16.0.1")
-    ways = [
-        captures.places([name], links=[link], workloads={}, nodes=["x", "y"], unknown=labs.known_names)
-        for name in ("x--y", "y--x")
-    ]
+    ways = [captures.places([name], links=[link], workloads={}, nodes=["x", "y"]) for name in ("x--y", "y--x")]
     assert ways[0] == ways[1]
