@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from planes import catalog
-from testbed import boundaries, deploy, lab, proof, topofile
+from testbed import boundaries, deploy, lab, proof, topofile, trial
 from testbed.deploy import Deployment
 from testbed.errors import PeerError, UsageError
 from testbed.links.probe import choose
@@ -95,6 +95,9 @@ def test_every_claim_is_proven_on_every_shipped_topology(deployed: Deployment, t
     """Services of several endpoints, of chains, of TCP, on one node or three links away."""
     topology = deployed.lab.topology
     for target in TARGETS[topology.name]:
+        endpoints = topology.service(target).endpoints
+        if topology.workload(endpoints[0]).app.kind == "http-echo":
+            assert trial.seen_by_apps(deployed.lab, endpoints) is not None, f"{target} does not tell its count"
         findings = proof.prove(deployed, client="client", target=target, captures=tmp_path / target)
 
         assert broken(findings) == []
