@@ -267,9 +267,10 @@ def test_rows_of_two_trials_are_not_taken_as_one(tmp_path: Path) -> None:
 
 def test_runs_begun_in_the_same_second_get_folders_of_their_own(tmp_path: Path) -> None:
     """Whichever renames second takes the next name, and says it in its run.json."""
-    with store.Run.create(tmp_path, EXPERIMENT, PLAN, started="2026-01-02T03:04:05Z") as first:
-        with store.Run.create(tmp_path, EXPERIMENT, PLAN, started="2026-01-02T03:04:05Z") as second:
-            names = [first.path.name, second.path.name]
+    made = [store.Run.create(tmp_path, EXPERIMENT, PLAN, started="2026-01-02T03:04:05Z") for _ in range(2)]
+    names = [run.path.name for run in made]
+    for run in made:
+        run.close()
 
     assert names == ["20260102T030405Z", "20260102T030405Z-2"]
     assert [store.Run.open(tmp_path / "quickstart" / name).info["run"] for name in names] == names
