@@ -41,7 +41,8 @@ def exit_with(verb: Callable[..., int | None], *args: object, **options: object)
             # Files a user named, a full disk, a folder without rights: not bugs of ours.
             if error.filename is None and error.errno not in OF_THE_MACHINE:
                 raise
-            where = f"{error.filename}: " if error.filename is not None else ""
+            unnamed = f"writing (labs: {os.environ.get('MESHBED_STATE', 'their default folder')}, or results): "
+            where = f"{error.filename}: " if error.filename is not None else unnamed
             print(f"{where}{error.strerror}; check rights, space and spelling", file=sys.stderr)
             code = MachineError.exit_code if error.errno in OF_THE_MACHINE else 1
     sys.exit(code)
