@@ -223,6 +223,13 @@ class Keeper:
             os.kill(pid, number)
         client.send({"op": "signalled", "name": message["name"]})
 
+    def do_detach(self, client: Client, message: dict) -> None:
+        """From now on the lab outlives its owner."""
+        if not self.settings["detached"]:
+            self.settings["detached"] = True
+            self.poll.unregister(self.owner_pidfd)
+        client.send({"op": "detached"})
+
     def do_down(self, client: Client, message: dict) -> None:
         self.ending = True
 

@@ -121,6 +121,14 @@ class NetnsLab:
                     )
         self._wire("wire", wiring.route_batches(ways, self.planned, indexes))
 
+    def detach(self) -> None:
+        """From now on the lab outlives this process. Until then it ends with it, so nobody meets a half-made one."""
+        answer = self._connection.ask({"op": "detach"})
+        if answer["op"] != "detached":
+            raise PeerError(f"lab {self.name}: its keeper would not detach: {answer.get('why', answer)}")
+        self.state = dataclasses.replace(self.state, detached=True)
+        ownership.write(self.state, self.folder)
+
     def down(self) -> None:
         """Idempotent. Ends every process and removes every namespace, cgroup and file of this lab and of no other."""
         if not self._connection.closed:
