@@ -51,8 +51,8 @@ def start(job: dict, netns_fd: int, received: list[int], pid_namespace_fd: int) 
 def _become(job: dict, netns_fd: int, received: list[int], report: int) -> None:
     os.setsid()
     host_pid = os.readlink("/proc/self")  # this procfs is still the host's
-    for procs in job["cgroups"]:
-        fd = os.open(procs, os.O_WRONLY)
+    if job["cgroup"]:
+        fd = os.open(job["cgroup"], os.O_WRONLY)
         os.write(fd, b"0")
         os.close(fd)
     kernel.setns(netns_fd, kernel.NEWNET)

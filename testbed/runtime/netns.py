@@ -87,7 +87,7 @@ class NetnsLab:
         ways = Ways()
         for spawn in spawns:
             self._connection.codes.pop(spawn.name, None)
-            self._connection.send(self._job(spawn, joins.get(spawn.name, []), ways), spawn.fds)
+            self._connection.send(self._job(spawn, joins.get(spawn.name, ""), ways), spawn.fds)
         failed = []
         for _ in spawns:
             answer = self._connection.answer()
@@ -150,14 +150,11 @@ class NetnsLab:
             refused = [(position, errno)] * len(answer["refused"])
             raise netlink.explain(f"lab {self.name}, {where}", batches[number].messages, refused)
 
-    def _make_cgroups(self, names: Sequence[str]) -> dict[str, list[str]]:
+    def _make_cgroups(self, names: Sequence[str]) -> dict[str, str]:
         if not self.state.cgroup:
             return {}
         made = cgroups.make(self._trees, [f"{self.state.cgroup}/{name}" for name in names])
-        joins: dict[str, list[str]] = {}
-        for folder in made:
-            joins.setdefault(folder.name, []).append(f"{folder}/cgroup.procs")
-        return joins
+        return {entrance.parent.name: str(entrance) for entrance in made}
 
     def _process(self, name: str, pid: int) -> LabProcess:
         cgroup = f"{cgroups.TOP}/{self.state.cgroup}/{name}" if self.state.cgroup else None
@@ -166,7 +163,7 @@ class NetnsLab:
     def _log(self, name: str) -> Path:
         return Path(self.state.logs or self.folder / "logs", f"{name}.log")
 
-    def _job(self, spawn: Spawn, joins: Sequence[str], ways: Ways) -> dict:
+    def _job(self, spawn: Spawn, cgroup: str, ways: Ways) -> dict:
         folder = Path(spawn.folder).absolute()
         shown = [folder, *(Path(shared).absolute() for shared in spawn.shared_folders)]
         code = ways.code_folders(spawn.argv[0])
@@ -187,7 +184,7 @@ class NetnsLab:
             "capabilities": list(spawn.capabilities),
             "fds": [int(fd) for fd in spawn.fds],
             "pid_namespace": spawn.new_pid_namespace,
-            "cgroups": list(joins),
+            "cgroup": cgroup,
             "log": str(self._log(spawn.name)),
             "hide": [str(path) for path in dict.fromkeys([Path(TMP), self._root, *barred.values()])],
             "show": [str(path) for path in dict.fromkeys([*shown, *barred, *in_tmp])],
