@@ -176,6 +176,7 @@ class NetnsLab:
             "op": "spawn",
             "name": spawn.name,
             "namespace": self._index[spawn.sandbox],
+            "programs": ways.programs(spawn.argv[0], env.get("PATH", "/usr/bin:/bin")),
             "argv": [str(word) for word in spawn.argv],
             "env": env,
             "uid": spawn.uid,
@@ -196,7 +197,17 @@ class Ways:
 
     def __init__(self) -> None:
         self._code: dict[str, list[Path]] = {}
+        self._programs: dict[tuple[str, str], list[str]] = {}
         self._seen: dict[Path, tuple[int, int] | None] = {}
+
+    def programs(self, program: str, path: str) -> list[str]:
+        """Files that exec may try for `program`, in the order of `path`: those that are there."""
+        if "/" in program:
+            return [program]
+        if (program, path) not in self._programs:
+            found = [os.path.join(folder, program) for folder in path.split(":")]
+            self._programs[program, path] = [file for file in found if os.path.exists(file)]
+        return self._programs[program, path]
 
     def code_folders(self, program: str) -> list[Path]:
         """Where Python and this project live: a program of the lab must be able to read them."""
