@@ -332,6 +332,36 @@ def test_of_several_processes_that_take_one_name_at_the_same_instant_one_gets_it
         assert list(ownership.state_root().iterdir()) == []
 
 
+def test_a_dead_labs_name_goes_to_one_of_several_that_take_it_at_the_same_instant() -> None:
+    """Each finds the leftover and would clear it away; none clears away the new lab of another."""
+    for _ in range(4):
+        dead = NetnsRuntime().up(line(1, 1), name=NAME)
+        assert dead.state.keeper is not None
+        os.kill(dead.state.keeper.pid, signal.SIGKILL)
+        until(lambda lab=dead: not lab.state.alive)
+        rows = at_once([NAME] * 4)
+        got = [row for row in rows if row[1][0] == "up"]
+        try:
+            assert len(got) == 1, rows
+            assert all(os.path.exists(f"/proc/{pid}") for pid in got[0][1][1:])
+            dead.down()
+            assert [state.name for state in ownership.labs() if state.alive] == [NAME]
+        finally:
+            finish([process for process, _ in rows])
+            dead.down()
+
+
+def test_going_down_twice_spares_the_next_lab_of_that_name() -> None:
+    """The second `down` of an old lab finds its name with another, also of the same process, and leaves it alone."""
+    old = NetnsRuntime().up(line(1, 1), name=NAME)
+    old.down()
+    with NetnsRuntime().up(line(1, 1), name=NAME) as new:
+        old.down()
+
+        assert new.state.alive
+        assert (new.folder / ownership.STATE).exists()
+
+
 def test_detached_lab_outlives_its_maker_and_can_be_attached_to() -> None:
     """Another process brings it up and ends; this one finds it with its program, starts another, and ends it."""
     code = (
