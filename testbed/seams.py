@@ -94,10 +94,16 @@ class Runtime(Protocol):
         ...
 
     def up(
-        self, topology: Topology, *, name: str, extra: Sequence[tuple[str, str, str]] = (), detached: bool = False
+        self,
+        topology: Topology,
+        *,
+        name: str,
+        extra: Sequence[tuple[str, str, str]] = (),
+        detached: bool = False,
+        logs: Path | None = None,
     ) -> RunningLab:
         """Sandboxes for every node, workload and `extra` (name, node, address: waypoints), wired and routed, links
-        plain.
+        plain. What programs print goes to `logs`, or to the lab's own folder, which ends with the lab.
 
         A link's two ends are devices named `eth-<peer index>`-like in the nodes; the link maker gets them. Unless
         `detached`, the lab dies with this process, even by SIGKILL.

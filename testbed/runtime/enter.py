@@ -47,6 +47,19 @@ def in_netns(where: str | Path | int, function: Callable[[], T]) -> T:
     return results[0]
 
 
+def move_to(where: str | Path) -> None:
+    """This thread goes into the network namespace for good: for a process that is about to become another program."""
+    fd = os.open(where, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        kernel.setns(fd, kernel.NEWNET)
+    except OSError as error:
+        raise MachineError(
+            f"network namespace {where}: cannot enter ({error}); run as root, or in the user namespace of the lab"
+        ) from error
+    finally:
+        os.close(fd)
+
+
 def become_root() -> None:
     """An ordinary user's process becomes uid 0 of a user namespace of its own. Raises MachineError with the mend."""
     uid, gid = os.geteuid(), os.getegid()

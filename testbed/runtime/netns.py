@@ -87,7 +87,7 @@ class NetnsLab:
         ways = Ways()
         for spawn in spawns:
             self._connection.codes.pop(spawn.name, None)
-            self._connection.send(self._job(spawn, joins.get(spawn.name, []), ways), spawn.fds)
+            self._connection.send(self._job(spawn, joins.get(spawn.name, ""), ways), spawn.fds)
         failed = []
         for _ in spawns:
             answer = self._connection.answer()
@@ -121,6 +121,14 @@ class NetnsLab:
                     )
         self._wire("wire", wiring.route_batches(ways, self.planned, indexes))
 
+    def detach(self) -> None:
+        """From now on the lab outlives this process. Until then it ends with it, so nobody meets a half-made one."""
+        answer = self._connection.ask({"op": "detach"})
+        if answer["op"] != "detached":
+            raise PeerError(f"lab {self.name}: its keeper would not detach: {answer.get('why', answer)}")
+        self.state = dataclasses.replace(self.state, detached=True)
+        ownership.write(self.state, self.folder)
+
     def down(self) -> None:
         """Idempotent. Ends every process and removes every namespace, cgroup and file of this lab and of no other."""
         if not self._connection.closed:
@@ -150,14 +158,11 @@ class NetnsLab:
             refused = [(position, errno)] * len(answer["refused"])
             raise netlink.explain(f"lab {self.name}, {where}", batches[number].messages, refused)
 
-    def _make_cgroups(self, names: Sequence[str]) -> dict[str, list[str]]:
+    def _make_cgroups(self, names: Sequence[str]) -> dict[str, str]:
         if not self.state.cgroup:
             return {}
         made = cgroups.make(self._trees, [f"{self.state.cgroup}/{name}" for name in names])
-        joins: dict[str, list[str]] = {}
-        for folder in made:
-            joins.setdefault(folder.name, []).append(f"{folder}/cgroup.procs")
-        return joins
+        return {entrance.parent.name: str(entrance) for entrance in made}
 
     def _process(self, name: str, pid: int) -> LabProcess:
         cgroup = f"{cgroups.TOP}/{self.state.cgroup}/{name}" if self.state.cgroup else None
@@ -166,7 +171,7 @@ class NetnsLab:
     def _log(self, name: str) -> Path:
         return Path(self.state.logs or self.folder / "logs", f"{name}.log")
 
-    def _job(self, spawn: Spawn, joins: Sequence[str], ways: Ways) -> dict:
+    def _job(self, spawn: Spawn, cgroup: str, ways: Ways) -> dict:
         folder = Path(spawn.folder).absolute()
         shown = [folder, *(Path(shared).absolute() for shared in spawn.shared_folders)]
         code = ways.code_folders(spawn.argv[0])
@@ -179,6 +184,7 @@ class NetnsLab:
             "op": "spawn",
             "name": spawn.name,
             "namespace": self._index[spawn.sandbox],
+            "programs": ways.programs(spawn.argv[0], env.get("PATH", "/usr/bin:/bin")),
             "argv": [str(word) for word in spawn.argv],
             "env": env,
             "uid": spawn.uid,
@@ -187,7 +193,7 @@ class NetnsLab:
             "capabilities": list(spawn.capabilities),
             "fds": [int(fd) for fd in spawn.fds],
             "pid_namespace": spawn.new_pid_namespace,
-            "cgroups": list(joins),
+            "cgroup": cgroup,
             "log": str(self._log(spawn.name)),
             "hide": [str(path) for path in dict.fromkeys([Path(TMP), self._root, *barred.values()])],
             "show": [str(path) for path in dict.fromkeys([*shown, *barred, *in_tmp])],
@@ -199,7 +205,17 @@ class Ways:
 
     def __init__(self) -> None:
         self._code: dict[str, list[Path]] = {}
+        self._programs: dict[tuple[str, str], list[str]] = {}
         self._seen: dict[Path, tuple[int, int] | None] = {}
+
+    def programs(self, program: str, path: str) -> list[str]:
+        """Files that exec may try for `program`, in the order of `path`: those that are there."""
+        if "/" in program:
+            return [program]
+        if (program, path) not in self._programs:
+            found = [os.path.join(folder, program) for folder in path.split(":")]
+            self._programs[program, path] = [file for file in found if os.path.exists(file)]
+        return self._programs[program, path]
 
     def code_folders(self, program: str) -> list[Path]:
         """Where Python and this project live: a program of the lab must be able to read them."""

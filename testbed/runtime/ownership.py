@@ -7,11 +7,14 @@ it. So what has no folder has nothing, and a folder whose keeper (or owner, unle
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -106,7 +109,8 @@ def claim(state: LabState, root: Path) -> Path:
     made.mkdir(mode=0o700)
     write(state, made)
     try:
-        made.rename(root / state.name)
+        with turn(root):
+            made.rename(root / state.name)
     except OSError as error:
         remove(str(made))
         raise UsageError(
@@ -171,16 +175,33 @@ def bury(state: LabState, root: Path) -> None:
     """Ends a lab for good: its keeper (with it all processes), its cgroups, its folder; in this order,
     and again if need be.
     """
-    if state.keeper is not None:
-        end(state.keeper)
-    else:
-        for keeper in keepers(state.name, root):
-            end(keeper)
-    if state.cgroup:
-        for tree in cgroups.trees().all:
-            if (folder := tree / cgroups.TOP / state.cgroup).exists():
-                cgroups.remove(folder)
-    remove(str(root / state.name))
+    with turn(root):
+        now = read(root / state.name)
+        if now is not None and (now.owner != state.owner or state.keeper not in (None, now.keeper)):
+            return  # that lab is gone, and its name has gone to another
+        if not (root / state.name).exists():
+            return  # the folder goes last
+        if state.keeper is not None:
+            end(state.keeper)
+        else:
+            for keeper in keepers(state.name, root):
+                end(keeper)
+        if state.cgroup:
+            for tree in cgroups.trees().all:
+                if (folder := tree / cgroups.TOP / state.cgroup).exists():
+                    cgroups.remove(folder)
+        remove(str(root / state.name))
+
+
+@contextmanager
+def turn(root: Path) -> Iterator[None]:
+    """One process at a time takes a lab's name or buries a lab: else a name could be taken just before the removal."""
+    fd = os.open(root, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def end(keeper: Being, *, timeout_s: float = 5.0) -> None:
