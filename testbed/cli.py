@@ -54,6 +54,19 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def as_root(lab: str | None = None) -> None:
+    """Before anything that starts threads: an ordinary user's process becomes root of a user namespace (`enter`).
+
+    Of the one that holds the `lab` ("": the only one that is up), or of a new one.
+    """
+    from testbed.runtime import enter, ownership
+
+    if os.geteuid() != 0 and lab is not None:
+        ownership.join(lab)
+    elif os.geteuid() != 0:
+        enter.become_root()
+
+
 def test(only: str = "", fast: bool = False) -> int:
     """pytest over `tests/`; its own summary counts and names what was skipped."""
     argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
@@ -126,6 +139,8 @@ def experiment_run(
 
     3 when trials were left out, 4 when no trial of a plane counts.
     """
+    if not dry_run:
+        as_root()
     from testbed import runs
 
     return runs.run(
@@ -165,12 +180,14 @@ def report_compare(before: str, after: str) -> int:
 
 
 def lab_up(topology: str, plane: str = "none", runtime: str = "auto", link: str = "auto", name: str = "") -> int:
+    as_root()
     from testbed import labs
 
     return labs.up(topology, plane=plane, runtime=runtime, link=link, name=name)
 
 
 def lab_down(name: str = "") -> int:
+    as_root()  # a namespace of its own has the same user ids as that of the lab, and outlives it
     from testbed import labs
 
     return labs.down(name)
@@ -183,6 +200,7 @@ def lab_list(as_json_text: bool = False) -> int:
 
 
 def lab_inspect(name: str = "", as_json_text: bool = False) -> int:
+    as_root(name)
     from testbed import labs
 
     return labs.inspect(name, as_json_text)
@@ -198,10 +216,11 @@ def shell() -> str:
 
 
 def lab_exec(workload: str, words: list[str], name: str = "") -> int:
-    from testbed import labs
-
     if not words:
         raise UsageError("nothing to run; write it behind --: ./inv lab.exec client -- curl http://10.96.0.10:8080/")
+    as_root(name)
+    from testbed import labs
+
     return labs.execute(name, workload, words)
 
 
@@ -214,6 +233,8 @@ def lab_graph(topology: str) -> int:
 def lab_gc(dry_run: bool = False, everything: bool = False) -> int:
     from testbed.runtime import ownership
 
+    if not dry_run:
+        as_root()
     removed = ownership.gc(dry_run=dry_run, everything=everything)
     for line in removed:
         print(("would remove " if dry_run else "removed ") + line)
@@ -222,12 +243,14 @@ def lab_gc(dry_run: bool = False, everything: bool = False) -> int:
 
 
 def link_show(name: str = "", as_json_text: bool = False) -> int:
+    as_root(name)
     from testbed import labs
 
     return labs.link_show(name, as_json_text)
 
 
 def link_set(a: str, b: str, name: str = "", **fields: float | None) -> int:
+    as_root(name)
     from testbed import labs
 
     return labs.link_set(name, a, b, {key: value for key, value in fields.items() if value is not None})

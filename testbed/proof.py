@@ -23,6 +23,7 @@ from testbed.model.placement import Encryption
 from testbed.observe import pcapng
 from testbed.observe.capture import Capture, embed_secrets
 from testbed.pki import KEY_FILE, CertificateAuthority
+from testbed.runtime.enter import owner_for
 from testbed.runtime.wiring import port_name
 from testbed.seams import Spawn
 from testbed.verify.evidence import Canary, gather
@@ -112,9 +113,9 @@ def own(folder: Path) -> None:
     """To the applications' user, where user ids are ours to give."""
     import os
 
-    if os.geteuid() == 0:
+    if (owner := owner_for(APP_UID)) != os.geteuid():
         for path in (folder, *folder.iterdir()):
-            os.chown(path, APP_UID, APP_UID)
+            os.chown(path, owner, owner)
 
 
 # boundaries
