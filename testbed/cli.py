@@ -237,7 +237,7 @@ def lab_gc(dry_run: bool = False, everything: bool = False) -> int:
         as_root()
     removed = ownership.gc(dry_run=dry_run, everything=everything)
     for line in removed:
-        print(("would remove " if dry_run else "removed ") + line)
+        print(f"{'would remove' if dry_run else 'removed'} {line.kind} {line.name} ({line.why})")
     say(f"{len(removed)} leftovers" + (" found" if dry_run else " removed"))
     return 0
 
