@@ -27,6 +27,7 @@ def checkout(tmp_path: Path) -> Path:
     """Below a folder with spaces, as some have."""
     made = tmp_path / "a folder" / "mesh bed"
     (made / "testbed").mkdir(parents=True)
+    (made / "testbed" / "__init__.py").touch()
     (made / "testbed" / "__main__.py").write_text(STARTED)
     shutil.copy(CHECKOUT / "inv", made / "inv")
     (made / "requirements.lock").write_text("# nothing\n")
