@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from testbed import rights
 from testbed.errors import MachineError, TestbedError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +27,7 @@ def exit_with(verb: Callable[..., int | None], *args: object, **options: object)
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        rights.take(verb, *args, **options)
         code = verb(*args, **options) or 0
     except TestbedError as error:
         print(error, file=sys.stderr)
@@ -52,19 +54,6 @@ def _interrupt(*_: object) -> None:
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def as_root(lab: str | None = None) -> None:
-    """Before anything that starts threads: an ordinary user's process becomes root of a user namespace (`enter`).
-
-    Of the one that holds the `lab` ("": the only one that is up), or of a new one.
-    """
-    from testbed.runtime import enter, ownership
-
-    if os.geteuid() != 0 and lab is not None:
-        ownership.join(lab)
-    elif os.geteuid() != 0:
-        enter.become_root()
 
 
 def test(only: str = "", fast: bool = False) -> int:
@@ -139,8 +128,6 @@ def experiment_run(
 
     3 when trials were left out, 4 when no trial of a plane counts.
     """
-    if not dry_run:
-        as_root()
     from testbed import runs
 
     return runs.run(
@@ -180,14 +167,12 @@ def report_compare(before: str, after: str) -> int:
 
 
 def lab_up(topology: str, plane: str = "none", runtime: str = "auto", link: str = "auto", name: str = "") -> int:
-    as_root()
     from testbed import labs
 
     return labs.up(topology, plane=plane, runtime=runtime, link=link, name=name)
 
 
 def lab_down(name: str = "") -> int:
-    as_root()  # a namespace of its own has the same user ids as that of the lab, and outlives it
     from testbed import labs
 
     return labs.down(name)
@@ -200,7 +185,6 @@ def lab_list(as_json_text: bool = False) -> int:
 
 
 def lab_inspect(name: str = "", as_json_text: bool = False) -> int:
-    as_root(name)
     from testbed import labs
 
     return labs.inspect(name, as_json_text)
@@ -216,11 +200,10 @@ def shell() -> str:
 
 
 def lab_exec(workload: str, words: list[str], name: str = "") -> int:
-    if not words:
-        raise UsageError("nothing to run; write it behind --: ./inv lab.exec client -- curl http://10.96.0.10:8080/")
-    as_root(name)
     from testbed import labs
 
+    if not words:
+        raise UsageError("nothing to run; write it behind --: ./inv lab.exec client -- curl http://10.96.0.10:8080/")
     return labs.execute(name, workload, words)
 
 
@@ -233,24 +216,20 @@ def lab_graph(topology: str) -> int:
 def lab_gc(dry_run: bool = False, everything: bool = False) -> int:
     from testbed.runtime import ownership
 
-    if not dry_run:
-        as_root()
     removed = ownership.gc(dry_run=dry_run, everything=everything)
-    for line in removed:
-        print(f"{'would remove' if dry_run else 'removed'} {line.kind} {line.name} ({line.why})")
+    for left in removed:
+        print(f"{'would remove' if dry_run else 'removed'} {left.kind} {left.name}: {left.why}")
     say(f"{len(removed)} leftovers" + (" found" if dry_run else " removed"))
     return 0
 
 
 def link_show(name: str = "", as_json_text: bool = False) -> int:
-    as_root(name)
     from testbed import labs
 
     return labs.link_show(name, as_json_text)
 
 
 def link_set(a: str, b: str, name: str = "", **fields: float | None) -> int:
-    as_root(name)
     from testbed import labs
 
     return labs.link_set(name, a, b, {key: value for key, value in fields.items() if value is not None})
