@@ -84,7 +84,8 @@ def default_root() -> Path:
     """The same for every process of a user, in a user namespace or not."""
     if os.geteuid() == 0 and os.access("/run", os.W_OK):
         return Path("/run/meshbed")
-    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and os.access(runtime, os.W_OK):  # after `su` it may be the caller's
         return Path(runtime, "meshbed")
     return Path(f"/tmp/meshbed-{enter.user_id()}")
 
