@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from testbed import interrupts
+from testbed import interrupts, rights
 from testbed.errors import OF_THE_MACHINE, MachineError, TestbedError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +26,7 @@ def exit_with(verb: Callable[..., int | None], *args: object, **options: object)
     """
     with interrupts.heard():
         try:
+            rights.take(verb, *args, **options)
             code = verb(*args, **options) or 0
         except TestbedError as error:
             print(error, file=sys.stderr)

@@ -23,6 +23,7 @@ from testbed.model.experiment import Finding
 from testbed.model.topology import Service, ServicePort, Topology
 from testbed.observe import pcapng
 from testbed.observe.capture import Capture, embed_secrets
+from testbed.runtime.enter import owner_for
 from testbed.runtime.routing import paths
 from testbed.runtime.wiring import port_name
 from testbed.seams import Spawn
@@ -164,6 +165,6 @@ def run_probe(
 
 def own(folder: Path) -> None:
     """To the applications' user, where user ids are ours to give."""
-    if os.geteuid() == 0:
+    if (owner := owner_for(APP_UID)) != os.geteuid():
         for path in (folder, *folder.iterdir()):
-            os.chown(path, APP_UID, APP_UID)
+            os.chown(path, owner, owner)

@@ -81,7 +81,7 @@ def run(
         link_kind=links.name,
         planes={plane: {"implementation": "planes (Python)", "version": _commit()} for plane in experiment.planes},
         gate=asdict(gates),
-        machine=describe(),
+        machine={**describe(), "weaker": "; ".join(made_runtime.weaker())},
         commit=_commit(),
         lock_sha256=hashlib.sha256((CHECKOUT / "requirements.lock").read_bytes()).hexdigest(),
         command=f"./inv experiment.run {name} --plane {','.join(experiment.planes)} "
@@ -93,6 +93,8 @@ def run(
     )
     left = len(blocks) - len(store.whole_trials()) + len(set(experiment.planes) - {f.plane for f in store.findings()})
     with store as into, _steps(total=left) as (progress, say):
+        for weakness in made_runtime.weaker():
+            say(f"warning: {weakness}")
         try:
             sweep.run(
                 experiment,

@@ -93,6 +93,10 @@ class Runtime(Protocol):
         """What this machine lacks for it, each with its mend; empty when it can run."""
         ...
 
+    def weaker(self) -> list[str]:
+        """What works here, but not as well as it could, each with its mend."""
+        ...
+
     def up(
         self,
         topology: Topology,

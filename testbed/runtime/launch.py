@@ -62,7 +62,7 @@ def _become(job: dict, netns_fd: int, received: list[int], report: int) -> None:
     kernel.unshare(kernel.NEWNS)
     hide(job["hide"], job["show"])
     null = os.open("/dev/null", os.O_RDONLY)
-    own_proc(job["pid_namespace"], required=not job["single_uid"])
+    own_proc(job["pid_namespace"], required=job["own_proc"])
     os.chdir(job["folder"])
     _drop(job)
     received[:] = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max([2, *job["fds"]]) + 1) for fd in received]

@@ -58,6 +58,7 @@ class NetnsLab:
         self._starter = starter
         self._trees = cgroups.trees()
         self._single_uid = enter.single_uid()
+        self._in_user_namespace = enter.in_user_namespace()
         for name, (pid, _) in connection.processes.items():
             self.processes[name] = self._process(name, int(pid or 0))
 
@@ -189,6 +190,7 @@ class NetnsLab:
             "env": env,
             "uid": spawn.uid,
             "single_uid": self._single_uid,
+            "own_proc": not self._in_user_namespace,
             "folder": str(folder),
             "capabilities": list(spawn.capabilities),
             "fds": [int(fd) for fd in spawn.fds],
@@ -255,7 +257,7 @@ class NetnsRuntime:
     name = "netns"
 
     def check(self) -> list[str]:
-        """What this machine lacks, each with its mend; empty when all of it can be had."""
+        """What this machine lacks for any lab at all, each with its mend."""
         lacks = []
         if sys.platform != "linux":
             return [f"network namespaces need Linux, this is {sys.platform}: use a Linux machine or a virtual one"]
@@ -267,13 +269,25 @@ class NetnsRuntime:
                 lacks.append(
                     "neither root nor user namespaces: run as root, or `sysctl user.max_user_namespaces=10000`"
                 )
-        if os.geteuid() != 0 or enter.single_uid():
-            lacks.append(
-                "not root: every program of a lab has the same user id and no cgroup of its own; run as root for both"
-            )
-        elif not any(os.access(tree, os.W_OK) for tree in cgroups.trees().all):
-            lacks.append("no cgroup tree to write to: CPU is read from process clocks; mount cgroup2 on /sys/fs/cgroup")
         return lacks
+
+    def weaker(self) -> list[str]:
+        """What works here, but not as well as it could, each with its mend."""
+        found = []
+        if os.geteuid() != 0 or enter.in_user_namespace():
+            found.append(
+                "not root: wires have no real-time priority and small buffers (less exact, slower); run as root"
+            )
+            if enter.single_uid():
+                found.append(
+                    "one user id for all programs of a lab: only mount and PID namespaces keep keys apart; "
+                    "run as root, or install uidmap (newuidmap) and have a range in /etc/subuid and /etc/subgid"
+                )
+        if not any(os.access(tree, os.W_OK) for tree in cgroups.trees().all):
+            found.append(
+                "no cgroup tree to write to: CPU is read from process clocks, which forget ended children; run as root"
+            )
+        return found
 
     def up(
         self,
@@ -288,8 +302,7 @@ class NetnsRuntime:
 
         An ordinary user's process becomes root of a user namespace by this, for good (`enter.become_root`).
         """
-        if os.geteuid() != 0:
-            enter.become_root()
+        enter.become_root()
         try:
             sandboxes = wiring.plan(topology, extra)
         except ValueError as error:

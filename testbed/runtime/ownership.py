@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from testbed.errors import UsageError
-from testbed.runtime import cgroups
+from testbed.runtime import cgroups, enter
 from testbed.runtime.keeper import MARK, remove
 
 VERSION = 1
@@ -84,9 +84,13 @@ class Left:
 
 
 def default_root() -> Path:
+    """The same for every process of a user, in a user namespace or not."""
     if os.geteuid() == 0 and os.access("/run", os.W_OK):
         return Path("/run/meshbed")
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/meshbed-run-{os.getuid()}", "meshbed")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and os.access(runtime, os.W_OK):  # after `su` it may be the caller's
+        return Path(runtime, "meshbed")
+    return Path(f"/tmp/meshbed-{enter.user_id()}")
 
 
 def state_root() -> Path:
@@ -142,6 +146,16 @@ def labs(root: Path | None = None) -> list[LabState]:
     root = root or state_root()
     found = [read(folder) for folder in sorted(root.iterdir()) if not folder.name.startswith(".")]
     return [state for state in found if state is not None]
+
+
+def join(name: str, root: Path | None = None) -> None:
+    """Enters the user namespace of an ordinary user's lab, or of the only one that is up; see `enter.join`.
+
+    Nothing where there is no such lab: who asked for it says so.
+    """
+    found = [state for state in labs(root) if state.alive and state.keeper and name in ("", state.name)]
+    if len(found) == 1 and found[0].keeper is not None:
+        enter.join(found[0].keeper.pid)
 
 
 def gc(*, dry_run: bool = False, everything: bool = False, root: Path | None = None) -> list[Left]:
