@@ -20,6 +20,7 @@ PURE = (
         "message", "codec", "view", "place", "route", "decision", "rewrite", "match", "balance", "retry", "circuit",
         "edit")),
     ROOT / "testbed" / "links" / "delayline.py",
+    ROOT / "testbed" / "links" / "pacing.py",
     ROOT / "planes" / "catalog.py",
     ROOT / "planes" / "ztunnel" / "place.py",
 )  # fmt: skip
