@@ -16,6 +16,9 @@ PURE = (
     *(ROOT / "planes" / "mesh" / f"{name}.py" for name in (
         "fields", "local", "view", "route", "accesslog", "metrics", "baggage", "frames", "hbone", "hbone_stream",
         "hbone_output", "hbone_input", "headers", "keepalive")),
+    *(ROOT / "planes" / "l7" / f"{name}.py" for name in (
+        "message", "codec", "view", "place", "route", "decision", "rewrite", "match", "balance", "retry", "circuit",
+        "edit")),
     ROOT / "testbed" / "links" / "delayline.py",
     ROOT / "testbed" / "links" / "pacing.py",
     ROOT / "planes" / "catalog.py",
