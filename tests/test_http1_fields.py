@@ -1,4 +1,4 @@
-"""Heads of HTTP/1: what is read, what is refused and with which status. Each table row is one rule of RFC 9110 or 9112."""
+"""Heads of HTTP/1: what is read, what is refused and with which status; each row is one rule of RFC 9110 or 9112."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ REFUSED = {
     "coding alone": (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip", 400),
     "coding identity": (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity", 400),
     "chunked twice": (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked", 400),
-    "chunked in two lines": (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked", 400),
+    "chunked in two lines": (b"POST / HTTP/1.1\r\nHost: a" + b"\r\nTransfer-Encoding: chunked" * 2, 400),
     "chunked misspelt": (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked", 400),
     "chunked in quotes": (b'POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: "chunked"', 400),
     "chunked with parameter": (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked;a=b", 400),

@@ -154,9 +154,9 @@ class Http1Connection:
             self.breach = breach
             self._on_breach(breach)
         finally:
+            if self._rest or self._held or self.reading_held:
+                self._update_held()
             self._running = False
-        if self._rest or self._held or self.reading_held:
-            self._update_held()
 
     def _resume(self) -> None:
         """Go on with what had to wait; for a call that comes from the shell, not from within `receive`."""
