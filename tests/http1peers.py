@@ -17,6 +17,7 @@ class Sink:
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
+        self.responses: list[Response] = []
 
     def data(self, data: bytes | memoryview) -> None:
         assert len(data), "a piece of body without bytes"
@@ -35,9 +36,11 @@ class Sink:
         self.calls.append(("writable",))
 
     def interim(self, response: Response) -> None:
+        self.responses.append(response)
         self.calls.append(("interim", response.status, response.fields))
 
     def head(self, response: Response) -> None:
+        self.responses.append(response)
         self.calls.append(("head", response.status, response.fields, response.has_body, response.content_length))
 
     @property

@@ -212,6 +212,11 @@ class TestRequests:
         assert (request.has_body, request.content_length) == (body, length)
         assert (b"transfer-encoding", b"chunked") not in request.fields
 
+    def test_a_length_has_one_spelling(self) -> None:
+        """So that no reader sees another number, and the writer finds what was declared."""
+        assert read(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 007").fields == [(b"content-length", b"7")]
+        assert read(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 00").fields == [(b"content-length", b"0")]
+
     def test_content_length_stays_among_the_fields(self) -> None:
         """The next hop's framing is the same."""
         assert read(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5").fields == [(b"content-length", b"5")]

@@ -157,6 +157,34 @@ class TestRandomBytes:
             assert b"".join(bytes(e.data) for e in events if isinstance(e, h11.Data)) == sink.body
 
 
+    @given(
+        st.sampled_from([b"HTTP/1.1 200 OK\r\n", b"HTTP/1.0 404 No\r\n", b"HTTP/1.1 204 No\r\n",
+                         b"HTTP/1.1 304 No\r\n"]),
+        streams, st.sampled_from([b"GET", b"HEAD"]), st.booleans(),
+    )  # fmt: skip
+    def test_no_response_splits(self, start: bytes, data: bytes, method: bytes, old: bool) -> None:
+        """What passes is written anew, and h11 reads one whole response, or one that is cut, and nothing else."""
+        client = Client(Request(method, b"a", b"/", []))
+        client.receive(start + data)
+        client.codec.receive_eof()
+        server = Server().receive(b"%b / HTTP/1.%d\r\nHost: a\r\n\r\n" % (method, not old))
+        sink, stream = client.sink, server.stream
+        for response in sink.responses:
+            stream.send_head(response)
+        if not sink.responses or sink.responses[-1].status < 200:
+            return
+        stream.send_data(sink.body)
+        if sink.calls[-1][0] == "reset":
+            stream.reset()
+            assert server.codec.closing
+            return
+        stream.end(sink.calls[-1][1] if sink.calls[-1][0] == "ended" else None)
+        events = h11_events(h11.CLIENT, server.written(), (method, b"/"), eof=server.codec.closing)
+        finals = [type(e) for e in events if not isinstance(e, (h11.Data, h11.InformationalResponse))]
+        assert finals == [h11.Response, h11.EndOfMessage]
+        assert b"".join(bytes(e.data) for e in events if isinstance(e, h11.Data)) == sink.body
+
+
 def h11_events(role: Any, data: bytes, request: tuple[bytes, bytes] | None = None, *, eof: bool = False) -> list[Any]:
     """What h11 reads out of bytes, until it needs more."""
     peer = h11.Connection(role)

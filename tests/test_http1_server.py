@@ -48,6 +48,7 @@ class TestExchanges:
         assert len(Server().receive(lead + GET).requests) == 1
         assert len(Server().receive(b"\r", b"\n", lead, GET).requests) == 1
         assert Server().receive(lead * 20).written().startswith(b"HTTP/1.1 400 ")
+        assert Server(ok).receive((lead + GET) * 20).written() == OK_BYTES * 20
 
     def test_close_asked_is_close_done(self) -> None:
         """Said with the response, and nothing is read any more."""
@@ -350,6 +351,19 @@ class TestBrakes:
         server.codec.set_write_blocked(False)
         assert server.sink.calls == [("writable",)]
         assert server.stream.send_data(b"b")
+
+    def test_a_client_that_takes_no_answers_gets_no_more_requests_read(self) -> None:
+        """Else answers to a pipeline would pile up; a body under way is still read."""
+        server = Server(ok).receive(GET)
+        server.codec.set_write_blocked(True)
+        assert server.codec.reading_held
+        server.codec.set_write_blocked(False)
+        assert not server.codec.reading_held
+        body = Server().receive(POST + b"\r\n")
+        body.codec.set_write_blocked(True)
+        assert not body.codec.reading_held
+        ok(body.receive(b"abcde").stream)
+        assert body.codec.reading_held
 
     def test_no_body_is_ever_kept(self) -> None:
         """A gigabyte through a connection leaves nothing behind in the codec."""
