@@ -93,6 +93,13 @@ class TestAnswers:
         client.receive(OK)
         assert client.sink.calls == [HEAD_OK, ("data", b"ok"), ("ended", [])]
 
+    def test_a_spoilt_connection_is_never_offered(self) -> None:
+        """Not even for the length of the last call, or the bytes behind would answer the next request."""
+        client = Client(get())
+        client.sink.ended = lambda trailers: client.sink.calls.append(client.codec.usable)  # type: ignore
+        client.receive(OK + OK)
+        assert client.sink.calls[-1] is False
+
     def test_open_on_a_busy_connection_is_a_bug(self) -> None:
         """Requests are not pipelined."""
         client = Client(get())

@@ -88,6 +88,18 @@ class TestPipelining:
         ok(server.stream)
         assert server.wakes > 0
 
+    def test_the_shell_is_woken_by_the_answer_to_what_had_to_wait(self) -> None:
+        """Also if the exchange before ends without another byte, and the next is answered on the spot."""
+        server = Server().receive(GET + GET)
+        server.stream.send_head(OK)
+        server.stream.send_data(b"ok")
+        server.written()
+        server._answer = ok
+        before = server.wakes
+        server.stream.end()
+        assert server.written() == OK_BYTES
+        assert server.wakes > before
+
     def test_a_breach_behind_a_good_request_is_answered_in_its_turn(self) -> None:
         """First the answer, then the refusal, then the end."""
         server = Server().receive(GET + b"BAD\r\n\r\n" + GET)
@@ -447,6 +459,21 @@ class TestEnds:
         server.stream.reset()
         assert server.codec.closing
         assert server.codec.abort
+
+    @pytest.mark.parametrize(("before", "last"), [
+        (POST + b"\r\nab", b"cde"), (CHUNKED, b"5\r\nabcde\r\n0\r\n\r\n"), (WEBSOCKET, b"abcde")])  # fmt: skip
+    def test_giving_up_from_within_a_call_stops_what_is_left(self, before: bytes, last: bytes) -> None:
+        """A sink that resets at the last byte hears of no end, and nothing behind it is read."""
+        server = Server().receive(before)
+        if server.request.upgrade:
+            server.stream.send_head(Response(101, [], upgrade=b"websocket"))
+        sink, stream = server.sink, server.stream
+        sink.calls.clear()
+        sink.data = lambda data: (sink.calls.append(("data", bytes(data))), stream.reset())  # type: ignore
+        server.receive(last + GET)
+        assert [call[0] for call in sink.calls] == ["data"]
+        assert server.codec.closing
+        assert len(server.requests) == 1
 
     def test_answering_in_the_middle_of_receiving_is_fine(self) -> None:
         """A policy denies at the head, while the body is in the same read."""
