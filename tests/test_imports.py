@@ -17,6 +17,7 @@ PURE = (
         "fields", "local", "view", "route", "accesslog", "metrics", "baggage", "frames", "hbone", "hbone_stream",
         "hbone_output", "hbone_input", "headers", "keepalive")),
     ROOT / "testbed" / "links" / "delayline.py",
+    ROOT / "testbed" / "links" / "pacing.py",
     ROOT / "planes" / "catalog.py",
     ROOT / "planes" / "ztunnel" / "place.py",
 )  # fmt: skip
