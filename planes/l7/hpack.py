@@ -196,7 +196,7 @@ def _start(name: bytes) -> bytes:
 
 
 class Encoder:
-    """One direction's blocks, in order. A field enters the table the second time it is sent, so those which are new each
+    """One direction's blocks, in order. A field enters the table the second time it is sent, so those that are new each
     time, such as request ids, push nothing out. No Huffman code: it saves bytes, which are cheap between two proxies,
     and costs both of them time."""
 
