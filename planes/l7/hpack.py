@@ -42,10 +42,13 @@ class Decoder:
     """One direction's blocks, in order. `fresh` holds those fields of the last block that no block had before: what was
     found good when it entered a table is good for ever."""
 
-    __slots__ = ("_allowed", "_bytes", "_entries", "_limit", "_longest", "_memo", "_most", "fresh")
+    __slots__ = ("_allowed", "_bytes", "_entries", "_limit", "_longest", "_memo", "_most", "fresh", "known")
 
     def __init__(self, max_list_bytes: int, table_bytes: int = DEFAULT_TABLE_BYTES) -> None:
         self.fresh: list[Field] = []
+        self.known: dict[bytes, object] = {}
+        """For the owner: what short blocks without fresh fields came to. Emptied when the table changes, because the
+        same octets then mean other fields."""
         self._most = max_list_bytes
         self._limit = self._allowed = table_bytes
         self._entries: list[Field] = []
@@ -153,6 +156,8 @@ class Decoder:
         size = len(field[0]) + len(field[1]) + _OVERHEAD
         self._bytes += size
         self._entries.append(field)
+        if self.known:
+            self.known.clear()
         if size > self._longest:
             self._longest = size
         if self._bytes > self._limit:
@@ -169,6 +174,7 @@ class Decoder:
         if limit > self._allowed:
             raise CompressionError(f"a table of {limit} bytes, {self._allowed} advertised")
         self._limit = limit
+        self.known.clear()
         self._evict()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from planes.l7 import codec
 from planes.l7.hpack_tables import Field
-from planes.l7.http2_connection import L7Connection
+from planes.l7.http2_connection import KNOWN_BLOCK_BYTES, L7Connection
 from planes.l7.http2_head import Malformed, listed_request, request_of, response_of
 from planes.l7.http2_stream import L7ClientStream, L7ServerStream
 from planes.l7.message import Request, Response
@@ -45,7 +45,11 @@ class Http2Server(L7Connection):
         self._take = on_request
 
     def _on_block(self, number: int, block: bytes, events: list[Event]) -> None:
-        listed = self._read(block)
+        known = self._decoder.known.get(block) if len(block) <= KNOWN_BLOCK_BYTES else None
+        if known is None:
+            listed = self._read(block)
+        else:
+            listed, self._fault = known, None  # type: ignore[assignment]
         if number <= self._last_peer_stream:
             stream = self.streams.get(number)
             if stream is not None:
@@ -70,6 +74,7 @@ class Http2Server(L7Connection):
             if self._fault is not None:
                 raise self._fault
             request = request_of(listed, ended=self._block_ends)
+            self._keep_known(block, listed)
         except Malformed:
             self._fail_stream(number, frames.PROTOCOL_ERROR, events)
             return
@@ -94,10 +99,12 @@ class Http2Client(L7Connection):
 
     @property
     def usable(self) -> bool:
+        if self.failed or self.goaway_received or self.goaway_sent or self._next_stream >= frames.MAX_STREAM_ID:
+            return False
         limit = self.peer_max_streams
         if limit is None:
             limit = frames.MAX_STREAM_ID if self.settings_received else STREAMS_BEFORE_SETTINGS
-        return len(self.streams) < limit and self.can_open
+        return len(self.streams) < limit
 
     def open(self, request: Request, sink: codec.ResponseSink) -> L7ClientStream:  # type: ignore[override]
         if not self.usable or (request.upgrade and not self.extended_connect):
@@ -118,8 +125,19 @@ class Http2Client(L7Connection):
             self.extended_connect = bool(value)
 
     def _on_block(self, number: int, block: bytes, events: list[Event]) -> None:
-        listed = self._read(block)
         stream = self.streams.get(number)
+        known = self._decoder.known.get(block) if len(block) <= KNOWN_BLOCK_BYTES else None
+        if known is not None and stream is not None and not stream.answered and not stream.tunnel:
+            status, fields, length = known  # type: ignore[misc]
+            response = Response(status, fields, version="2", has_body=not self._block_ends, content_length=length)
+            try:
+                self._fit(stream, response, ended=self._block_ends)
+            except Malformed as malformed:
+                self.refuse(stream, str(malformed))
+            else:
+                self._answer(stream, response)
+            return
+        listed = self._read(block)
         if stream is None:
             if self._is_idle(number):
                 raise Breach(frames.PROTOCOL_ERROR, f"HEADERS on idle stream {number}")
@@ -129,15 +147,24 @@ class Http2Client(L7Connection):
             return
         ended = self._block_ends
         try:
-            response = self._response(stream, listed, ended=ended)
+            if listed is None:
+                raise Malformed("header list is longer than allowed")
+            if self._fault is not None:
+                raise self._fault
+            response = response_of(listed, ended=ended)
+            self._keep_known(block, (response.status, response.fields, response.content_length))
+            self._fit(stream, response, ended=ended)
         except Malformed as malformed:
             self.refuse(stream, str(malformed))
             return
+        self._answer(stream, response)
+
+    def _answer(self, stream: L7ClientStream, response: Response) -> None:
         if response.status < 200 and response.status != 101:
             stream.sink.interim(response)
             return
         stream.answered = True
-        if ended:
+        if self._block_ends:
             stream.received_end = True
             self._maybe_done(stream)
         else:
@@ -145,12 +172,8 @@ class Http2Client(L7Connection):
             stream.expected = 0 if stream.silent else response.content_length
         stream.sink.head(response)
 
-    def _response(self, stream: L7ClientStream, listed: list[Field] | None, *, ended: bool) -> Response:
-        if listed is None:
-            raise Malformed("header list is longer than allowed")
-        if self._fault is not None:
-            raise self._fault
-        response = response_of(listed, ended=ended)
+    def _fit(self, stream: L7ClientStream, response: Response, *, ended: bool) -> None:
+        """What the head means as the answer to this request."""
         status = response.status
         if status < 200:
             if ended or status == 101:
@@ -163,7 +186,6 @@ class Http2Client(L7Connection):
             response.has_body = False
         elif ended and response.content_length:
             raise Malformed("content-length without content")
-        return response
 
     def _answer_of_connect(self, stream: L7ClientStream, response: Response) -> None:
         """2xx opens the tunnel: an announced length says nothing (RFC 9110 9.3.6), an upgrade is spelled 101 again."""

@@ -20,6 +20,9 @@ DRAIN_PING = b"draining"
 REFLEX_LIMIT = 10_000
 """Pieces of output that a peer may cause while it takes none: acknowledgements, refusals (CVE-2019-9512, -9515)."""
 
+KNOWN_BLOCK_BYTES = 48
+_KNOWN_BLOCKS = 64
+
 
 class L7Connection(Http2Connection):
     streams: dict[int, L7Stream]  # type: ignore[assignment]
@@ -158,6 +161,14 @@ class L7Connection(Http2Connection):
                 self._fault = fault
                 self._distrusts = True
         return listed
+
+    def _keep_known(self, block: bytes, meaning: object) -> None:
+        """A good block of indices alone: until the table changes, the same octets come to the same."""
+        decoder = self._decoder
+        if len(block) <= KNOWN_BLOCK_BYTES and not decoder.fresh:
+            if len(decoder.known) >= _KNOWN_BLOCKS:
+                decoder.known.clear()
+            decoder.known[block] = meaning
 
     def _on_trailers(self, stream: L7Stream, listed: list[Field] | None) -> None:
         try:

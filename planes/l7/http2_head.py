@@ -6,6 +6,7 @@ look at octets (`vet`) run on fields that a connection has not carried before; t
 
 from __future__ import annotations
 
+import operator
 import re
 
 from planes.l7.hpack_tables import Field
@@ -68,7 +69,25 @@ def _join_cookies(fields: Fields) -> Fields:
     return rest
 
 
+_is_plain = frozenset(_KINDS).isdisjoint
+_name_of = operator.itemgetter(0)
+_USUAL = (b":method", b":scheme", b":path", b":authority")
+
+
 def request_of(listed: list[Field], *, ended: bool) -> Request:
+    if len(listed) >= 4:
+        # Nearly all requests: the usual pseudo-fields in the usual order, and no field that needs a look.
+        (first, method), (second, scheme), (third, path), (fourth, authority) = listed[:4]
+        fields = listed[4:]
+        if (
+            (first, second, third, fourth) == _USUAL and _is_plain(map(_name_of, fields)) and authority and scheme
+            and path[:1] == b"/" and method != b"CONNECT"
+        ):  # fmt: skip
+            return Request(method, authority, path, fields, scheme=scheme, version="2", has_body=not ended)
+    return _unusual_request(listed, ended=ended)
+
+
+def _unusual_request(listed: list[Field], *, ended: bool) -> Request:
     pseudo: dict[bytes, bytes] = {}
     for name, value in listed:
         if _KINDS.get(name) != _PSEUDO:
