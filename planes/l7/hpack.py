@@ -59,79 +59,75 @@ class Decoder:
 
     def decode(self, block: bytes) -> list[Field] | None:
         """None: the list is longer than allowed, and the table is as it must be nevertheless."""
-        try:
-            fields = self._fields(block)
-        except IndexError as cause:
-            raise CompressionError("a header block refers to nothing, or is cut short") from cause
-        # An exact sum costs as much as the decoding; the bound suffices for all but strange blocks.
-        if (len(block) << 1) + len(fields) * (_OVERHEAD + self._longest) > self._most and (
-            sum(len(name) + len(value) + _OVERHEAD for name, value in fields) > self._most
-        ):
-            return None
-        return fields
-
-    def _fields(self, block: bytes) -> list[Field]:
         pos, size = 0, len(block)
         entries, static = self._entries, _BY_INDEX
         fields: list[Field] = []
         fresh: list[Field] = []
         self.fresh = fresh
         append = fields.append
-        while pos < size:
-            byte = block[pos]
-            pos += 1
-            if byte > 0x80:
-                if byte <= 0x80 + STATIC_SIZE:
-                    append(static[byte & 0x7F])  # type: ignore[arg-type]
-                elif byte < 0xFF:
-                    append(entries[0x80 + STATIC_SIZE - byte])
+        try:
+            while pos < size:
+                byte = block[pos]
+                pos += 1
+                if byte > 0x80:
+                    if byte <= 0x80 + STATIC_SIZE:
+                        append(static[byte & 0x7F])  # type: ignore[arg-type]
+                    elif byte < 0xFF:
+                        append(entries[0x80 + STATIC_SIZE - byte])
+                    else:
+                        index, pos = read_integer(block, pos - 1, 7)
+                        append(entries[STATIC_SIZE - index])
+                    continue
+                if byte >= 0x40:
+                    if byte == 0x80:
+                        raise CompressionError("index 0")
+                    if byte == 0x7F:
+                        number, pos = read_integer(block, pos - 1, 6)
+                    else:
+                        number = byte & 0x3F
+                elif byte >= 0x20:
+                    if fields:
+                        raise CompressionError("a table size update behind a field")
+                    limit, pos = read_integer(block, pos - 1, 5)
+                    self._resize(limit)
+                    continue
+                elif byte & 0x0F == 0x0F:
+                    number, pos = read_integer(block, pos - 1, 4)
                 else:
-                    index, pos = read_integer(block, pos - 1, 7)
-                    append(entries[STATIC_SIZE - index])
-                continue
-            if byte >= 0x40:
-                if byte == 0x80:
-                    raise CompressionError("index 0")
-                if byte == 0x7F:
-                    number, pos = read_integer(block, pos - 1, 6)
+                    number = byte & 0x0F
+                if number == 0:
+                    length = block[pos]
+                    if length < 0x7F:
+                        pos += 1 + length
+                        name = block[pos - length : pos]
+                    else:
+                        name, pos = self._string(block, pos)
+                elif number <= STATIC_SIZE:
+                    name = static[number][0]  # type: ignore[index]
                 else:
-                    number = byte & 0x3F
-            elif byte >= 0x20:
-                if fields:
-                    raise CompressionError("a table size update behind a field")
-                limit, pos = read_integer(block, pos - 1, 5)
-                self._resize(limit)
-                continue
-            elif byte & 0x0F == 0x0F:
-                number, pos = read_integer(block, pos - 1, 4)
-            else:
-                number = byte & 0x0F
-            if number == 0:
+                    name = entries[STATIC_SIZE - number][0]
                 length = block[pos]
                 if length < 0x7F:
                     pos += 1 + length
-                    name = block[pos - length : pos]
+                    value = block[pos - length : pos]
                 else:
-                    name, pos = self._string(block, pos)
-            elif number <= STATIC_SIZE:
-                name = static[number][0]  # type: ignore[index]
-            else:
-                name = entries[STATIC_SIZE - number][0]
-            length = block[pos]
-            if length < 0x7F:
-                pos += 1 + length
-                value = block[pos - length : pos]
-            else:
-                value, pos = self._string(block, pos)
-            field = (name, value)
-            if byte >= 0x40:
-                self._insert(field)
-            elif byte & 0x10:
-                field = Secret(field)
-            append(field)
-            fresh.append(field)
+                    value, pos = self._string(block, pos)
+                field = (name, value)
+                if byte >= 0x40:
+                    self._insert(field)
+                elif byte & 0x10:
+                    field = Secret(field)
+                append(field)
+                fresh.append(field)
+        except IndexError as cause:
+            raise CompressionError("a header block refers to nothing, or is cut short") from cause
         if pos != size:
             raise CompressionError("a header block is cut short")
+        # An exact sum costs as much as the decoding; the bound suffices for all but strange blocks.
+        if (size << 1) + len(fields) * (_OVERHEAD + self._longest) > self._most and (
+            sum(len(name) + len(value) + _OVERHEAD for name, value in fields) > self._most
+        ):
+            return None
         return fields
 
     def _string(self, block: bytes, at: int) -> tuple[bytes, int]:
