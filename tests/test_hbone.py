@@ -5,6 +5,7 @@ from __future__ import annotations
 import h2.config
 import h2.connection
 import h2.events
+import hyperframe.frame
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,6 +82,22 @@ def test_our_client_opens_a_tunnel_at_an_h2_server():
     _, events = exchange(ours, theirs)
     assert of(events, h2.events.StreamEnded)
     assert not ours.streams
+
+
+@pytest.mark.parametrize("client", [True, False])
+def test_the_first_flight_advertises_ztunnels_limits(client: bool):
+    """facts/hbone 1.6, read by hyperframe: 4 MiB a stream, 16 MiB in all, frames of 1 MiB, 200 streams at a server."""
+    wire = HboneConnection(client=client).take_output().removeprefix(frames.PREFACE)
+    seen = []
+    while wire:
+        frame, size = hyperframe.frame.Frame.parse_frame_header(memoryview(wire[:9]))
+        frame.parse_body(memoryview(wire[9 : 9 + size]))
+        seen.append(frame)
+        wire = wire[9 + size :]
+    settings_, window = seen
+    role = {2: 0, 6: 16 << 10} if client else {3: 200, 6: 64 << 10}
+    assert settings_.settings == {4: 4 << 20, 5: 1 << 20} | role
+    assert (window.stream_id, window.window_increment) == (0, (16 << 20) - 65_535)
 
 
 def test_our_server_answers_an_h2_client():

@@ -19,6 +19,7 @@ PURE = (
     *(ROOT / "planes" / "l7" / f"{name}.py" for name in (
         "message", "codec", "hpack_tables", "hpack", "http2_head", "http2_stream", "http2_connection", "http2")),
     ROOT / "testbed" / "links" / "delayline.py",
+    ROOT / "testbed" / "links" / "pacing.py",
     ROOT / "planes" / "catalog.py",
     ROOT / "planes" / "ztunnel" / "place.py",
 )  # fmt: skip

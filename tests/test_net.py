@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 
 import pytest
@@ -58,3 +59,13 @@ def test_a_listener_hands_the_option_on() -> None:
             accepted, _ = listening.accept()
             with accepted:
                 assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_what_is_dialled_is_kept_alive_and_marked_as_ztunnels() -> None:
+    """TCP keepalive after 180 s, every 180 s, nine times; the mark, where the right to it is there."""
+    with net.upstream(("127.0.0.1", 1), mark=net.MARK) as sock:
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        assert [sock.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [180, 180, 9]
+        if os.geteuid() == 0:
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 0x539

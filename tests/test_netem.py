@@ -19,7 +19,7 @@ def attributes(data: bytes) -> dict[int, bytes]:
     found = {}
     while data:
         length, kind = struct.unpack_from("=HH", data)
-        found[kind] = data[4:length]
+        found[kind & 0x7FFF] = data[4:length]  # without NLA_F_NESTED
         data = data[(length + 3) & ~3 :]
     return found
 
@@ -60,6 +60,39 @@ def test_bursty_loss_is_the_kernels_gemodel() -> None:
 
     assert body[8:12] == bytes(4)
     assert model == struct.pack("<IIII", 0x40000000, 0x80000000, 0, 0)
+
+
+OF_TC = {
+    "delay 20ms 2ms": ("b4c40400e8030000000000000000000000000000127a0000", ""),
+    "loss 2%": ("00000000e803000052b81e05000000000000000000000000", ""),
+    "loss gemodel 1% 20% 90% 0.5%": (
+        "00000000e80300000000000000000000" "0000000000000000",
+        "18000580" "14000200" "295c8f02" "33333333" "99999919" "14ae4701",
+    ),
+    "delay 5ms rate 10mbit limit 100000": (
+        "2d310100a086010000000000000000000000000000000000",
+        "14000600" "d0121300" "00000000" "00000000" "00000000",
+    ),
+}  # fmt: skip
+"""What `tc qdisc replace … netem <words>` of iproute2 6.1 sends (strace): tc_netem_qopt, then attributes."""
+
+
+@pytest.mark.parametrize(
+    ("words", "shape"),
+    [
+        ("delay 20ms 2ms", Shape(delay_ns=20_000_000, jitter_ns=2_000_000)),
+        ("loss 2%", Shape(loss=0.02)),
+        ("loss gemodel 1% 20% 90% 0.5%", Shape(gilbert_elliott=(0.01, 0.2, 0.9, 0.005))),
+        ("delay 5ms rate 10mbit limit 100000", Shape(delay_ns=5_000_000, rate_bps=10_000_000)),
+    ],
+)
+def test_we_say_what_tc_says(words: str, shape: Shape) -> None:
+    """Delay, jitter, loss, rate and the chain (tc-netem(8): p, r, 1-h, 1-k) in tc's own bytes; the limit is ours."""
+    its_qopt, its_attributes = (bytes.fromhex(part) for part in OF_TC[words])
+    ours = options(shape)
+
+    assert ours[:4] + ours[8:24] == its_qopt[:4] + its_qopt[8:24]
+    assert its_attributes in ours[24:]
 
 
 @pytest.mark.parametrize(

@@ -109,12 +109,12 @@ def test_resume_after_the_end_measures_nothing_twice(results: Path) -> None:
 
 
 def test_a_plane_that_lets_plaintext_pass_is_caught(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The claims hold on paper only: packets say broken, and the run ends with 4."""
+    """The claims hold on paper only: packets say broken, and the run ends with 1."""
     code = runs.run("tiny", planes=["none", "uncaptured"], seed=1)
 
     findings = the_run(results).findings()
     broken = {f.id.rpartition("/")[2] for f in findings if f.result is Result.BROKEN}
-    assert code == 4
+    assert code == 1
     assert "hidden" in broken or "boundary.plaintext-visible" in broken
     assert {f.plane for f in findings if f.result is Result.BROKEN} == {"ambient-l4"}
     assert "BROKEN under ambient-l4" in capsys.readouterr().err

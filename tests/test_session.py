@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import random
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -67,6 +71,48 @@ def test_a_reader_that_stalls_does_not_fill_the_proxies(tmp_path: Path) -> None:
                 got += len(data)
             assert got == sent
             upstream.close()
+
+
+@pytest.mark.parametrize("direction", ["request", "answer"])
+def test_bulk_arrives_unchanged_also_where_the_readers_stall(tmp_path: Path, direction: str) -> None:
+    """Two tunnels at once, 32 MB each, readers that pause: what waits is a copy, not the buffer all reads share."""
+    blocks = [random.Random(seed).randbytes(1_000_003) for seed in (7, 8)]
+    arrived: dict[int, bytes] = {}
+    with pair(tmp_path) as proxies, socket.create_server((proxies.server, 8080)) as listener:
+        listener.settimeout(10)
+
+        def write(sock: socket.socket, block: bytes) -> None:
+            for _ in range(32):
+                sock.sendall(block)
+            sock.shutdown(socket.SHUT_WR)
+
+        def read(sock: socket.socket, number: int) -> None:
+            sock.settimeout(10)
+            got = hashlib.sha256()
+            for turn in itertools.count():
+                data = sock.recv(1 << 18)
+                if not data:
+                    break
+                got.update(data)
+                if turn % 64 == 0:
+                    time.sleep(0.05)
+            arrived[number] = got.digest()
+
+        threads, ends = [], []
+        for number, block in enumerate(blocks):
+            client = proxies.connect()
+            upstream, _ = listener.accept()
+            ends += [client, upstream]
+            writer, reader = (client, upstream) if direction == "request" else (upstream, client)
+            threads.append(threading.Thread(target=write, args=(writer, block)))
+            threads.append(threading.Thread(target=read, args=(reader, number)))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        for end in ends:
+            end.close()
+    assert arrived == {n: hashlib.sha256(block * 32).digest() for n, block in enumerate(blocks)}
 
 
 def test_a_clean_reset_ends_one_direction_only(tmp_path: Path) -> None:

@@ -6,16 +6,20 @@ import asyncio
 import os
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from planes.mesh import net, tls
+from planes.mesh import net, suites, tls
 from testbed.bench.proxy import CLIENT_URI, SERVER_URI, write_certificates
 from testbed.errors import UsageError
 from testbed.model.identity import Identity
 from testbed.pki import CERTIFICATE_FILE, KEY_FILE, ROOTS_FILE, CertificateAuthority, write_identity
+from tests.loopback import ENV
+from tests.ztunnels import pair
 
 
 def contexts(folder: Path, name: str, uri: str) -> tls.IdentityContexts:
@@ -75,6 +79,47 @@ def test_the_hello_offers_only_what_the_mesh_speaks(folder: Path) -> None:
     assert 41 not in offered
     assert near.version() == far.version() == "TLSv1.3"
     assert tls.spiffe_uris(far.getpeercert()) == (CLIENT_URI,)
+
+
+def offered_suites(hello: bytes) -> list[str]:
+    """Of a ClientHello in one record."""
+    at = 5 + 4 + 2 + 32
+    at += 1 + hello[at]
+    size = int.from_bytes(hello[at : at + 2])
+    return [hello[i : i + 2].hex() for i in range(at + 2, at + 2 + size, 2)]
+
+
+def test_a_proxy_offers_ztunnels_two_suites(tmp_path: Path) -> None:
+    """AES-256 before AES-128, both GCM, no ChaCha20: read from what a ztunnel program sends to 15008."""
+    with pair(tmp_path) as proxies:
+        proxies.inbound.kill()
+        proxies.inbound.wait()
+        with socket.create_server((proxies.server, 15008)) as listener, proxies.connect():
+            listener.settimeout(10)
+            dialled, _ = listener.accept()
+            with dialled:
+                # 00ff is no suite: "no renegotiation", a word to servers older than TLS 1.3
+                assert offered_suites(dialled.recv(4096)) == ["1302", "1301", "00ff"]
+
+
+def test_a_proxy_takes_no_other_suite(tmp_path: Path) -> None:
+    """A client that can do ChaCha20 only gets no handshake; one with AES-128 only does."""
+    with pair(tmp_path) as proxies:
+        for suite, works in (("TLS_CHACHA20_POLY1305_SHA256", False), ("TLS_AES_128_GCM_SHA256", True)):
+            configuration = suites.CONFIGURATION.read_text().partition("Ciphersuites")[0] + f"Ciphersuites = {suite}\n"
+            file = tmp_path / f"{suite}.cnf"
+            file.write_text(configuration)
+            code = (
+                "import socket, ssl, sys; c = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT); c.check_hostname = False\n"
+                "c.verify_mode = ssl.CERT_NONE; c.load_cert_chain('client.pem', 'client.key')\n"
+                "c.set_alpn_protocols(['h2'])\n"
+                f"s = c.wrap_socket(socket.create_connection(('{proxies.server}', 15008), 10)); print(s.cipher()[0])"
+            )
+            done = subprocess.run(
+                [sys.executable, "-c", code], cwd=tmp_path, env={**ENV, "OPENSSL_CONF": str(file)}, timeout=20,
+                capture_output=True, text=True,
+            )  # fmt: skip
+            assert done.stdout.strip() == (suite if works else ""), done.stderr
 
 
 def test_a_server_sends_no_ticket(folder: Path) -> None:

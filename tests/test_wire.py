@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -30,6 +31,8 @@ from testbed.links.scratch import ScratchLab
 from testbed.links.wire import ROOT, WireLinks
 from testbed.model.topology import Impairment, Link, link_addresses
 from testbed.seams import RunningLab, end_name
+
+SO_RCVBUFFORCE = 33
 
 pytestmark = [
     pytest.mark.root,
@@ -180,6 +183,7 @@ def test_a_rate_holds_back_a_burst(lab: ScratchLab, wires: WireLinks) -> None:
     receiver = inside(lab, "b", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     sender = inside(lab, "a", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     with receiver, sender:
+        receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)  # else it holds 92 while we are not running
         receiver.bind((live[0].link.b_address, 7001))
         receiver.settimeout(5)
         start_s = time.monotonic()
@@ -246,6 +250,33 @@ def test_a_gone_node_makes_only_its_links_dead(lab: ScratchLab, wires: WireLinks
 
     assert eventually(lambda: wires.status()[0]["links"] == {"a--b": False, "b--c": True})
     assert median_rtt_ms(lab, live[1:])[0] >= 1
+
+
+def test_a_wire_ends_with_its_lab() -> None:
+    """Not only with its owner: a run of many trials would else leave a wire process a trial."""
+    maker = WireLinks(calibrated=False)
+    with ScratchLab(["a", "b"]) as lab:
+        maker.join(lab, [link("a", "b", 0, Impairment(delay_ms=1))])
+        pid = maker.status()[0]["pid"]
+
+    assert eventually(lambda: not os.path.exists(f"/proc/{pid}"))
+
+
+def test_fifty_one_links_need_two_processes() -> None:
+    """The default: 50 to a process; all of them deliver, and the death of one process spares the other's links."""
+    nodes = [f"n{number}" for number in range(52)]
+    delay = Impairment(delay_ms=2)
+    maker = WireLinks()
+    with ScratchLab(nodes) as lab, contextlib.closing(maker):
+        live = maker.join(lab, [link(nodes[n], nodes[n + 1], n, delay, delay) for n in range(51)])
+        status = maker.status()
+        readings = gauge.measure(lab, live, probes=20)
+        os.kill(status[1]["pid"], signal.SIGKILL)
+
+        assert [len(one["links"]) for one in status] == [50, 1]
+        assert [r.loss for r in readings] == [0.0] * 51
+        assert min(r.rtt_p50_ms for r in readings) > 3.9
+        assert dead_links(live) == ["n50--n51"]
 
 
 def test_links_are_spread_over_processes(lab: ScratchLab) -> None:

@@ -82,8 +82,19 @@ def line(record: Record) -> str:
         parts.append(f'duration="{record.duration_ms:.0f}ms"')
     if record.error:
         parts.append(f"error={_quote(record.error)}")
-    stamp = datetime.fromtimestamp(record.time_s, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    return f"{stamp}\t{_level(record)}\taccess\t{record.event}\t{' '.join(parts)}"
+    return f"{_stamp(record.time_s)}\t{_level(record)}\taccess\t{record.event}\t{' '.join(parts)}"
+
+
+def dry_run(time_s: float, policies: tuple[str, ...], source: str, destination: str, identity: str) -> str:
+    """A line for policies on trial that matched a connection (facts/hbone 2.7): target `rbac`, not `access`."""
+    proved = f" src.identity={_quote(identity)}" if identity else ""
+    names = _quote(", ".join(policies))
+    told = f"policy={names} src.addr={source}{proved} dst.addr={destination}"
+    return f"{_stamp(time_s)}\tinfo\trbac\tdry-run match\t{told}"
+
+
+def _stamp(time_s: float) -> str:
+    return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _level(record: Record) -> str:

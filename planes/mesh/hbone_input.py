@@ -49,7 +49,12 @@ class Input(Output):
         if sink is None:
             events.append(DataReceived(stream, data))
         elif sink.received(data):
-            self.release(stream, len(data))
+            # `release`, unfolded as far as every frame needs it
+            size = len(data)
+            stream.unreleased += size
+            self.unreleased += size
+            if stream.unreleased >= self._half_stream or self.unreleased >= self._half_connection:
+                self.release(stream, 0)
 
     def _end_received(self, stream: Stream, events: list[Event]) -> None:
         stream.received_end = True

@@ -121,6 +121,14 @@ class Output:
         stream.pending_bytes += size
         return self._push(stream)
 
+    def head(self, stream: Stream, size: int) -> bytes | None:
+        """The header of a DATA frame that the shell writes itself, after `out`; None where only `send` can do it."""
+        if size > stream.send_window or size > self.send_window or size > self.peer_max_frame or stream.pending:
+            return None
+        stream.send_window -= size
+        self.send_window -= size
+        return HEADER.pack(size >> 8, size & 0xFF, DATA, 0, stream.id)
+
     def end(self, stream: Stream) -> None:
         """Half-close: no more from us on this stream. What is pending goes first."""
         if stream.sent_end or stream.pending_end or stream.id not in self.streams:

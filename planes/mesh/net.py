@@ -149,6 +149,8 @@ except ImportError:
     _fast = None
     _fast_connect = None
 
+WRITES_COPY = _fast is not None
+"""Our TLS transports copy what they cannot write at once: a buffer is free on return. The stdlib's keep it."""
 _BIO_BYTES = 16 * (16 * 1024 + 64)
 """TLS buffers per direction: sixteen records, so that bulk takes few system calls."""
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from planes.mesh import frames
+from planes.mesh import frames, net
+from planes.mesh.bulk import BULK_FROM_BYTES, SMALL_BYTES, BulkReader
 from planes.mesh.hbone import Stream
 from planes.mesh.session import HboneSession
 
@@ -141,6 +142,7 @@ class Tunnel(Endpoint):
         self._held = 0
         """Bytes given to a full transport, whose window is not yet given back."""
         self._unsent: list[bytes | memoryview] = []
+        self._bulk: BulkReader | None = None
 
     def join(self, session: HboneSession, stream: Stream) -> None:
         self.session = session
@@ -152,14 +154,39 @@ class Tunnel(Endpoint):
         if self._early is not None:
             super().data_received(data)
             return
-        self.bytes_read += len(data)
+        size = len(data)
+        self.bytes_read += size
         if self.stream_over:
             self.transport.close()
             return
         session = self.session
         if not session.connection.send(self.stream, data) or session.write_blocked:
             self.pause()
-        session.schedule()
+        if not session.flush_scheduled:
+            session.schedule()
+        if size >= BULK_FROM_BYTES and net.WRITES_COPY:
+            self._bulk = self._bulk or BulkReader(self)
+            self._read_as(self._bulk)
+
+    def bulk_received(self, framed: memoryview) -> None:
+        """`bulk.Busy`: as `data_received`, from the buffer that all tunnels share."""
+        payload = framed[frames.HEADER_SIZE :]
+        if self.stream_over or not self.session.write_through(self.stream, framed):
+            self.data_received(bytes(payload))
+        else:
+            self.bytes_read += len(payload)
+            if self.session.write_blocked:
+                self.pause()
+        if len(payload) < SMALL_BYTES:
+            self._read_as(self)
+
+    def _read_as(self, protocol: asyncio.BaseProtocol) -> None:
+        if self.lost or self.transport.is_closing() or self.transport.get_protocol() is protocol:
+            return
+        self.transport.set_protocol(protocol)
+        if not self._read_blocked:  # the loop takes the new way of reading only when it starts to read
+            self.transport.pause_reading()
+            self.transport.resume_reading()
 
     def forward(self, data: bytes) -> None:
         if not self.stream_over:
@@ -174,6 +201,8 @@ class Tunnel(Endpoint):
             self._check_over()
 
     def forward_loss(self) -> None:
+        if self.stream is not None:
+            self.release_held()
         if self.stream is not None and not self.stream_over:
             self.stream_over = True
             self.session.connection.reset(self.stream, frames.CANCEL)
@@ -200,6 +229,10 @@ class Tunnel(Endpoint):
 
     def resume_writing(self) -> None:
         self.write_blocked = False
+        self.release_held()
+
+    def release_held(self) -> None:
+        """Also when the bytes go nowhere: the connection's window is shared, what one tunnel kept all would miss."""
         held, self._held = self._held, 0
         if held and not self.session.closed:
             self.session.connection.release(self.stream, held)

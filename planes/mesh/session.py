@@ -12,6 +12,7 @@ from collections.abc import Callable
 from planes.mesh import frames, keepalive, tls
 from planes.mesh.hbone import (
     ConnectionFailed,
+    DataReceived,
     Event,
     GoawayReceived,
     HboneConnection,
@@ -20,6 +21,8 @@ from planes.mesh.hbone import (
     ResponseReceived,
     SettingsReceived,
     Stream,
+    StreamEnded,
+    StreamReset,
 )
 
 _DRAIN_PING = b"draining"
@@ -57,7 +60,7 @@ class HboneSession(asyncio.Protocol):
         self._on_request = on_request
         self._on_ready = on_ready
         self._on_closed = on_closed
-        self._flush_scheduled = False
+        self.flush_scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._ping_sent_s: float | None = None
 
@@ -104,8 +107,8 @@ class HboneSession(asyncio.Protocol):
         if events:
             for event in events:
                 self._handle(event)
-        if connection.out and not self._flush_scheduled:
-            self._flush_scheduled = True
+        if connection.out and not self.flush_scheduled:
+            self.flush_scheduled = True
             self.loop.call_soon(self.flush)
 
     def pause_writing(self) -> None:
@@ -140,16 +143,26 @@ class HboneSession(asyncio.Protocol):
 
     def schedule(self) -> None:
         """Write what is queued at the end of this turn of the loop."""
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
+        if not self.flush_scheduled:
+            self.flush_scheduled = True
             self.loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        self._flush_scheduled = False
+        self.flush_scheduled = False
         out = self.connection.out
         if out and self.transport is not None and not self.closed:
             self.transport.write(b"".join(out))
         out.clear()
+
+    def write_through(self, stream: Stream, framed: memoryview) -> bool:
+        """`framed`: room for a frame header, then payload. It leaves at once; False: it does not fit, use `send`."""
+        head = self.connection.head(stream, len(framed) - frames.HEADER_SIZE)
+        if head is None or self.transport is None:
+            return False
+        framed[: frames.HEADER_SIZE] = head
+        self.flush()
+        self.transport.write(framed)
+        return True
 
     def retire(self) -> None:
         """No new tunnels from now on; closes when the last one ends."""
@@ -193,6 +206,13 @@ class HboneSession(asyncio.Protocol):
                 answer = self.answers.pop(stream.id, None)
                 if answer is not None:
                     answer(status, fields)
+            case DataReceived(stream=stream, data=data):  # behind the request in one read: its sink came only now
+                if stream.sink is None or stream.sink.received(data):
+                    self.connection.release(stream, len(data))
+            case StreamEnded(stream=stream) if stream.sink is not None:
+                stream.sink.ended()
+            case StreamReset(stream=stream, code=code) if stream.sink is not None:
+                stream.sink.was_reset(code)
             case SettingsReceived():
                 if not self.settings_seen.done():
                     self.settings_seen.set_result(None)

@@ -30,25 +30,29 @@ class KeyFiles:
 
 
 class IdentityContexts:
-    """The client and server contexts of one identity; renewed in place, so that listeners keep theirs."""
+    """The client and server contexts of one identity. Renewal makes new ones: a context never forgets a root."""
 
     def __init__(self, uri: str, files: KeyFiles, keylog: Path | None = None) -> None:
         self.uri = uri
         self.files = files
+        self._keylog = keylog
         self._stamp: tuple[int, ...] = ()
-        self.client = _context(ssl.PROTOCOL_TLS_CLIENT, keylog)
-        self.server = _context(ssl.PROTOCOL_TLS_SERVER, keylog)
-        # A ticket is never redeemed by a peer of the mesh; not sending it saves two records per handshake.
-        self.server.num_tickets = 0
+        self.client: ssl.SSLContext
+        self.server: ssl.SSLContext
+        """Who listens takes it anew after a `reload` that says so."""
         self.reload()
 
     def reload(self) -> bool:
-        """Loads the files anew if they changed; False if not. Raises UsageError for files that do not fit."""
+        """Loads the files anew if they changed; False if not. Raises UsageError for files that do not fit.
+
+        What has been shaken hands on stays as it is; handshakes from now on know the new roots and no others.
+        """
         try:
             stamp = self.files.stamp()
             if stamp == self._stamp:
                 return False
-            for context in (self.client, self.server):
+            made = [_context(role, self._keylog) for role in (ssl.PROTOCOL_TLS_CLIENT, ssl.PROTOCOL_TLS_SERVER)]
+            for context in made:
                 context.load_cert_chain(self.files.certificate, self.files.key)
                 context.load_verify_locations(self.files.roots)
         except (OSError, ssl.SSLError) as cause:
@@ -56,6 +60,9 @@ class IdentityContexts:
                 f"identity {self.uri}: certificate {self.files.certificate}, key or roots cannot be loaded ({cause}); "
                 "they must be PEM files that belong together"
             ) from cause
+        self.client, self.server = made
+        # A ticket is never redeemed by a peer of the mesh; not sending it saves two records per handshake.
+        self.server.num_tickets = 0
         self._stamp = stamp
         return True
 

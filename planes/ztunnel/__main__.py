@@ -10,6 +10,9 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 2 or arguments[0] != "--config":
         print("usage: python -m planes.ztunnel --config <folder>/config.json", file=sys.stderr)
         return 2
+    from planes.mesh import suites
+
+    suites.restrict()
     from planes.mesh import net
     from planes.ztunnel import program, settings
     from testbed.errors import TestbedError

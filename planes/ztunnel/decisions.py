@@ -12,7 +12,9 @@ from planes.mesh import baggage, route
 from planes.mesh.route import Flag
 from planes.mesh.view import MeshView, ServiceView, WorkloadView
 from testbed.model.identity import Identity
-from testbed.model.l4policy import Connection, decide
+from testbed.model.l4policy import Connection, Verdict, decide
+
+_NO_POLICIES = Verdict(allowed=True, reason="no policies")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +60,8 @@ class Decisions(Protocol):
         ...
     def hop(self, namespace: str, name: str, destination: tuple[str, int], draw: float) -> OutboundHop: ...
     def target(self, namespace: str, name: str, authority: str, dialled_ip: str) -> InboundTarget: ...
-    def denied(
-        self, namespace: str, name: str, source_ip: str, port: int, identity: str | None
-    ) -> str | None:
-        """Why policy denies, or None."""
+    def verdict(self, namespace: str, name: str, source_ip: str, port: int, identity: str | None) -> Verdict:
+        """Policy's answer for a connection to this workload."""
         ...
 
 
@@ -116,13 +116,13 @@ class ViewDecisions:
             return InboundTarget(status=503, reason="PROXY protocol towards an application tunnel is not yet here")
         return InboundTarget(status=found.status, port=found.port, reason=found.reason)
 
-    def denied(self, namespace: str, name: str, source_ip: str, port: int, identity: str | None) -> str | None:
+    def verdict(self, namespace: str, name: str, source_ip: str, port: int, identity: str | None) -> Verdict:
         w = self.view.local(namespace, name)
         if w is None:
-            return f"workload {namespace}/{name} is unknown"
+            return Verdict(allowed=False, reason=f"workload {namespace}/{name} is unknown")
         policies = self.view.policies_for(w)
         if not policies:
-            return None
+            return _NO_POLICIES
         try:
             proved = Identity.parse(identity) if identity else None
         except ValueError:
@@ -133,6 +133,5 @@ class ViewDecisions:
             destination_port=port,
             identity=proved,
         )
-        verdict = decide(policies, connection)
-        return None if verdict.allowed else verdict.reason
+        return decide(policies, connection)
 

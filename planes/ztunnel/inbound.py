@@ -31,14 +31,22 @@ def session(proxy: WorkloadProxy) -> HboneSession:
         proxy.context.loop,
         client=False,
         refusal_of=refusal_of,
-        on_request=lambda held, event: proxy.spawn(serve(proxy, held, event)),
+        on_request=lambda held, event: _begin(proxy, held, event),
         on_ready=proxy.sessions.add,
         on_closed=proxy.sessions.discard,
     )
     return made
 
 
-async def serve(proxy: WorkloadProxy, held: HboneSession, event: RequestReceived) -> None:
+def _begin(proxy: WorkloadProxy, held: HboneSession, event: RequestReceived) -> None:
+    """At once, for DATA may stand right behind the request: an eager client's bytes wait in the tunnel for the 200."""
+    tunnel = Tunnel()
+    tunnel.join(held, event.stream)
+    proxy.endpoints.add(tunnel)
+    proxy.spawn(serve(proxy, held, event, tunnel))
+
+
+async def serve(proxy: WorkloadProxy, held: HboneSession, event: RequestReceived, tunnel: Tunnel) -> None:
     context = proxy.context
     stream, fields = event.stream, dict(event.fields)
     authority = fields.get(b":authority", b"").decode("latin-1")
@@ -49,9 +57,6 @@ async def serve(proxy: WorkloadProxy, held: HboneSession, event: RequestReceived
     record.trace = fields.get(b"traceparent", b"").decode("latin-1")
     record.source_identity = next((uri for uri in held.peer_uris if tls.trust_domain(uri)), "")
     _name_peers(proxy, record, fields)
-    tunnel = Tunnel()
-    tunnel.join(held, stream)
-    proxy.endpoints.add(tunnel)
     gone: list[int] = []
     tunnel.stream_reset_early = gone.append
     try:
@@ -88,10 +93,10 @@ def _go_on(proxy: WorkloadProxy, held: HboneSession, tunnel: Tunnel, port: int, 
     live = LiveConnection(record.source[0], port, record.source_identity or None, lambda: _cut(tunnel))
     proxy.live.add(live)
     # Asked again after registration: a policy that came during the connect must not be missed (facts/hbone 2.6).
-    denial = context.decisions.denied(proxy.namespace, proxy.name, live.source_ip, port, live.identity)
-    if denial is not None:
+    verdict = context.decisions.verdict(proxy.namespace, proxy.name, live.source_ip, port, live.identity)
+    if not verdict.allowed:
         proxy.live.discard(live)
-        context.telemetry.failed(record, denial, Flag.DENY)
+        context.telemetry.failed(record, verdict.reason, Flag.DENY)
         _refuse(proxy, held, stream, tunnel, 401)
         return
     own = context.decisions.baggage(proxy.namespace, proxy.name)
@@ -136,11 +141,12 @@ def _judge(
         return target.status, 0, target.reason, Flag.NONE
     if target.port in proxy.context.settings.ports.illegal:
         return 503, 0, f"loop: port {target.port} is one of the proxy's own", Flag.NONE
-    denial = decisions.denied(
+    verdict = decisions.verdict(
         proxy.namespace, proxy.name, held.peer_address[0], target.port, record.source_identity or None
     )
-    if denial is not None:
-        return 401, 0, denial, Flag.DENY
+    proxy.context.telemetry.dry_run(record, verdict.dry_run)
+    if not verdict.allowed:
+        return 401, 0, verdict.reason, Flag.DENY
     return 200, target.port, "", Flag.NONE
 
 
@@ -149,6 +155,7 @@ def _refuse(proxy: WorkloadProxy, held: HboneSession, stream: Stream, tunnel: Tu
     proxy.endpoints.discard(tunnel)
     tunnel.stream_over = True
     stream.sink = None
+    tunnel.release_held()
     tunnel.drop()
     if held.closed or stream.id not in held.connection.streams:
         return

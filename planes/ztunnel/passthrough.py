@@ -31,8 +31,9 @@ async def serve(proxy: WorkloadProxy, downstream: Pipe) -> None:
             refusal = (f"workload {proxy.namespace}/{proxy.name} is unknown", Flag.NONE)
         else:
             record.decided = True
-            denial = context.decisions.denied(proxy.namespace, proxy.name, source[0], destination[1], None)
-            refusal = (denial, Flag.DENY) if denial is not None else None
+            verdict = context.decisions.verdict(proxy.namespace, proxy.name, source[0], destination[1], None)
+            context.telemetry.dry_run(record, verdict.dry_run)
+            refusal = None if verdict.allowed else (verdict.reason, Flag.DENY)
         if refusal is not None:
             context.telemetry.failed(record, *refusal)
             _discard(proxy, downstream)

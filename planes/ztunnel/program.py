@@ -35,7 +35,7 @@ class Ztunnel:
             settings=settings,
             decisions=self.decisions,
             identities=identities,
-            telemetry=Telemetry(loop, settings.access_log),
+            telemetry=Telemetry(loop, settings.access_log, debug=settings.access_log_debug),
         )
         self.proxies: dict[str, WorkloadProxy] = {}
         self.ready = False
@@ -160,11 +160,16 @@ class Ztunnel:
             proxy.recheck()
 
     def reload_certificates(self) -> None:
-        for contexts in self.context.identities.values():
+        renewed = set()
+        for uri, contexts in self.context.identities.items():
             try:
-                contexts.reload()
+                if contexts.reload():
+                    renewed.add(uri)
             except TestbedError as cause:
                 self.context.warn(f"renewal: {cause}; the old certificate stays")
+        for proxy in self.proxies.values():
+            if proxy.local is not None and proxy.local.identity in renewed:
+                self._spawn(proxy.renew())
 
     # -- end -------------------------------------------------------------------------------------------------------
 

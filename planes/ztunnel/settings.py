@@ -38,6 +38,8 @@ class Settings:
     keylog: Path | None = None
     access_log: str = "stderr"
     """`stderr`, `off`, or a file."""
+    access_log_debug: bool = False
+    """Also `connection opened`, which ztunnel writes at its level debug."""
     drain_deadline_s: float = 5.0
     address: str = "0.0.0.0"
     """Where the three listeners bind (dedicated mode; in-pod is always the wildcard)."""

@@ -60,7 +60,9 @@ class Record:
 
 
 class Telemetry:
-    def __init__(self, loop: asyncio.AbstractEventLoop, access_log: str) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, access_log: str, *, debug: bool = False) -> None:
+        """`debug`: connections are told of when they open, too."""
+        self._debug = debug
         self.metrics = Metrics()
         self._loop = loop
         self._live: set[Record] = set()
@@ -74,6 +76,15 @@ class Telemetry:
         record.endpoint = endpoint
         record.meter = self.metrics.open(*_labelled(record), mtls=record.mtls)
         self._live.add(record)
+        if self._debug:
+            self._write(record, Event.OPENED, None)
+
+    def dry_run(self, record: Record, policies: tuple[str, ...]) -> None:
+        """Policies on trial that would have matched: told, without effect."""
+        if self._file is not None and policies:
+            source, destination = address(record.source), record.authority or address(record.destination)
+            identity = record.source_identity if record.mtls else ""
+            self._file.write(accesslog.dry_run(time.time(), policies, source, destination, identity) + "\n")
 
     def closed(self, record: Record, error: str | None) -> None:
         """Only after `opened`; a second call does nothing."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable
@@ -71,6 +73,8 @@ class WorkloadProxy:
         self.endpoints: set[Endpoint] = set()
         self.live: set[LiveConnection] = set()
         self._servers: list[asyncio.AbstractServer] = []
+        self._secured: tuple[socket.socket, asyncio.AbstractServer] | None = None
+        """The HBONE listener, ours, and who accepts from a duplicate of it."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -82,7 +86,7 @@ class WorkloadProxy:
 
     async def start(self) -> None:
         """Opens the three listeners inside the workload's namespace, once the view knows the workload."""
-        from planes.ztunnel import inbound, outbound, passthrough
+        from planes.ztunnel import outbound, passthrough
 
         context, settings = self.context, self.context.settings
         local = await self._known()
@@ -90,19 +94,40 @@ class WorkloadProxy:
         address = settings.address if self.netns is None else "0.0.0.0"
         ports = settings.ports
         plan = (
-            (ports.outbound, lambda: Tunnel(lambda e: self.spawn(outbound.serve(self, e))), None),
-            (ports.plaintext, lambda: Pipe(lambda e: self.spawn(passthrough.serve(self, e))), None),
-            (ports.hbone, lambda: inbound.session(self), contexts.server),
+            (ports.outbound, lambda: Tunnel(lambda e: self.spawn(outbound.serve(self, e)))),
+            (ports.plaintext, lambda: Pipe(lambda e: self.spawn(passthrough.serve(self, e)))),
         )
         try:
-            for port, factory, tls_context in plan:
-                sock = net.listen(
-                    address, port, netns=self.netns, mark=settings.mark, transparent=settings.original_source
-                )
-                self._servers.append(await net.serve(context.loop, factory, sock, tls_context))
+            for port, factory in plan:
+                self._servers.append(await net.serve(context.loop, factory, self._listen(address, port)))
+            await self._secure(self._listen(address, ports.hbone), contexts.server)
         except BaseException:
             self.close_listeners()
             raise
+
+    def _listen(self, address: str, port: int) -> socket.socket:
+        settings = self.context.settings
+        return net.listen(address, port, netns=self.netns, mark=settings.mark, transparent=settings.original_source)
+
+    async def _secure(self, listener: socket.socket, tls_context: ssl.SSLContext) -> None:
+        """Accept HBONE with `tls_context` from now on. The socket stays open all the while: no client is refused."""
+        from planes.ztunnel import inbound
+
+        old = self._secured
+        duplicate = listener.dup()
+        server = await net.serve(self.context.loop, lambda: inbound.session(self), duplicate, tls_context)
+        if self._secured is not old:  # closed, or renewed again, meanwhile
+            server.close()
+            return
+        self._secured = (listener, server)
+        if old is not None:
+            old[1].close()
+
+    async def renew(self) -> None:
+        """The identity's contexts were made anew: the next handshake is by the new key, certificate and roots."""
+        local = self.local
+        if self._secured is not None and local is not None:
+            await self._secure(self._secured[0], self.context.contexts(local.identity).server)
 
     async def _known(self) -> Local:
         give_up_s = self.context.loop.time() + WORKLOAD_WAIT_S
@@ -125,10 +150,10 @@ class WorkloadProxy:
     def recheck(self) -> None:
         """The policies or the view changed: close what is now denied, drop pool entries that went stale."""
         for connection in list(self.live):
-            denied = self.context.decisions.denied(
+            verdict = self.context.decisions.verdict(
                 self.namespace, self.name, connection.source_ip, connection.destination_port, connection.identity
             )
-            if denied is not None:
+            if not verdict.allowed:
                 self.live.discard(connection)
                 connection.close()
         self.pool.expire(self.context.loop.time())
@@ -137,6 +162,11 @@ class WorkloadProxy:
         for server in self._servers:
             server.close()
         self._servers.clear()
+        if self._secured is not None:
+            listener, server = self._secured
+            self._secured = None
+            server.close()
+            listener.close()
 
     def drain(self) -> None:
         """Listeners close at once; HBONE peers are told to go elsewhere; what runs may go on (facts/hbone 1.9)."""

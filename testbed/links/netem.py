@@ -44,6 +44,8 @@ TC_H_ROOT, HANDLE = 0xFFFFFFFF, 0x0001_0000
 TCA_KIND, TCA_OPTIONS = 1, 2
 DELAY_DIST, LOSS, RATE, RATE64, LATENCY64, JITTER64 = 2, 5, 6, 8, 10, 11
 LOSS_GILBERT_ELLIOTT = 2
+NESTED = 0x8000
+"""tc sets it; kernels up to now do not insist."""
 U32_MOST = 0xFFFFFFFF
 TICK_SHIFT = 6
 """The 32-bit times of tc_netem_qopt count 64 ns; the 64-bit attributes overrule them since Linux 4.15."""
@@ -98,7 +100,7 @@ def options(shape: Shape) -> bytes:
         p, r, loss_bad, loss_good = shape.gilbert_elliott
         # tc_netem_gemodel {p, r, h, k1}: h is the chance to pass in bad, k1 the chance to be lost in good
         chain = struct.pack("=IIII", *(probability(share) for share in (p, r, 1 - loss_bad, loss_good)))
-        body += attribute(LOSS, attribute(LOSS_GILBERT_ELLIOTT, chain))
+        body += attribute(LOSS | NESTED, attribute(LOSS_GILBERT_ELLIOTT, chain))
     if shape.jitter_ns:
         body += attribute(DELAY_DIST, normal_table())
     return body

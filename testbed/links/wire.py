@@ -25,10 +25,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from testbed.errors import MachineError, PeerError
-from testbed.links import calibrate
 from testbed.links.delayline import Shape
-from testbed.links.devices import End, add_routes, index_of, make_pairs, routes_via, set_offload, set_up
+from testbed.links.devices import End, add_routes, in_netns, index_of, make_pairs, routes_via, set_offload, set_up
 from testbed.links.ends import configure_ends, end, make_direct, may_offload, open_nodes, remove_ends
+from testbed.links.scratch import open_new_netns
 from testbed.model.topology import Impairment, Link
 from testbed.seams import LiveLink, RunningLab, Spawn, end_name
 
@@ -96,14 +96,15 @@ class WireProcess:
         return f"<WireProcess {self.path.name}>"
 
     @classmethod
-    def start(cls, lab: RunningLab, path: Path, start: Start, bias_ns: int) -> WireProcess:
+    def start(cls, lab: RunningLab, path: Path, start: Start, calibrated: bool) -> WireProcess:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with listener, _short(path) as name:
             listener.bind(name)
             os.chmod(path, 0o600)
             listener.listen(8)
             fd = listener.fileno()
-            start(lab, [sys.executable, "-I", "-c", BOOT, f"--listen-fd={fd}", f"--bias-ns={bias_ns}"], [fd])
+            options = [] if calibrated else ["--uncalibrated"]
+            start(lab, [sys.executable, "-I", "-c", BOOT, f"--listen-fd={fd}", *options], [fd])
         return cls(path)
 
     def ask(self, op: str, **arguments: object) -> dict:
@@ -247,10 +248,10 @@ class LabWires:
     def _process_with_room(self) -> WireProcess:
         process = min(self.processes, key=lambda p: self._load[p], default=None)
         if process is None or self._load[process] >= self._links_per_process:
-            bias_ns = calibrate.cached_bias_ns(self.lab.folder.parent) if self._calibrated else 0
             taken = {path.name for path in self.lab.folder.glob("wire-*.sock")}
             number = next(n for n in range(len(taken) + 1) if f"wire-{n}.sock" not in taken)
-            process = WireProcess.start(self.lab, self.lab.folder / f"wire-{number}.sock", self._start, bias_ns)
+            path = self.lab.folder / f"wire-{number}.sock"
+            process = WireProcess.start(self.lab, path, self._start, self._calibrated)
             self.processes.append(process)
             self._load[process] = 0
         self._load[process] += 1
@@ -273,9 +274,15 @@ class WireLinks:
     def check(self) -> list[str]:
         """What this machine lacks for it, each with its mend."""
         try:
-            socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
+            netns = open_new_netns()
+        except MachineError as error:
+            return [str(error)]
+        try:
+            in_netns(netns, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close())
         except OSError as error:
             return [f"packet sockets: {error}; run as root (CAP_NET_RAW, CAP_NET_ADMIN and CAP_SYS_ADMIN)"]
+        finally:
+            os.close(netns)
         return []
 
     def join(self, lab: RunningLab, links: Sequence[Link]) -> list[LiveLink]:
@@ -296,7 +303,8 @@ class WireLinks:
         return [WireLink(wires, link, held.get(link.name)) for link in links]
 
     def status(self) -> list[dict]:
-        """What each wire process was promised and does: scheduling, bias_ns, lead_ns, cpu_s, links."""
+        """What each wire process was promised and does: scheduling, calibrated, early_ns, lead_ns, idle_cores,
+        cpu_s, links."""
         return [process.ask("status") for wires in self._labs for process in wires.processes]
 
     def close(self) -> None:

@@ -3,9 +3,10 @@
 Standard library only. It lives in a network namespace of its own (the middle), which nobody else holds: when it ends,
 by whatever signal, the kernel removes the middle's devices and with them the far ends in the nodes, so a dead wire
 never looks like a quiet link. One AF_PACKET socket per device; the kernel stamps frames on arrival, so that being
-woken late to read costs no accuracy. Being woken late to write does: so it learns how late this machine wakes it,
-asks to be woken earlier and spins the rest, within a share of the CPU. Figures behind the constants: a veth's
-AF_PACKET reads cost 1.7 us, an idle wake-up 28-47 us, a spin of 100 us covers p90 of the lateness.
+woken late to read costs no accuracy. Being woken late to write does: so it asks to be woken earlier and spins the
+rest, within a share of the CPU, and lets each frame go as much before it is due as the last ones left late (`pacing`).
+Figures behind the constants: a veth's AF_PACKET reads cost 1.7 us, an idle wake-up 28-47 us, a spin of 100 us covers
+p90 of the lateness.
 
 Control: a listening SOCK_SEQPACKET Unix socket, one JSON line a message: attach, detach, set, stats, status, middle.
 """
@@ -19,34 +20,21 @@ import gc
 import heapq
 import json
 import os
-import random
 import select
 import socket
 import struct
 import time
-from collections import deque
 from collections.abc import Callable
 
-from testbed.links.delayline import NS_PER_S, DelayLine, Shape, bytes_on_wire
-
-libc = ctypes.CDLL(None, use_errno=True)
+from testbed.links.delayline import NS_PER_S, Shape, bytes_on_wire
+from testbed.links.direction import STAMP, Direction
+from testbed.links.pacing import STREAMED, WAYS, Pacer, Wakefulness
+from testbed.links.prompt import AwakeCores, Timer, libc, make_prompt, open_device
 
 CLONE_NEWNET = 0x40000000
-PR_SET_TIMERSLACK = 29
-CLOCK_MONOTONIC, TFD_TIMER_ABSTIME = 1, 1
-SCHED_RESET_ON_FORK = 0x40000000
-FIFO_PRIORITY = 10
-MCL_CURRENT = 1
-SOL_PACKET, PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING = 263, 15, 23
-SO_TIMESTAMPNS, SO_SNDBUFFORCE, SO_RCVBUFFORCE = 35, 32, 33
 VNET_HEADER_BYTES = 10
 READ_BYTES = 65536 + 64
-SOCKET_BUFFER_BYTES = 4 << 20
-"""A socket buffer is a queue that nobody sees: 32 MB turned overload into 350 ms of delay instead of loss."""
 BATCH = 64
-LEAD_CAP_NS = 100_000
-SPIN_SHARE = 0.2
-SPIN_WINDOW_NS = 20_000_000
 COALESCE_NS = 500_000
 HELD_BYTES_TOTAL = 1 << 30
 HELD_BYTES_MOST = 128 << 20
@@ -55,113 +43,20 @@ NEWEST_STAMP_NS = 1_000_000
 DISCARD_MOST = 10_000
 OLDEST_STAMP_NS = 2 * NS_PER_S
 """Stamps are CLOCK_REALTIME; one that claims to be older than this tells of a stepped clock, not of a late read."""
-_STAMP = struct.Struct("qq")
+LOOK_S = 0.25
+"""How often an idle wire looks whether the cores may sleep again."""
 _LENGTHS = struct.Struct("HH")
-
-
-class Direction:
-    """Frames read from one device's socket, waiting to be written to the other's."""
-
-    __slots__ = (
-        "bias_ns",
-        "closed",
-        "device",
-        "held_bytes",
-        "line",
-        "overflowed",
-        "queue",
-        "read",
-        "received",
-        "sent",
-        "source",
-        "stale",
-        "target",
-        "write_errors",
-    )
-
-    def __init__(self, source: socket.socket, target: int, device: str, bias_ns: int) -> None:
-        self.source = source
-        self.read = source.recvmsg
-        self.target = target
-        self.device = device
-        self.bias_ns = bias_ns
-        self.line = DelayLine(random.Random())
-        self.queue: deque[tuple[int, bytes]] = deque()
-        self.held_bytes = 0
-        self.received = self.sent = self.overflowed = self.stale = self.write_errors = 0
-        self.closed = False
-
-    def set(self, shape: Shape) -> None:
-        """The wire's own constant error is taken off the delay."""
-        fields = {name: getattr(shape, name) for name in Shape.__slots__}
-        fields["delay_ns"] = max(0, shape.delay_ns - self.bias_ns)
-        self.line.shape = Shape(**fields)
-
-    def close(self) -> None:
-        self.closed = True
-        self.queue.clear()
-        self.source.close()
-
-    def alive(self) -> bool:
-        if self.closed:
-            return False
-        try:
-            socket.if_nametoindex(self.device)
-        except OSError:
-            return False
-        return True
-
-    def counters(self) -> dict[str, int]:
-        return {
-            "received": self.received,
-            "sent": self.sent - self.write_errors,
-            "lost": self.line.lost,
-            "tail_dropped": self.line.tail_dropped,
-            "overflowed": self.overflowed,
-            "stale": self.stale,
-            "write_errors": self.write_errors,
-            "waiting": len(self.queue),
-        }
-
-
-class Timer:
-    """A timerfd; `epoll(timeout)` has millisecond steps and `select` 50 us of slack."""
-
-    def __init__(self) -> None:
-        self.fd = libc.timerfd_create(CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
-        self._spec = (ctypes.c_int64 * 4)()
-        self._reference = ctypes.byref(self._spec)
-
-    def arm(self, at_ns: int) -> None:
-        self._spec[2], self._spec[3] = divmod(at_ns, NS_PER_S)
-        libc.timerfd_settime(self.fd, TFD_TIMER_ABSTIME, self._reference, None)
-
-    def clear(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self.fd, 8)
-
-
-def open_device(name: str) -> socket.socket:
-    """A packet socket on `name` of the middle namespace, with offload headers and arrival stamps."""
-    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-    sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-    sock.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
-    sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-    for option in (SO_RCVBUFFORCE, SO_SNDBUFFORCE):
-        sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
-    sock.bind((name, 3))  # frames arrive from here on (Python takes the protocol in host order)
-    sock.setblocking(False)
-    return sock
 
 
 class Wire:
     """All links of this process, its loop, and the answers to its control socket."""
 
-    def __init__(self, listener: socket.socket, owner_fd: int | None, bias_ns: int, scheduling: str) -> None:
+    def __init__(self, listener: socket.socket, owner_fd: int | None, pacer: Pacer, scheduling: str) -> None:
         self.links: dict[str, tuple[Direction, Direction]] = {}
-        self.bias_ns = bias_ns
+        self.pacer = pacer
         self.scheduling = scheduling
-        self.lead_ns = 30_000.0
+        self.wakefulness = Wakefulness()
+        self.cores = AwakeCores()
         self.quantum_ns = 0
         self.held_limit = HELD_BYTES_MOST
         self.epoll = select.epoll()
@@ -177,6 +72,11 @@ class Wire:
 
     def _owner_gone(self) -> None:
         raise SystemExit(0)
+
+    def _end_with_the_lab(self) -> None:
+        """A lab's end takes all devices; a wire without one would stay for as long as the orchestrator lives."""
+        if not any(direction.alive() for pair in self.links.values() for direction in pair):
+            raise SystemExit(0)
 
     def _accept(self, listener: socket.socket) -> None:
         peer, _ = listener.accept()
@@ -217,8 +117,8 @@ class Wire:
 
     def do_attach(self, *, fds: list[int], name: str, a: str, b: str, a_to_b: dict, b_to_a: dict) -> dict[str, object]:
         sock_a, sock_b = open_device(a), open_device(b)
-        forward = Direction(sock_a, sock_b.fileno(), a, self.bias_ns)
-        backward = Direction(sock_b, sock_a.fileno(), b, self.bias_ns)
+        forward = Direction(sock_a, sock_b, a)
+        backward = Direction(sock_b, sock_a, b)
         self.links[name] = (forward, backward)
         for direction in (forward, backward):
             self.by_fd[direction.source.fileno()] = direction
@@ -228,7 +128,7 @@ class Wire:
     def do_set(self, *, fds: list[int], name: str, a_to_b: dict | None, b_to_a: dict | None) -> dict[str, object]:
         for direction, shape in zip(self.links[name], (a_to_b, b_to_a), strict=True):
             if shape is not None:
-                direction.set(Shape(**shape))
+                direction.line.shape = Shape(**shape)
         self._budget()
         return {"ok": True}
 
@@ -251,14 +151,17 @@ class Wire:
             "ok": True,
             "pid": os.getpid(),
             "scheduling": self.scheduling,
-            "bias_ns": self.bias_ns,
-            "lead_ns": int(self.lead_ns),
+            "calibrated": self.pacer.compensates,
+            "early_ns": dict(zip(WAYS, self.pacer.early_ns, strict=True)),
+            "lead_ns": self.pacer.lead_ns,
+            "idle_cores": self.cores.state,
             "cpu_s": time.process_time(),
             "links": alive,
         }
 
     def _budget(self) -> None:
         directions = [d for pair in self.links.values() for d in pair]
+        self.wakefulness.shortest_ns = min((d.line.shape.delay_ns for d in directions), default=None)
         if not directions:
             return
         self.held_limit = max(HELD_BYTES_LEAST, min(HELD_BYTES_MOST, HELD_BYTES_TOTAL // len(directions)))
@@ -267,14 +170,14 @@ class Wire:
 
     # ---- forwarding
 
-    def _read(self, direction: Direction, offset_ns: int) -> int:
-        """Takes up to a batch of frames into the queue, returns how many; `offset_ns` is realtime minus monotonic."""
+    def _read(self, direction: Direction, offset_ns: int, most: int) -> int:
+        """Takes up to `most` frames into the queue, returns how many; `offset_ns` is realtime minus monotonic."""
         queue, line, read = direction.queue, direction.line, direction.read
         count = 0
         now_ns = time.monotonic_ns()  # once a batch: a stamp may be a little later
         latest_ns, oldest_ns = now_ns + NEWEST_STAMP_NS, now_ns - OLDEST_STAMP_NS
         stale_ns = now_ns - line.shape.queue_ns
-        while count < BATCH:
+        while count < most:
             try:
                 frame, ancillary, _, _ = read(READ_BYTES, 32)
             except OSError:  # drained; or the device is down or gone, which clears the socket's error
@@ -282,7 +185,7 @@ class Wire:
             count += 1
             arrived_ns = now_ns
             if ancillary:
-                seconds, nanoseconds = _STAMP.unpack(ancillary[0][2])
+                seconds, nanoseconds = STAMP.unpack(ancillary[0][2])
                 stamp_ns = seconds * NS_PER_S + nanoseconds - offset_ns
                 if oldest_ns < stamp_ns < latest_ns:
                     arrived_ns = stamp_ns
@@ -317,30 +220,40 @@ class Wire:
             count += 1
         return count
 
+    def _write(self, direction: Direction, frame: bytes, way: int, due_ns: int) -> None:
+        """Writes one frame and lets the pacer learn when it left."""
+        left_ns = direction.write_stamped(frame)
+        if left_ns is not None:
+            self.pacer.left(way, due_ns, left_ns, time.monotonic_ns())
+
     def run(self) -> None:  # one flat loop: each call saved here is 0.1 us a frame
         now, write, poll = time.monotonic_ns, os.write, self.epoll.poll
-        timer, by_fd = self.timer, self.by_fd
+        timer, by_fd, pacer, early_ns = self.timer, self.by_fd, self.pacer, self.pacer.early_ns
         timer_only = select.epoll()
         timer_only.register(timer.fd, select.EPOLLIN)
         heads: list[tuple[int, int, Direction]] = []
         """The earliest frame of each direction that has one."""
-        sequence = armed_ns = busy = spun_ns = 0
-        window_ns, may_spin = now(), True
+        sequence = armed_ns = busy = read_ns = 0
         while True:
             t = now()
-            if t - window_ns > SPIN_WINDOW_NS:
-                may_spin, spun_ns, window_ns = spun_ns < (t - window_ns) * SPIN_SHARE, 0, t
-            while heads and heads[0][0] <= t:
+            way = pacer.way(t)
+            early = early_ns[way]
+            while heads and heads[0][0] <= t + early:
                 direction = heads[0][2]
                 queue, target, sent = direction.queue, direction.target, 0
-                while queue and queue[0][0] <= t and sent < BATCH:
-                    frame = queue.popleft()[1]
+                while queue and queue[0][0] <= t + early and sent < BATCH:
+                    due_ns, frame = queue.popleft()
                     direction.held_bytes -= len(frame)
-                    sent += 1
                     try:
-                        write(target, frame)
+                        # Overdue when it was read: says how late the machine woke to read, which nothing can mend.
+                        if not sent and due_ns - early > read_ns and pacer.wants(way, t):
+                            self._write(direction, frame, way, due_ns)
+                        else:
+                            write(target, frame)
                     except OSError:  # ENETDOWN, ENXIO, ENOBUFS, EAGAIN
                         direction.write_errors += 1
+                    sent += 1
+                    way, early = STREAMED, early_ns[STREAMED]
                 direction.sent += sent
                 if queue:
                     sequence += 1
@@ -348,10 +261,9 @@ class Wire:
                 else:
                     heapq.heappop(heads)
                 t = now()
-            lead_ns = int(self.lead_ns) if may_spin else 0
             # Heavy traffic: do not wake for every frame. A full batch means that more wait already.
             if 1 < busy < BATCH and self.quantum_ns:
-                wake_ns = min(t + self.quantum_ns, heads[0][0] - lead_ns) if heads else t + self.quantum_ns
+                wake_ns = min(t + self.quantum_ns, pacer.wake_ns(heads[0][0])) if heads else t + self.quantum_ns
                 if wake_ns - t > 3000:
                     timer.arm(wake_ns)
                     timer_only.poll()
@@ -359,54 +271,49 @@ class Wire:
                     armed_ns = 0
                 events = poll(0)
             elif not heads:
-                events = poll()
-            elif heads[0][0] - t <= lead_ns:
+                events = poll(LOOK_S if self.wakefulness.awake else None)
+                if not events and self.wakefulness.quiet(now()):
+                    self.cores.ask(self.wakefulness.awake)
+            elif (wake_ns := pacer.wake_ns(heads[0][0])) <= t:
                 events = poll(0)
-                spun_ns += now() - t
+                pacer.spun(now() - t)
             else:
-                wake_ns = heads[0][0] - lead_ns
                 if armed_ns != wake_ns:
                     timer.arm(wake_ns)
                     armed_ns = wake_ns
                 events = poll()
                 if events and events[0][0] == timer.fd:
-                    late_ns = now() - wake_ns
-                    self.lead_ns = min(LEAD_CAP_NS, self.lead_ns + (late_ns * 1.5 + 3000 - self.lead_ns) * 0.05)
-            busy = 0
+                    pacer.woken(wake_ns, now())
+            # After a quiet turn one frame is the rule; to find nothing behind it costs 60 us with cold caches.
+            most, busy = (BATCH if busy else 1), 0
             offset_ns = time.time_ns() - now()
-            for fd, _ in events:
+            for fd, mask in events:
                 direction = by_fd.get(fd)
                 if direction is not None:
                     was_empty = not direction.queue
-                    busy += self._read(direction, offset_ns)
+                    busy += self._read(direction, offset_ns, most)
                     if was_empty and direction.queue:
                         sequence += 1
                         heapq.heappush(heads, (direction.queue[0][0], sequence, direction))
+                    if mask & select.EPOLLERR:
+                        direction.drop_stamps()
+                        self._end_with_the_lab()
                 elif fd == timer.fd:
                     timer.clear()
                     armed_ns = 0
                 elif fd in self.handlers:
                     self.handlers[fd]()
-
-
-def make_prompt() -> str:
-    """Asks the kernel to wake this process without delay; returns what it granted: `fifo`, `nice` or `normal`."""
-    libc.prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)
-    libc.mlockall(MCL_CURRENT)
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_FIFO | SCHED_RESET_ON_FORK, os.sched_param(FIFO_PRIORITY))
-        return "fifo"
-    with contextlib.suppress(OSError):  # containers and RT_GROUP_SCHED cgroups refuse
-        os.setpriority(os.PRIO_PROCESS, 0, -20)
-        return "nice"
-    return "normal"
+            if busy:
+                read_ns = now()
+                if self.wakefulness.frames(read_ns):
+                    self.cores.ask(self.wakefulness.awake)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="forwards frames between veth pairs; see the module's docstring")
     parser.add_argument("--listen-fd", type=int, required=True)
     parser.add_argument("--owner-fd", type=int, help="a pipe's read end: at its end of file the wire ends too")
-    parser.add_argument("--bias-ns", type=int, default=0)
+    parser.add_argument("--uncalibrated", action="store_true", help="let frames go when they are due, not earlier")
     arguments = parser.parse_args()
     if libc.unshare(CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNET): the wire process needs CAP_SYS_ADMIN")
@@ -415,7 +322,7 @@ def main() -> None:
             switch.write("1")
     listener = socket.socket(fileno=arguments.listen_fd)
     listener.setblocking(False)
-    wire = Wire(listener, arguments.owner_fd, arguments.bias_ns, make_prompt())
+    wire = Wire(listener, arguments.owner_fd, Pacer(compensates=not arguments.uncalibrated), make_prompt())
     gc.collect()
     gc.freeze()
     gc.disable()

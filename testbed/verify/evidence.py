@@ -37,6 +37,13 @@ class Canary:
     """Proxies with an address of their own between the two, in order (a waypoint)."""
     replies: int | None = None
     """How often answers repeat the token; None when that is not to be judged."""
+    requests: frozenset[str] | None = None
+    """Names of its requests where several canaries share a token, for it is only known afterwards which endpoint
+    answered which; None: all that bear the token."""
+
+    def owns(self, sighting: Sighting) -> bool:
+        """What bears the token and no name may be anybody's: then it is everybody's."""
+        return self.requests is None or not sighting.request or sighting.request in self.requests
 
     @property
     def legs(self) -> tuple[tuple[str, str], ...]:

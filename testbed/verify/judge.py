@@ -87,7 +87,8 @@ def journeys(evidence: Evidence, canary: Canary) -> list[Journey]:
     for listening in evidence.listenings:
         seen = [("clear", s) for s in in_clear(listening, canary.token)]
         seen += [("mtls", s) for s in opened(listening, canary.token)]
-        seen = sorted((pair for pair in seen if pair[1].direction == FORWARD), key=lambda pair: pair[1].time_ns)
+        seen = [pair for pair in seen if pair[1].direction == FORWARD and canary.owns(pair[1])]
+        seen = sorted(seen, key=lambda pair: pair[1].time_ns)
         for ordinal, (form, sighting) in enumerate(seen, 1):
             crossing = _crossing(listening.segment.name, form, sighting)
             requests.setdefault(sighting.request or f"#{ordinal}", []).append(crossing)
@@ -189,7 +190,10 @@ class _Bench:
     def _readable(self, claim: Claim, listening: Listening) -> Verdict:
         expected = sum(c.count for c in self._canaries(claim))
         sightings = [
-            s for c in self._canaries(claim) for s in in_clear(listening, c.token) if s.direction in (FORWARD, "")
+            s
+            for c in self._canaries(claim)
+            for s in in_clear(listening, c.token)
+            if s.direction in (FORWARD, "") and c.owns(s)
         ]
         value = f"{len(sightings)} of {expected} readable"
         if len(sightings) >= expected > 0:
@@ -209,7 +213,7 @@ class _Bench:
         ours = {id(h) for h in heard}
         forward, backward, wanted_back = [], [], 0
         for canary in self._canaries(claim):
-            inside = [s for s in opened(listening, canary.token) if id(s.heard) in ours]
+            inside = [s for s in opened(listening, canary.token) if id(s.heard) in ours and canary.owns(s)]
             if claim.hbone:
                 inside = [s for s in inside if s.exchange is not None and s.exchange.is_connect]
             forward += [s for s in inside if s.direction == FORWARD]
@@ -365,7 +369,7 @@ class _Bench:
         """Sightings in clear, but for connections that are claimed to be in clear (another leg of the same request)."""
         clear = [c for c in self.claims if c.encryption is Encryption.CLEAR and c.segment == listening.segment.kind]
         clear = [c for c in clear if (c.source, c.destination) in canary.legs]
-        found = in_clear(listening, canary.token)
+        found = [s for s in in_clear(listening, canary.token) if canary.owns(s)]
         return [s for s in found if s.heard is None or not any(self._matches(c, s.heard) for c in clear)]
 
     def _to_open(self, claim: Claim, listening: Listening) -> tuple[list[Heard], str]:

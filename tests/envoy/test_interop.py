@@ -1,8 +1,8 @@
 """Our ztunnel with a real Envoy at the other end of HBONE, each in both roles, on loopback.
 
-What passes: data both ways, the client's half-close, bulk. What must not: wrong identities and wrong authorities, and
-then no byte reaches the application. Where Envoy itself differs (facts/envoy, trap 7: it gives up the rest when the
-target ends first) nothing is asked of it.
+What passes: data both ways, half-close, bulk. What must not: wrong identities and wrong authorities, and then no byte
+reaches the application. Where Envoy itself differs (facts/envoy, trap 7: as a server it gives up the rest when the
+target ends first) only our own end is judged.
 """
 
 from __future__ import annotations
@@ -76,6 +76,8 @@ class Bench:
     stack: contextlib.ExitStack
     reached: list[bytes] = dataclasses.field(default_factory=list)
     """First bytes of every connection that reached the application."""
+    rest: list[bytes] = dataclasses.field(default_factory=list)
+    """What came after the application had ended its side."""
 
     def run(self, name: str, argv: list[str], port: tuple[str, int]) -> None:
         log = self.stack.enter_context((self.folder / f"{name}.log").open("wb"))
@@ -163,7 +165,10 @@ class Bench:
             sock.shutdown(socket.SHUT_WR)
 
     def answer(self, listener: socket.socket) -> None:
-        """`E…` is echoed as it comes; anything else is answered reversed, after the client's end."""
+        """`F…` is answered and the side shut at once; `E…` is echoed as it comes.
+
+        Anything else is answered reversed, after the client's end.
+        """
         while True:
             try:
                 sock, _ = listener.accept()
@@ -176,7 +181,11 @@ class Bench:
             sock.settimeout(LIMIT_S)
             first = sock.recv(65536)
             self.reached.append(first[:16])
-            if first[:1] == b"E":
+            if first[:1] == b"F":
+                sock.sendall(b"bye" * 1000)
+                sock.shutdown(socket.SHUT_WR)
+                self.rest.append(b"".join(iter(lambda: sock.recv(65536), b"")))
+            elif first[:1] == b"E":
                 while first:
                     sock.sendall(first)
                     first = sock.recv(65536)
@@ -240,6 +249,30 @@ def test_our_outbound_to_envoy_server(bench: Bench) -> None:
     assert bench.stats("envoy-server", "inbound.downstream_cx_total") == 1
     wait_for(lambda: bench.log("ztunnel-client").count("connection complete") >= 20, "all tunnels are logged")
     assert f'dst.identity="{SERVER_URI}"' in bench.log("ztunnel-client")
+
+
+def test_an_application_that_ends_first_behind_envoys_client(bench: Bench) -> None:
+    """Our inbound's END_STREAM leaves the other direction open: what the client sends afterwards arrives whole."""
+    bench.ztunnel("server")
+    bench.envoy_client()
+    with socket.create_connection((bench.client, 15001), timeout=LIMIT_S) as sock:
+        sock.sendall(b"F")
+        assert b"".join(iter(lambda: sock.recv(65536), b"")) == b"bye" * 1000
+        sock.sendall(BULK)
+        sock.shutdown(socket.SHUT_WR)
+        wait_for(lambda: bool(bench.rest), "the application has the rest")
+    assert bench.rest == [BULK]
+
+
+def test_an_application_that_ends_first_behind_envoys_server(bench: Bench) -> None:
+    """Envoy gives up the rest with RST_STREAM(NO_ERROR), trap 7: to our client a clean end, the answer whole."""
+    bench.envoy_server()
+    bench.ztunnel("client")
+    with socket.create_connection((bench.client, 15001), timeout=LIMIT_S) as sock:
+        sock.sendall(b"F")
+        assert b"".join(iter(lambda: sock.recv(65536), b"")) == b"bye" * 1000
+    wait_for(lambda: "connection complete" in bench.log("ztunnel-client"), "the tunnel is logged")
+    assert "error=" not in bench.log("ztunnel-client")
 
 
 def nothing_passes(bench: Bench) -> None:

@@ -33,6 +33,16 @@ def test_policy_denies_with_401_and_says_why(mesh: World) -> None:
         assert mesh.echo("client", far, 9000) == b"hello"
 
 
+@pytest.mark.parametrize("caller", ["client", "outsider"])
+def test_a_policy_on_trial_is_logged_and_changes_nothing(mesh: World, caller: str) -> None:
+    """A dry-run DENY for everybody: over HBONE (client) and plaintext (outsider) the exchange works, the log tells."""
+    trial = {**policy("trial", "Deny", ["nobody"], negated=True), "dryRun": True}
+    told = mesh.logs("ztunnel.node-b", "rbac\tdry-run match", 'policy="default/trial"', f"src.addr={mesh.ip(caller)}:")
+    with mesh.edited(adding(trial)), told as lines:
+        assert mesh.echo(caller, mesh.ip("far"), 9000) == b"hello"
+    assert (str(mesh.identity("client")) in lines[0]) is (caller == "client")
+
+
 def test_plaintext_has_no_identity_to_be_allowed(mesh: World) -> None:
     """Under any ALLOW by principal a plaintext connection is accepted by the proxy and closed without a byte."""
     with mesh.edited(adding(policy("only-outsider", "Allow", [str(mesh.identity("outsider"))]))):

@@ -1,0 +1,93 @@
+"""A wire process that is killed while load is driven over its link: the trial does not count, and the run says so."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.quickstart import EXPERIMENT
+from testbed import registry, runs
+from testbed.runtime import ownership
+from testbed.store import Run
+from testbed.store import runs as stored_runs
+from tests.labs import needs_root
+
+pytestmark = [pytest.mark.root, needs_root]
+
+CUT = dataclasses.replace(
+    EXPERIMENT,
+    name="cut",
+    rounds=1,
+    aa_pair=False,
+    planes=("none",),
+    load=dataclasses.replace(EXPERIMENT.load, rate_rps=50, warmup_s=0.3, window_s=3.0),
+)
+
+
+def running(*words: str) -> list[int]:
+    """Processes whose command line holds all the words; read from /proc, so independent of who started them."""
+    pids = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if all(word in line for word in words):
+                pids.append(int(entry.name))
+    return pids
+
+
+def ours(pid: int) -> bool:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) == os.getpid()
+    except OSError:
+        return False
+
+
+def kill_the_wire_under_load(folder: Path, killed: list[int], within_s: float = 120.0) -> None:
+    """Waits for the load generator of the lab below `folder`, lets a second of it pass, kills our wire process."""
+    end_s = time.monotonic() + within_s
+    while time.monotonic() < end_s:
+        if running("testbed.load.generator", str(folder)):
+            time.sleep(1.2)
+            for pid in filter(ours, running("testbed.links.wireproc")):
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+            return
+        time.sleep(0.02)
+
+
+def test_a_wire_killed_in_mid_trial_makes_the_run_invalid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 4; the trial's rows are there, none valid, each with the link's name as the reason; nothing is left."""
+    monkeypatch.setenv("MESHBED_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("MESHBED_STATE", str(tmp_path / "state"))
+    monkeypatch.setitem(registry.BUILT_IN["experiment"], "cut", f"{__name__}:CUT")
+    # Only the dead link may make the trial invalid: a busy test machine may be late, requests may fail.
+    loose = runs.Gates(send_lag_p99_ms=1e6, generator_cpu_share=10.0, error_share=1.0, rate_share=0.0)
+    monkeypatch.setattr(runs, "Gates", lambda: loose)
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_the_wire_under_load, args=(tmp_path, killed))
+    killer.start()
+    try:
+        code = runs.run("cut", seed=1, link="wire")
+    finally:
+        killer.join()
+    printed = capsys.readouterr()
+    (path,) = stored_runs(tmp_path / "results")
+    measurements = Run.open(path).measurements()
+
+    assert killed
+    assert code == 4
+    assert measurements and not any(m.valid for m in measurements)
+    assert all("link node-a--node-b" in m.reason for m in measurements)
+    assert "does not count: " in printed.err and "link node-a--node-b" in printed.err
+    assert ownership.labs() == []
