@@ -106,6 +106,7 @@ class L7Connection(Http2Connection):
     # -- for streams -----------------------------------------------------------------------------------------------
 
     def stir(self) -> None:
+        """Called just before `out` grows from nothing: a shell writes at the end of its turn, never inside `wake`."""
         if not self._receiving:
             self._wake()
 
