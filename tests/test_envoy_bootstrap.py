@@ -22,7 +22,9 @@ PLANES = [catalog.envoy_ambient, catalog.envoy_sidecar, catalog.envoy_ambient_l4
 
 @pytest.mark.parametrize("plane", PLANES, ids=lambda plane: plane.name)
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_role_of_every_shipped_topology_is_taken(name: str, plane: catalog.CataloguedPlane, tmp_path: Path) -> None:
+def test_every_role_of_every_shipped_topology_is_taken(
+    name: str, plane: catalog.CataloguedPlane, tmp_path: Path
+) -> None:
     """One proxy of each kind is enough where many differ by name only: the first three and all waypoints."""
     topology = topofile.load(TOPOLOGIES[0].with_name(f"{name}.yml"))
     placement = plane.place(topology, {})
