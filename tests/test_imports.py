@@ -16,6 +16,8 @@ PURE = (
     *(ROOT / "planes" / "mesh" / f"{name}.py" for name in (
         "fields", "local", "view", "route", "accesslog", "metrics", "baggage", "frames", "hbone", "hbone_stream",
         "hbone_output", "hbone_input", "headers", "keepalive")),
+    *(ROOT / "planes" / "l7" / f"{name}.py" for name in (
+        "message", "codec", "hpack_tables", "hpack", "http2_head", "http2_stream", "http2_connection", "http2")),
     ROOT / "testbed" / "links" / "delayline.py",
     ROOT / "testbed" / "links" / "pacing.py",
     ROOT / "planes" / "catalog.py",
