@@ -121,6 +121,7 @@ class Http1Connection:
         self.closing = False
         self.abort = False
         self.half_close = False
+        self.unread = False
         self.active = 0
         self.breach: Breach | None = None
         """Why this side gave the connection up, for logs."""
@@ -154,9 +155,9 @@ class Http1Connection:
             self.breach = breach
             self._on_breach(breach)
         finally:
+            if self._rest or self._held or self.reading_held or self.write_blocked:
+                self._update_held()
             self._running = False
-        if self._rest or self._held or self.reading_held:
-            self._update_held()
 
     def _resume(self) -> None:
         """Go on with what had to wait; for a call that comes from the shell, not from within `receive`."""
@@ -224,6 +225,7 @@ class Http1Connection:
         if not blocked and stream is not None and stream.blocked and not stream.over:
             stream.blocked = False
             stream.sink.writable()
+        self._update_held()
 
     # -- brakes ------------------------------------------------------------------------------------------------------
 
@@ -232,8 +234,12 @@ class Http1Connection:
         if not self._running:
             self._update_held()
 
+    def _must_wait(self) -> bool:
+        """Whether what comes next is not to be read yet, though no sink holds."""
+        return self._state == WAIT and bool(self._rest)
+
     def _update_held(self) -> None:
-        held = self._state != DEAD and (self._held or (self._state == WAIT and bool(self._rest)))
+        held = self._state != DEAD and (self._held or self._must_wait())
         if held != self.reading_held:
             self.reading_held = held
             self._changed()
@@ -242,6 +248,7 @@ class Http1Connection:
 
     def _die(self) -> None:
         """Nothing more is read, no exchange follows."""
+        self.unread = self.unread or self._state in (BY_LENGTH, CHUNKED) or bool(self._rest)
         self._state = DEAD
         self._stream = None
         self._rest = b""
