@@ -21,7 +21,7 @@ class HttpConnection(asyncio.Protocol):
 
     __slots__ = (
         "_eof_written", "_linger", "_on_lost", "_on_made", "_on_turn", "_reading_paused", "_scheduled", "codec",
-        "context", "loop", "lost", "reads", "seen", "served", "transport",
+        "context", "loop", "lost", "reads", "secured", "seen", "served", "transport",
     )  # fmt: skip
 
     codec: Codec
@@ -39,6 +39,8 @@ class HttpConnection(asyncio.Protocol):
         self.codec = None  # type: ignore[assignment]
         self.transport = None  # type: ignore[assignment]
         self.lost = False
+        self.secured = False
+        """Right above TLS."""
         self.context: object = None
         """What its owner knows of it: who the peer is, what policy says."""
         self.served = 0
@@ -66,6 +68,7 @@ class HttpConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
         self.transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        self.secured = transport.get_extra_info("ssl_object") is not None
         self._on_made(self)
 
     def data_received(self, data: bytes) -> None:
@@ -81,12 +84,12 @@ class HttpConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         if self._linger is not None:
             self.transport.close()
-            return True
+            return False
         self.codec.receive_eof()
         self.wake()
         if self._on_turn is not None:
             self._on_turn(self)
-        return True
+        return not self.secured  # a TLS transport closes with its peer whatever one says
 
     def pause_writing(self) -> None:
         self.codec.set_write_blocked(True)
