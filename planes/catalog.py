@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from planes.envoy import place as envoy
+from planes.hybrid import place as mixed
 from planes.sidecar.place import mutual_tls_claims, sidecars
 from planes.waypoint import place as waypoint
 from planes.ztunnel.place import ambient_workloads, traffic_claims, ztunnels
@@ -86,3 +87,5 @@ ambient = CataloguedPlane("ambient", _place_ambient)
 sidecar = CataloguedPlane("sidecar", _place_sidecar)
 ambient_l4 = CataloguedPlane("ambient-l4", _place_ambient_l4)
 envoy_ambient_l4 = CataloguedPlane("envoy-ambient-l4", _place_envoy_ambient_l4)
+hybrid = CataloguedPlane("hybrid", mixed.place)
+hybrid_hbone = CataloguedPlane("hybrid-hbone", lambda topology: mixed.place(topology, listens_hbone=True))

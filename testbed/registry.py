@@ -20,6 +20,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "ambient-l4": "planes.catalog:ambient_l4",
         "ambient": "planes.catalog:ambient",
         "sidecar": "planes.catalog:sidecar",
+        "hybrid": "planes.catalog:hybrid",
+        "hybrid-hbone": "planes.catalog:hybrid_hbone",
         "envoy-ambient-l4": "planes.catalog:envoy_ambient_l4",
     },
     "load": {"open": "testbed.load.locust:OpenLoop", "closed": "testbed.load.locust:ClosedLoop"},

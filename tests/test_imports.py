@@ -18,7 +18,7 @@ PURE = (
         "hbone_output", "hbone_input", "headers", "keepalive")),
     *(ROOT / "planes" / "l7" / f"{name}.py" for name in (
         "message", "codec", "view", "place", "route", "decision", "rewrite", "match", "balance", "retry", "circuit",
-        "edit")),
+        "edit", "hpack_tables", "hpack", "http2_head", "http2_stream", "http2_connection", "http2")),
     ROOT / "testbed" / "links" / "delayline.py",
     ROOT / "testbed" / "links" / "pacing.py",
     ROOT / "planes" / "catalog.py",

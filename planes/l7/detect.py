@@ -6,7 +6,9 @@ it has, possibly nothing, and is then told TCP; Istio's default is to wait for e
 which such protocols do not survive, hence port names like `mysql-…` there.
 
 What looks like HTTP/1 but is malformed is called HTTP/1 all the same, so that it meets its codec's refusal; called
-TCP, it would pass by every policy on layer 7.
+TCP, it would pass by every policy on layer 7. The other way round, text that cannot become a request line is called TCP
+at its first wrong byte, so that an echo of `hello` does not wait for a line that never ends. What is in between, a word
+in capitals that is no method we know, waits for its line (or the limit).
 """
 
 from __future__ import annotations
@@ -27,11 +29,15 @@ class Detected(Enum):
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FIRST_LINE_MAX_BYTES = 64 * 1024
 """Until here the end of a line is waited for; the codec refuses shorter ones than this already."""
-_METHOD_MAX_BYTES = 32
-
-_METHOD_SO_FAR = re.compile(rb"(?:\r\n){0,8}\r?[!#$%&'*+\-.^_`|~0-9A-Za-z]{0,32}")
-_METHOD = re.compile(rb"(?:\r\n){0,8}[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}[ \t]")
-_KNOWN = re.compile(rb"(?:\r\n){0,8}(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE) (?:/|\*|http|[\w.\[:\-]+:\d)")
+_EMPTY_LINES = re.compile(rb"(?:\r\n){0,8}")
+_WORD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{0,32}")
+_CAPITALS = re.compile(rb"[A-Z][A-Z0-9_\-]*")
+_METHODS = tuple(
+    b"ACL BIND CHECKOUT CONNECT COPY DELETE GET HEAD LINK LOCK M-SEARCH MERGE MKACTIVITY MKCALENDAR MKCOL MOVE NOTIFY "
+    b"OPTIONS PATCH POST PROPFIND PROPPATCH PURGE PUT QUERY REBIND REPORT SEARCH SOURCE SUBSCRIBE TRACE UNBIND UNLINK "
+    b"UNLOCK UNSUBSCRIBE".split()
+)
+"""In any case of letters: a lenient server may not mind, and policies should see it."""
 _VERSION_AT_END = re.compile(rb"[ \t]HTTP/[0-9]+(?:\.[0-9]+)?[ \t]*\r?$")
 
 
@@ -55,14 +61,27 @@ def _detect(data: bytes) -> Detected | None:
         return Detected.HTTP2
     if HTTP2_PREFACE.startswith(data):
         return None
-    if _METHOD_SO_FAR.fullmatch(data):
+    return _detect_request_line(data[_EMPTY_LINES.match(data).end() :])
+
+
+def _detect_request_line(line: bytes) -> Detected | None:
+    if line in (b"", b"\r"):
         return None
-    method = _METHOD.match(data)
-    if method is None:
+    word = _WORD.match(line)[0]
+    method, after = word.upper(), line[len(word) :]
+    if not after:
+        if len(word) < 32 and (_CAPITALS.fullmatch(word) or any(known.startswith(method) for known in _METHODS)):
+            return None
         return Detected.TCP
-    end = data.find(b"\n", method.end())
+    if not word or after[0] not in b" \t":
+        return Detected.TCP
+    end = after.find(b"\n")
     if end >= 0:
-        return Detected.HTTP1 if _VERSION_AT_END.search(data, method.end() - 1, end) else Detected.TCP
-    if len(data) < FIRST_LINE_MAX_BYTES:
+        return Detected.HTTP1 if _VERSION_AT_END.search(after, 0, end) else Detected.TCP
+    known = method in _METHODS
+    target = after.lstrip(b" \t")
+    if not known and (not _CAPITALS.fullmatch(word) or (target and target[0] not in b"/*hH")):
+        return Detected.TCP
+    if len(line) < FIRST_LINE_MAX_BYTES:
         return None
-    return Detected.HTTP1 if _KNOWN.match(data) else Detected.TCP
+    return Detected.HTTP1 if known else Detected.TCP

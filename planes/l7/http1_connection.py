@@ -154,9 +154,9 @@ class Http1Connection:
             self.breach = breach
             self._on_breach(breach)
         finally:
+            if self._rest or self._held or self.reading_held or self.write_blocked:
+                self._update_held()
             self._running = False
-        if self._rest or self._held or self.reading_held:
-            self._update_held()
 
     def _resume(self) -> None:
         """Go on with what had to wait; for a call that comes from the shell, not from within `receive`."""
@@ -224,6 +224,7 @@ class Http1Connection:
         if not blocked and stream is not None and stream.blocked and not stream.over:
             stream.blocked = False
             stream.sink.writable()
+        self._update_held()
 
     # -- brakes ------------------------------------------------------------------------------------------------------
 
@@ -232,8 +233,12 @@ class Http1Connection:
         if not self._running:
             self._update_held()
 
+    def _must_wait(self) -> bool:
+        """Whether what comes next is not to be read yet, though no sink holds."""
+        return self._state == WAIT and bool(self._rest)
+
     def _update_held(self) -> None:
-        held = self._state != DEAD and (self._held or (self._state == WAIT and bool(self._rest)))
+        held = self._state != DEAD and (self._held or self._must_wait())
         if held != self.reading_held:
             self.reading_held = held
             self._changed()

@@ -103,7 +103,10 @@ def read_fields(lines: list[bytes]) -> tuple[Fields, Fields]:
             if not colon:
                 raise Breach(400, "folded field line" if line[:1] in (b" ", b"\t") else "field line without a colon")
             lower = _names.get(name) or _name(name)
-            read = (lower, value.strip())  # of white space, only SP and HTAB are left in a checked text
+            value = value.strip()  # of white space, only SP and HTAB are left in a checked text
+            if lower == b"content-length" and value.isdigit():
+                value = value.lstrip(b"0") or b"0"  # one spelling, for what is declared is compared with it
+            read = (lower, value)
             is_special = lower in _SPECIAL
             if lower in _REPEATED and len(line) <= _REPEATED_MAX_BYTES:
                 _remember(_special_lines if is_special else _ordinary_lines, line, read)

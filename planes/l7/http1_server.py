@@ -177,6 +177,7 @@ class Http1Server(Http1Connection):
         self._stream = stream
         self.active = 1
         self.last = last
+        self._empty_lines = 0
         if not request.has_body:
             self._state = WAIT
         elif request.content_length is None:
@@ -293,5 +294,9 @@ class Http1Server(Http1Connection):
         if self._eof and not self._running:
             self._settle_eof()
             self._changed()
-        if self.reading_held:
+        if self.reading_held or self.write_blocked:
             self._update_held()
+
+    def _must_wait(self) -> bool:
+        """No further request of a client that does not take its answers."""
+        return super()._must_wait() or (self.write_blocked and self._state == HEAD)

@@ -1,4 +1,4 @@
-"""HBONE as a pure state machine: CONNECT streams over one HTTP/2 connection, either role.
+"""HBONE as a pure state machine: CONNECT streams over one HTTP/2 connection, either role; and HTTP/2's engine.
 
 Holds no socket and no clock: give it bytes, take events and `take_output()`. TLS is a layer below (`tls`), choosing a
 peer a layer above (`route`, `pool`). Source: RFC 9113 (§8.5 for CONNECT), facts/hbone 1.3-1.9. Two things differ from a
@@ -10,13 +10,14 @@ A peer's breach ends the connection with a `ConnectionFailed` event and a queued
 our own misuse raises `testbed.errors.Bug`.
 
 Four rooms: `hbone_stream` (values), `hbone_output` (sending), `hbone_input` (what each frame means), and here the
-framing: bytes to frames, with the way for DATA that costs the least.
+framing: bytes to frames, with the way for DATA that costs the least. `Http2Connection` is the engine, whose meaning of
+requests, responses and stream events is HBONE's unless a profile overrides it: `planes.l7.http2` does.
 """
 
 from __future__ import annotations
 
 from planes.mesh import frames
-from planes.mesh.frames import DATA, END_STREAM, HEADER, HEADER_SIZE, PADDED
+from planes.mesh.frames import DATA, END_HEADERS, END_STREAM, HEADER, HEADER_SIZE, HEADERS, PADDED, PRIORITY_FLAG
 from planes.mesh.hbone_input import CONTROL_FRAMES_LIMIT, EARLY_RESETS_LIMIT, Input
 from planes.mesh.hbone_stream import (
     CLIENT_LIMITS,
@@ -40,12 +41,15 @@ from planes.mesh.hbone_stream import (
 
 __all__ = [
     "CLIENT_LIMITS", "CONTROL_FRAMES_LIMIT", "EARLY_RESETS_LIMIT", "SERVER_LIMITS", "ConnectionFailed", "DataReceived",
-    "Event", "Fields", "GoawayReceived", "HboneConnection", "Limits", "PingAnswered", "RequestReceived",
-    "ResponseReceived", "SettingsReceived", "Sink", "Stream", "StreamEnded", "StreamReset",
+    "Event", "Fields", "GoawayReceived", "HboneConnection", "Http2Connection", "Limits", "PingAnswered",
+    "RequestReceived", "ResponseReceived", "SettingsReceived", "Sink", "Stream", "StreamEnded", "StreamReset",
 ]  # fmt: skip
 
 
-class HboneConnection(Input):
+_PLAIN_HEADERS = END_HEADERS | PADDED | PRIORITY_FLAG
+
+
+class Http2Connection(Input):
     def __init__(self, *, client: bool, limits: Limits | None = None) -> None:
         super().__init__(client=client, limits=limits)
         self._buffer = bytearray()
@@ -98,7 +102,6 @@ class HboneConnection(Input):
             if kind == DATA and not flags & PADDED and self._block is None:
                 stream = streams.get(number)
                 if stream is not None and stream.takes_data and length <= self.limits.max_frame_bytes:
-                    self._controls_in_a_row = 0
                     stream.receive_window -= length
                     self.receive_window -= length
                     if stream.receive_window < 0 or self.receive_window < 0:
@@ -110,11 +113,21 @@ class HboneConnection(Input):
                             self._deliver(stream, memoryview(data)[start:], events)
                         return
                     if length:
+                        self._controls_in_a_row = 0
                         chunk = data[start:pos] if length < 4096 else memoryview(data)[start:pos]
                         self._deliver(stream, chunk, events)
                     if flags & END_STREAM:
                         self._end_received(stream, events)
+                    elif not length:
+                        self._count_control()
                     continue
+            elif kind == HEADERS and flags & _PLAIN_HEADERS == END_HEADERS and pos <= size and number and (
+                length <= frames.DEFAULT_FRAME_SIZE and self._block is None and not self._settings_due
+            ):
+                self._controls_in_a_row = 0
+                self._block_ends = bool(flags & END_STREAM)
+                self._on_block(number, data[start:pos], events)
+                continue
             self._check_frame(kind, flags, number, length)
             if pos > size:
                 if kind > frames.CONTINUATION:  # unknown type: skip it without gathering it
@@ -144,3 +157,7 @@ class HboneConnection(Input):
         if not self._body_left and self._body_ends and stream.id in self.streams:
             self._end_received(stream, events)
         return size
+
+
+class HboneConnection(Http2Connection):
+    """The engine with HBONE's meaning."""

@@ -1,4 +1,4 @@
-"""What each received frame means to an HBONE connection: one method a frame type, and the table of them.
+"""What each received frame means to HTTP/2, and to HBONE on it: one method a frame type, and the table of them.
 
 Framing has been done (`hbone`): a payload is whole here, and its length has been judged by `_check_frame`.
 """
@@ -108,15 +108,19 @@ class Input(Output):
             raise Breach(frames.PROTOCOL_ERROR, "PUSH_PROMISE though push is off")
 
     def _handle(self, kind: int, flags: int, number: int, payload: bytes, events: list[Event]) -> None:
-        if kind in (DATA, frames.HEADERS):
+        if kind == frames.HEADERS or (kind == DATA and payload):
             self._controls_in_a_row = 0
         else:
-            self._controls_in_a_row += 1
-            if self._controls_in_a_row > CONTROL_FRAMES_LIMIT:
-                raise Breach(frames.ENHANCE_YOUR_CALM, "too many control frames")
+            self._count_control()
         handler = _HANDLERS.get(kind)
         if handler is not None:
             handler(self, flags, number, payload, events)
+
+    def _count_control(self) -> None:
+        """DATA without bytes counts too: it costs its sender as little (CVE-2019-9518)."""
+        self._controls_in_a_row += 1
+        if self._controls_in_a_row > CONTROL_FRAMES_LIMIT:
+            raise Breach(frames.ENHANCE_YOUR_CALM, "too many control frames")
 
     def _on_data(self, flags: int, number: int, payload: bytes, events: list[Event]) -> None:
         """The rare DATA: padded, or for a stream that is not open."""
@@ -268,12 +272,17 @@ class Input(Output):
                 self.peer_max_frame = value
             elif key == frames.MAX_CONCURRENT_STREAMS:
                 self.peer_max_streams = value
-            elif key == frames.ENABLE_PUSH and value > 1:
+            elif key == frames.ENABLE_PUSH and (value > 1 or (value and self.client)):
                 raise Breach(frames.PROTOCOL_ERROR, f"ENABLE_PUSH of {value}")
+            else:
+                self._on_setting(key, value)
         self.out.append(frames.frame(frames.SETTINGS, frames.ACK, 0))
         self.settings_received = True
         events.append(SettingsReceived(self.peer_max_streams))
         self._unblock()
+
+    def _on_setting(self, key: int, value: int) -> None:
+        """One that the engine has no use for."""
 
     def _move_windows(self, by: int) -> None:
         for stream in self.streams.values():
@@ -322,9 +331,13 @@ class Input(Output):
                 return
             self._unblock_one(stream)
 
-    def _unblock_one(self, stream: Stream) -> None:
-        if self._push(stream) and stream.sink is not None:
+    def _writable(self, stream: Stream) -> None:
+        if stream.sink is not None:
             stream.sink.writable()
+
+    def _unblock_one(self, stream: Stream) -> None:
+        if self._push(stream):
+            self._writable(stream)
         elif stream.id in self._blocked:  # to the back of the queue: the connection's window is shared fairly
             self._blocked[stream.id] = self._blocked.pop(stream.id)
 

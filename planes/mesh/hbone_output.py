@@ -43,7 +43,7 @@ class Output:
     def __repr__(self) -> str:
         role = "client" if self.client else "server"
         state = "failed" if self.failed else "draining" if self.goaway_sent or self.goaway_received else "open"
-        return f"<HboneConnection {role} {state} streams {len(self.streams)}>"
+        return f"<{type(self).__name__} {role} {state} streams {len(self.streams)}>"
 
     def _start(self) -> None:
         limits = self.limits
@@ -57,6 +57,8 @@ class Output:
             values.insert(0, (frames.ENABLE_PUSH, 0))
         if limits.max_concurrent_streams is not None:
             values.append((frames.MAX_CONCURRENT_STREAMS, limits.max_concurrent_streams))
+        if limits.extended_connect:
+            values.append((frames.ENABLE_CONNECT_PROTOCOL, 1))
         self.out.append(frames.settings(values))
         more = limits.connection_window_bytes - frames.DEFAULT_WINDOW
         if more > 0:

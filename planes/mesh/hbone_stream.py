@@ -17,6 +17,8 @@ class Limits:
     max_frame_bytes: int = 1 << 20
     max_concurrent_streams: int | None = None
     max_header_list_bytes: int = 16 << 10
+    extended_connect: bool = False
+    """Whether a server takes CONNECT with `:protocol` (RFC 8441)."""
 
 
 CLIENT_LIMITS = Limits()
