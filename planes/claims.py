@@ -1,7 +1,7 @@
 """What every segment between two workloads must show, by the kind of both ends and the waypoint between them. Pure.
 
 One function for all planes: a plane is a map of workload to kind. A call through a waypoint is two claims, one a leg,
-and so are the identities: the client proves itself to the waypoint, the waypoint to the server. Source: facts of Istio's
+and so are the identities: the client proves itself to the waypoint, the waypoint to the server. Source: facts/hbone
 4.2 (ALPN, SNI), 4.4 (sidecar and ambient), 3.2 to 3.7 (waypoints: who passes them, and as whom).
 """
 
