@@ -13,7 +13,6 @@ from pathlib import Path
 from testbed.deploy import Deployment, file_name
 from testbed.model.experiment import Finding, Result
 from testbed.model.identity import Identity
-from testbed.model.placement import Encryption
 from testbed.pki import KEY_FILE, CertificateAuthority
 from testbed.proof import run_probe
 
@@ -64,7 +63,7 @@ def identities_held(deployment: Deployment) -> Finding:
 def plaintext_visible(deployment: Deployment, packets: Sequence[Finding]) -> Finding:
     """Where the canary could be read without keys, summed from the packet findings."""
     clear = [f for f in packets if f.id.endswith(("/readable", "/hidden"))]
-    claimed_clear = any(c.encryption is Encryption.CLEAR for c in deployment.placement.claims)
+    meant = {f.id.endswith("/readable") for f in clear}
     results = {f.result for f in clear}
     result = (
         Result.NO_EVIDENCE
@@ -78,9 +77,11 @@ def plaintext_visible(deployment: Deployment, packets: Sequence[Finding]) -> Fin
         id="boundary.plaintext-visible",
         plane=deployment.placement.plane,
         segment="wire",
-        statement="payload is readable at every wire segment, as is meant to be"
-        if claimed_clear
-        else "no payload is readable on the wire",
+        statement="no payload is readable on the wire"
+        if True not in meant
+        else "payload is readable at every wire segment, as is meant to be"
+        if False not in meant
+        else "payload is readable on the wire where it is meant to be, and nowhere else",
         result=result,
         evidence="; ".join(f"{f.segment}: {f.value}" for f in clear) or "no segment was judged",
         packets=clear[0].packets if clear else (),

@@ -173,7 +173,7 @@ class SidecarWorld(World):
         )
 
     @contextlib.contextmanager
-    def recorder(self, sandbox: str, port: int, answer: bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"):  # noqa: ANN201
+    def recorder(self, sandbox: str, port: int, answer: bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"):
         """A server of the case's own: yields a queue of heads as they came, answers each with `answer`."""
         heads: queue.Queue[bytes] = queue.Queue()
 

@@ -110,7 +110,7 @@ def test_disable_meets_strict(sidecars: SidecarWorld) -> None:
 # -- handshakes
 
 
-def stranger(world: SidecarWorld, folder, *, version: ssl.TLSVersion, alpn: list[str], ciphers: str = ""):  # noqa: ANN001, ANN201
+def stranger(world: SidecarWorld, folder, *, version: ssl.TLSVersion, alpn: list[str], ciphers: str = ""):
     """TLS to web's application port from outside the mesh, by the standard library."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -188,7 +188,7 @@ def test_the_applications_own_tls_passes(sidecars: SidecarWorld) -> None:
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(files / CERTIFICATE_FILE, files / KEY_FILE)
 
-    def handle(raw) -> None:  # noqa: ANN001
+    def handle(raw) -> None:
         with server.wrap_socket(raw, server_side=True) as made:
             made.sendall(made.recv(100).upper())
 
@@ -266,7 +266,7 @@ def test_alpn_and_sni_are_istios(
     """The ClientHello as it comes: protocol list by what is inside, the cluster's name as SNI, TLS 1.3 on offer."""
     hellos: list[bytes] = []
 
-    def handle(sock) -> None:  # noqa: ANN001
+    def handle(sock) -> None:
         data = b""
         while read_client_hello(data) is None:
             data += sock.recv(65536)
@@ -302,7 +302,7 @@ def test_the_servers_identity_must_be_the_endpoints(deceived: SidecarWorld, acco
     context.set_alpn_protocols(["h2", "http/1.1"])
     received: list[bytes] = []
 
-    def handle(raw) -> None:  # noqa: ANN001
+    def handle(raw) -> None:
         with context.wrap_socket(raw, server_side=True) as made:
             received.append(made.recv(65536))
             made.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
