@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from planes.l7 import halfclose
 from planes.l7.connection import HttpConnection
 from planes.l7.http1 import Http1Client
 from planes.l7.stream_transport import StreamTransport
@@ -107,6 +108,11 @@ class Dialler:
             return await net.connect(self.loop, factory, sock, way.address)
         alpn = ALPN_TCP if way.tcp else ALPN_HTTP2 if way.http2 else ALPN_HTTP1
         context = self.contexts.client_for(alpn)
+        if way.tcp:
+            return await halfclose.connect(
+                self.loop, factory, sock, way.address, context, server_name=way.server_name or None,
+                refusal_of=lambda made: _refusal_of(made, way),
+            )  # fmt: skip
         protocol = await net.connect(
             self.loop, factory, sock, way.address, context, server_name=way.server_name or None
         )
@@ -179,8 +185,12 @@ class Dialler:
 def _refusal(protocol: asyncio.BaseProtocol, way: Way) -> str | None:
     """Why the peer is turned away, before a byte is written to it."""
     transport: asyncio.Transport = protocol.transport  # type: ignore[attr-defined]
-    secured: ssl.SSLObject = transport.get_extra_info("ssl_object")
-    refusal = tls.client_refusal(tls.spiffe_uris(secured.getpeercert()), way.expected)
+    refusal = _refusal_of(transport, way)
     if refusal is not None:
         transport.abort()
     return refusal
+
+
+def _refusal_of(transport: asyncio.Transport, way: Way) -> str | None:
+    secured: ssl.SSLObject = transport.get_extra_info("ssl_object")
+    return tls.client_refusal(tls.spiffe_uris(secured.getpeercert()), way.expected)
