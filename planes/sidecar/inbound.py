@@ -18,6 +18,7 @@ from planes.l7.dial import Security, Way
 from planes.l7.edit import certificate_entry
 from planes.l7.exchange import Exchange
 from planes.l7.halfclose import HalfClosingTls
+from planes.l7.message import Request, field
 from planes.l7.program import L7Program
 from planes.l7.retry import RetryPolicy
 from planes.l7.serve import Downstream, HttpSide, deny, proved
@@ -249,7 +250,23 @@ class Inbound(HttpSide):
 
     def choose(self, exchange: Exchange) -> Upstream | None:
         downstream: Downstream = exchange.connection.context  # type: ignore[assignment]
-        return self.program.dialler.upstream(self._application(downstream, http2=exchange.request.version == "2"))
+        http2 = exchange.request.version == "2" and self._speaks_http2(exchange.request, downstream.destination[1])
+        held = downstream.upstreams.get(http2)
+        if held is None:
+            held = self.program.dialler.upstream(self._application(downstream, http2=http2))
+            downstream.upstreams[http2] = held
+        return held
+
+    def _speaks_http2(self, request: Request, port: int) -> bool:
+        """What came by HTTP/2 may have begun as HTTP/1 (h2UpgradePolicy): the port's declaration decides, as in Istio.
+
+        Where it says `http`, gRPC still goes on as HTTP/2, which it cannot do without. Upgrades take a connection each.
+        """
+        if request.upgrade:
+            return False
+        if self.program.l7.inbound_protocols.get(port, "") != "http":
+            return True
+        return (field(request.fields, b"content-type") or b"").startswith(b"application/grpc")
 
     def client_certificate(self, downstream: Downstream) -> bytes | None:
         if not downstream.mtls:

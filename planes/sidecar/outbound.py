@@ -87,7 +87,7 @@ class Outbound(HttpSide):
         service: ServiceView | None = None
         if cluster is not None:
             service = program.mesh.service_by_key(cluster.service_key)
-            picked = self._members.pick(cluster, self.draw, tcp=True)
+            picked = self._members.pick(cluster, self.draw, tcp=True, source_ip=downstream.source[0])
             if picked is not None:
                 way, workload = picked.way, picked.workload
         elif program.l7.config.outbound_any:
@@ -122,11 +122,15 @@ class Outbound(HttpSide):
         http2 = exchange.request.version == "2" or self.program.settings.http2_upstream
         if decision.kind is Kind.PASSTHROUGH:
             downstream: Downstream = exchange.connection.context  # type: ignore[assignment]
-            return self.program.dialler.upstream(
-                Way(security=Security.PLAIN, address=downstream.destination, http2=exchange.request.version == "2")
-            )
+            http2 = exchange.request.version == "2" and not exchange.request.upgrade
+            held = downstream.upstreams.get(http2)
+            if held is None:
+                way = Way(security=Security.PLAIN, address=downstream.destination, http2=http2)
+                held = downstream.upstreams[http2] = self.program.dialler.upstream(way)
+            return held
         assert decision.cluster is not None
-        return self._members.choose(decision.cluster, exchange, http2=http2)
+        source_ip = exchange.connection.context.source[0]  # type: ignore[attr-defined]
+        return self._members.choose(decision.cluster, exchange, http2=http2, source_ip=source_ip)
 
     def described(self, exchange: Exchange) -> tuple[Peer, Peer, ServiceView | None]:
         local = self.program.local
