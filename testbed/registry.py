@@ -23,6 +23,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "hybrid": "planes.catalog:hybrid",
         "hybrid-hbone": "planes.catalog:hybrid_hbone",
         "envoy-ambient-l4": "planes.catalog:envoy_ambient_l4",
+        "envoy-ambient": "planes.catalog:envoy_ambient",
+        "envoy-sidecar": "planes.catalog:envoy_sidecar",
     },
     "load": {"open": "testbed.load.locust:OpenLoop", "closed": "testbed.load.locust:ClosedLoop"},
     "app": {"http-echo": "testbed.apps.web", "tcp-echo": "testbed.apps.echo"},

@@ -47,6 +47,10 @@ def test_hosts_are_spread_over_nodes_without_an_address_twice(count: int) -> Non
 
 def test_a_row_of_the_table_is_in_milliseconds() -> None:
     """Seconds in, milliseconds out."""
-    row = bringup.Row(who="meshbed", hosts=100, up_s=0.25, down_s=0.04, rounds=5)
+    row = bringup.Row(who="meshbed", hosts=100, wired_s=0.15, up_s=0.25, down_s=0.04, rounds=5)
+    peer = bringup.Row(who="mininet", hosts=100, wired_s=None, up_s=2.5, down_s=2.0, rounds=5)
 
-    assert bringup.table([row]).splitlines()[-1] == "| 100 | meshbed | 250 | 40 | 5 |"
+    assert bringup.table([row, peer]).splitlines()[-2:] == [
+        "| 100 | meshbed | 150 | 250 | 40 | 5 |",
+        "| 100 | mininet | – | 2500 | 2000 | 5 |",
+    ]

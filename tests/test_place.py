@@ -121,7 +121,7 @@ def test_a_waypoint_is_left_out_unless_a_plane_brings_one() -> None:
     """`server` names a waypoint in the file; at L4 it is reached directly, with the L7 planes through it."""
     captured = ambient_workloads(TWO_ZONES)
     plain = MeshView.parse(mesh_view(TWO_ZONES, captured=captured))
-    through = MeshView.parse(mesh_view(TWO_ZONES, captured=captured, waypoints={"server": "10.0.2.250"}))
+    through = MeshView.parse(mesh_view(TWO_ZONES, captured=captured, waypoints={"server": "/10.0.2.250"}))
 
     assert [s.waypoint for s in plain.services] == [None] * 3
     assert [str(s.waypoint) for s in through.services if s.waypoint] == ["/10.0.2.250:15008"]

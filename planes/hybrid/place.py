@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from planes.sidecar.place import sidecars
 from planes.waypoint import place as waypoint
-from planes.ztunnel.place import mesh_view, pairs, ztunnels
+from planes.ztunnel.place import pairs, ztunnels
 from testbed.model.placement import Claim, Encryption, Placement
 from testbed.model.topology import ServicePort, Topology, Workload
 
@@ -56,11 +56,7 @@ def place(topology: Topology, *, listens_hbone: bool = False) -> Placement:
     of = kinds(topology)
     ambient = frozenset(name for name, kind in of.items() if kind is Kind.AMBIENT)
     injected = frozenset(name for name, kind in of.items() if kind is Kind.SIDECAR)
-    placed = waypoint.waypoints(topology)
-    view = mesh_view(
-        topology, captured=ambient, waypoints=waypoint.waypoint_of(placed),
-        extra_workloads=waypoint.view_entries(topology, placed), extra_services=waypoint.view_services(placed),
-    )  # fmt: skip
+    placed, view = waypoint.mesh_with_waypoints(topology, captured=ambient)
     if listens_hbone:
         view = _with_native_tunnels(view, {(w.namespace, w.name) for w in topology.workloads if w.name in injected})
     plane = "hybrid-hbone" if listens_hbone else "hybrid"

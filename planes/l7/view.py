@@ -172,11 +172,14 @@ class L7View:
         """Those to ask: a waypoint's for one service (None: for traffic to a workload's address), a sidecar's all."""
         held = self._policies.get(service_key)
         if held is None:
-            service = self.services.get(service_key) if service_key is not None else None
-            chosen = [p for p in self.config.authorization if self.role is Role.SIDECAR or self._attached(p, service)]
-            held = PolicySet(chosen, trust_domain=self.config.trust_domain)
+            held = PolicySet(self.policy_resources(service_key), trust_domain=self.config.trust_domain)
             self._policies[service_key] = held
         return held
+
+    def policy_resources(self, service_key: str | None = None) -> list[AuthorizationPolicy]:
+        """What `policies` is made of."""
+        service = self.services.get(service_key) if service_key is not None else None
+        return [p for p in self.config.authorization if self.role is Role.SIDECAR or self._attached(p, service)]
 
     def _attached(self, policy: AuthorizationPolicy, service: L7Service | None) -> bool:
         for ref in policy.target_refs:
