@@ -184,30 +184,50 @@ def run_probe(
 
     Files lie beside it, readable for it alone.
     """
+    return run_probes(deployment, {sandbox: attempts}, files={sandbox: files or {}})[sandbox]
+
+
+def run_probes(
+    deployment: Deployment,
+    attempts: Mapping[str, Sequence[dict]],
+    *,
+    files: Mapping[str, Mapping[str, bytes]] | None = None,
+) -> dict[str, dict[str, list[dict]]]:
+    """The same in several sandboxes at once: by sandbox."""
     lab = deployment.lab
-    folder = lab.folder / "probes" / secrets.token_hex(4)
-    folder.mkdir(parents=True, mode=0o755)
-    (folder / "attempts.json").write_text(json.dumps(list(attempts)))
-    for name, data in (files or {}).items():
-        (folder / name).write_bytes(data)
-    own(folder)
-    spawn = Spawn(
-        name=f"probe.{folder.name}",
-        sandbox=sandbox,
-        argv=program.argv(
-            "testbed.verify.probe", "--attempts", str(folder / "attempts.json"), "--out", str(folder / "out.json")
-        ),
-        env=program.environment(folder),
-        uid=APP_UID,
-        folder=folder,
-    )
-    (process,) = lab.running.spawn([spawn])
-    code = process.wait(60.0)
-    if code != 0:
-        raise PeerError(
-            f"probe in {sandbox}: {'not done in 60 s' if code is None else f'ended with {code}'}:\n{log_tail(process)}"
-        )
-    return {row["name"]: row["tries"] for row in json.loads((folder / "out.json").read_text())}
+    folders, spawns = {}, []
+    for sandbox, tried in attempts.items():
+        folders[sandbox] = folder = lab.folder / "probes" / secrets.token_hex(4)
+        folder.mkdir(parents=True, mode=0o755)
+        (folder / "attempts.json").write_text(json.dumps(list(tried)))
+        for name, data in (files or {}).get(sandbox, {}).items():
+            (folder / name).write_bytes(data)
+        own(folder)
+        spawns.append(
+            Spawn(
+                name=f"probe.{folder.name}",
+                sandbox=sandbox,
+                argv=program.argv(
+                    "testbed.verify.probe",
+                    "--attempts", str(folder / "attempts.json"),
+                    "--out", str(folder / "out.json"),
+                ),
+                env=program.environment(folder),
+                uid=APP_UID,
+                folder=folder,
+            )
+        )  # fmt: skip
+    for sandbox, process in zip(attempts, lab.running.spawn(spawns), strict=True):
+        code = process.wait(60.0)
+        if code != 0:
+            raise PeerError(
+                f"probe in {sandbox}: {'not done in 60 s' if code is None else f'ended with {code}'}:\n"
+                f"{log_tail(process)}"
+            )
+    return {
+        sandbox: {row["name"]: row["tries"] for row in json.loads((folder / "out.json").read_text())}
+        for sandbox, folder in folders.items()
+    }
 
 
 def own(folder: Path) -> None:
