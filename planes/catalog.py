@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from planes.envoy import place as envoy
+from planes.hybrid import place as mixed
 from planes.sidecar.place import mutual_tls_claims, sidecars
 from planes.waypoint import place as waypoint
 from planes.ztunnel.place import ambient_workloads, traffic_claims, ztunnels
@@ -44,6 +45,12 @@ def _place_ambient_l4(topology: Topology) -> Placement:
 
 
 def _place_ambient(topology: Topology) -> Placement:
+    return _ambient("ambient", topology, ztunnels, lambda placed: placed)
+
+
+def _ambient(
+    plane: str, topology: Topology, ztunnels: Callable[..., Placement], as_made: Callable[[Placement], Placement]
+) -> Placement:
     """Ztunnels, and waypoints for the services that ask for one."""
     captured = ambient_workloads(topology)
     placed = waypoint.waypoints(topology)
@@ -52,10 +59,10 @@ def _place_ambient(topology: Topology) -> Placement:
         extra_workloads=waypoint.view_entries(topology, placed), extra_services=waypoint.view_services(placed),
     )  # fmt: skip
     return (
-        Placement(plane="ambient")
+        Placement(plane=plane)
         + ztunnels(topology, captured=captured, view=view)
-        + waypoint.proxies(topology, placed, view)
-        + Placement(plane="ambient", claims=traffic_claims(topology, captured=captured))
+        + as_made(waypoint.proxies(topology, placed, view))
+        + Placement(plane=plane, claims=traffic_claims(topology, captured=captured))
     )
 
 
@@ -70,14 +77,27 @@ def _place_envoy_ambient_l4(topology: Topology) -> Placement:
     )
 
 
+def _place_envoy_ambient(topology: Topology) -> Placement:
+    """`ambient` with real Envoys in both roles."""
+    return _ambient("envoy-ambient", topology, envoy.ztunnels, envoy.instead)
+
+
 def _place_sidecar(topology: Topology) -> Placement:
+    return _sidecar("sidecar", topology, lambda placed: placed)
+
+
+def _place_envoy_sidecar(topology: Topology) -> Placement:
+    """`sidecar` with real Envoys."""
+    return _sidecar("envoy-sidecar", topology, envoy.instead)
+
+
+def _sidecar(plane: str, topology: Topology, as_made: Callable[[Placement], Placement]) -> Placement:
     injected = frozenset(w.name for w in topology.workloads if w.plane in (None, "sidecar"))
     view = _mesh_view(topology, captured=frozenset())
-    claims = mutual_tls_claims(topology, injected=injected)
     return (
-        Placement(plane="sidecar")
-        + sidecars(topology, injected=injected, view=view)
-        + Placement(plane="sidecar", claims=claims)
+        Placement(plane=plane)
+        + as_made(sidecars(topology, injected=injected, view=view))
+        + Placement(plane=plane, claims=mutual_tls_claims(topology, injected=injected))
     )
 
 
@@ -86,3 +106,7 @@ ambient = CataloguedPlane("ambient", _place_ambient)
 sidecar = CataloguedPlane("sidecar", _place_sidecar)
 ambient_l4 = CataloguedPlane("ambient-l4", _place_ambient_l4)
 envoy_ambient_l4 = CataloguedPlane("envoy-ambient-l4", _place_envoy_ambient_l4)
+envoy_ambient = CataloguedPlane("envoy-ambient", _place_envoy_ambient)
+envoy_sidecar = CataloguedPlane("envoy-sidecar", _place_envoy_sidecar)
+hybrid = CataloguedPlane("hybrid", mixed.place)
+hybrid_hbone = CataloguedPlane("hybrid-hbone", lambda topology: mixed.place(topology, listens_hbone=True))

@@ -121,6 +121,7 @@ class Http1Connection:
         self.closing = False
         self.abort = False
         self.half_close = False
+        self.unread = False
         self.active = 0
         self.breach: Breach | None = None
         """Why this side gave the connection up, for logs."""
@@ -250,6 +251,7 @@ class Http1Connection:
 
     def _die(self) -> None:
         """Nothing more is read, no exchange follows."""
+        self.unread = self.unread or self._state in (BY_LENGTH, CHUNKED) or bool(self._rest)
         self._state = DEAD
         self._stream = None
         self._rest = b""

@@ -26,6 +26,8 @@ _KNOWN_BLOCKS = 64
 
 class L7Connection(Http2Connection):
     streams: dict[int, L7Stream]  # type: ignore[assignment]
+    abort = half_close = unread = False
+    """HTTP/2 has its own ways to say these."""
 
     def __init__(self, *, client: bool, limits: Limits, wake: Callable[[], None]) -> None:
         super().__init__(client=client, limits=limits)

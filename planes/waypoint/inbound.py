@@ -121,7 +121,9 @@ class Inbound(HttpSide):
         decision = exchange.decision
         if decision.kind is not Kind.FORWARD or decision.cluster is None:
             return None
-        return self._members.choose(decision.cluster, exchange, http2=exchange.request.version == "2")
+        source_ip = exchange.connection.context.source[0]  # type: ignore[attr-defined]
+        http2 = exchange.request.version == "2"
+        return self._members.choose(decision.cluster, exchange, http2=http2, source_ip=source_ip)
 
     def described(self, exchange: Exchange) -> tuple[Peer, Peer, ServiceView | None]:
         downstream: Downstream = exchange.connection.context  # type: ignore[assignment]
