@@ -137,7 +137,7 @@ RULES = st.builds(
     redirect=st.one_of(st.none(), st.none(), REDIRECTS),
     direct_response=st.one_of(st.none(), st.none(), st.builds(DirectResponse, status=st.just(418), body=WORDS)),
     rewrite=REWRITES, timeout_s=st.none() | st.just(1.5), retries=st.none() | RETRIES, fault=st.none() | FAULTS,
-    mirrors=st.lists(st.builds(Mirror, destination=DESTINATIONS, share=st.sampled_from([0.0, 0.5])), max_size=1).map(
+    mirrors=st.lists(st.builds(Mirror, destination=DESTINATIONS, share=st.sampled_from([0.5, 0.0])), max_size=1).map(
         tuple
     ),
     request_headers=EDITS, response_headers=EDITS,
@@ -219,11 +219,11 @@ def _renamed(entry: dict, number: int) -> dict:
 
 
 @settings(
-    max_examples=4, deadline=None, phases=[Phase.explicit, Phase.generate], database=None,
+    max_examples=10, deadline=None, phases=[Phase.explicit, Phase.generate], database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example,
                            HealthCheck.function_scoped_fixture],
 )  # fmt: skip
-@given(sets=st.lists(st.tuples(RESOURCES, PROTOCOLS), min_size=8, max_size=8))
+@given(sets=st.lists(st.tuples(RESOURCES, PROTOCOLS), min_size=10, max_size=10))
 def test_every_role_is_taken_with_resources_made_up(sets: list, tmp_path: Path) -> None:
     """Routes, rules, policies, modes and protocols: the server's sidecar, a caller's, and the waypoint."""
     base = topofile.load("two-zones")
