@@ -34,6 +34,7 @@ from testbed.pki import CERTIFICATE_FILE, KEY_FILE, ROOTS_FILE, CertificateAutho
 from testbed.runtime.enter import in_netns
 from testbed.runtime.netns import NetnsRuntime
 from testbed.seams import Process
+from testbed.sweep import extra_sandboxes
 
 LIMIT_S = 8.0
 MARK = 0x539
@@ -399,7 +400,10 @@ def world(
     try:
         name = f"t{os.getpid()}-{next(_numbers)}"
         with (
-            lab.up(topology, runtime=NetnsRuntime(), links=choose("auto"), name=name, logs=folder / "logs") as running,
+            lab.up(
+                topology, runtime=NetnsRuntime(), links=choose("auto"), name=name, logs=folder / "logs",
+                extra=extra_sandboxes(placement),
+            ) as running,
             deploy.deploy(running, placement) as deployment,
         ):
             yield made(lab=running, deployment=deployment, folder=folder)
