@@ -6,7 +6,8 @@ from testbed import cli
 
 JSON = "print JSON for programs"
 NAME = "the lab's name; not needed while only one is up"
-PLANE = "plane name, or several with commas"
+PLANE = "plane name, or several with commas; options follow it: ambient:waypoint_node=node-a"
+DRY = "only say what would be done"
 LINK = "netem, wire or auto (netem where the kernel has it)"
 
 
@@ -16,10 +17,18 @@ def test(c, only="", fast=False):
     cli.exit_with(cli.test, only=only, fast=fast)
 
 
-@task(help={"rounds": "rounds of all planes (5)", "plane": PLANE, "link": LINK, "seed": "seed of order and schedules"})
-def quickstart(c, rounds=None, plane="", link="auto", seed=None):
+@task(
+    help={
+        "rounds": "rounds of all planes (5)",
+        "plane": PLANE,
+        "link": LINK,
+        "seed": "seed of order and schedules",
+        "dry-run": "print the plan only",
+    }
+)
+def quickstart(c, rounds=None, plane="", link="auto", seed=None, dry_run=False):
     """The main job: planes in turn on two zones, load, proof from packets, one table, a report. Some minutes."""
-    cli.exit_with(cli.quickstart, rounds=_int(rounds), plane=plane, link=link, seed=_int(seed))
+    cli.exit_with(cli.quickstart, rounds=_int(rounds), plane=plane, link=link, seed=_int(seed), dry_run=dry_run)
 
 
 @task(help={"json": JSON})
@@ -28,30 +37,43 @@ def doctor(c, json=False):
     cli.exit_with(cli.doctor, as_json_text=json)
 
 
-@task(help={"write": "write topologies/schema.json instead of printing"})
-def schema(c, write=False):
+@task(help={"write": "write topologies/schema.json instead of printing", "dry-run": DRY})
+def schema(c, write=False, dry_run=False):
     """JSON Schema of topology files."""
-    cli.exit_with(cli.schema, write=write)
+    cli.exit_with(cli.schema, write=write, dry_run=dry_run)
 
 
 @task(
     help={
         "topology": "name of a shipped topology, or a file",
-        "plane": "plane to put on it",
+        "plane": "plane to put on it; options follow its name: ambient:waypoint_node=node-a",
         "runtime": "netns or auto",
         "link": LINK,
         "name": "name of the lab (the topology's)",
+        "keylog": "proxies log their TLS secrets, so that captures can be read: for labs only",
+        "dry-run": DRY,
+        "json": JSON,
     }
 )
-def lab_up(c, topology, plane="none", runtime="auto", link="auto", name=""):
+def lab_up(c, topology, plane="none", runtime="auto", link="auto", name="", keylog=False, dry_run=False, json=False):
     """Bring up a lab that stays; prints measured delay beside asked."""
-    cli.exit_with(cli.lab_up, topology, plane=plane, runtime=runtime, link=link, name=name)
+    cli.exit_with(
+        cli.lab_up,
+        topology,
+        plane=plane,
+        runtime=runtime,
+        link=link,
+        name=name,
+        keylog=keylog,
+        dry_run=dry_run,
+        as_json_text=json,
+    )
 
 
-@task(help={"name": NAME})
-def lab_down(c, name=""):
-    """Take a lab down: all of it and nothing else."""
-    cli.exit_with(cli.lab_down, name)
+@task(help={"name": NAME, "dry-run": DRY})
+def lab_down(c, name="", dry_run=False):
+    """Take a lab down: all of it and nothing else; its captures are ended first."""
+    cli.exit_with(cli.lab_down, name, dry_run=dry_run)
 
 
 @task(help={"json": JSON})
@@ -78,16 +100,16 @@ def lab_shell(c, workload, name=""):
     cli.exit_with(cli.lab_exec, workload, [cli.shell()], name=name)
 
 
-@task(help={"topology": "name of a shipped topology, or a file"})
-def lab_graph(c, topology):
+@task(help={"topology": "name of a shipped topology, or a file", "json": JSON})
+def lab_graph(c, topology, json=False):
     """The topology as text: zones, nodes, workloads, links."""
-    cli.exit_with(cli.lab_graph, topology)
+    cli.exit_with(cli.lab_graph, topology, as_json_text=json)
 
 
-@task(help={"dry-run": "only say what would go", "all": "also labs that are up and healthy"})
-def lab_gc(c, dry_run=False, all=False):
+@task(help={"dry-run": "only say what would go", "all": "also labs that are up and healthy", "json": JSON})
+def lab_gc(c, dry_run=False, all=False, json=False):
     """Remove what killed runs left behind: ours only."""
-    cli.exit_with(cli.lab_gc, dry_run=dry_run, everything=all)
+    cli.exit_with(cli.lab_gc, dry_run=dry_run, everything=all, as_json_text=json)
 
 
 @task(help={"name": NAME, "json": JSON})
@@ -105,12 +127,46 @@ def link_show(c, name="", json=False):
         "jitter-ms": "standard deviation",
         "loss": "probability 0..1",
         "rate-mbit": "rate, 0 = unlimited",
+        "dry-run": DRY,
+        "json": JSON,
     }
 )
-def link_set(c, a, b, name="", delay_ms=None, jitter_ms=None, loss=None, rate_mbit=None):
+def link_set(c, a, b, name="", delay_ms=None, jitter_ms=None, loss=None, rate_mbit=None, dry_run=False, json=False):
     """Change the direction a→b of a live link; what is not named stays."""
     values = {"delay_ms": delay_ms, "jitter_ms": jitter_ms, "loss": loss, "rate_mbit": rate_mbit}
-    cli.exit_with(cli.link_set, a, b, name, **{key: _float(key, value) for key, value in values.items()})
+    numbers = {key: _float(key, value) for key, value in values.items()}
+    cli.exit_with(cli.link_set, a, b, name, dry_run=dry_run, as_json_text=json, **numbers)
+
+
+@task(
+    help={
+        "lab": "name of a lab that is up",
+        "where": "workloads, links (node-a--node-b: both ends) and nodes, several words; all workloads and links",
+        "out": "folder for the file (results/captures/<lab>)",
+        "snaplen": "bytes kept of each packet, 0 = all",
+        "limit-mib": "ends by itself at this size (512)",
+        "dry-run": DRY,
+        "json": JSON,
+    },
+)
+def capture_start(c, lab, where="", out="", snaplen=None, limit_mib=None, dry_run=False, json=False):
+    """Packets of a live lab into one pcapng, until capture.stop or lab.down; with keys if the proxies log them."""
+    cli.exit_with(
+        cli.capture_start,
+        lab,
+        where,
+        out=out,
+        snaplen=_int(snaplen) or 0,
+        limit_mib=_int(limit_mib) or 512,
+        dry_run=dry_run,
+        as_json_text=json,
+    )
+
+
+@task(help={"lab": NAME, "dry-run": DRY, "json": JSON})
+def capture_stop(c, lab="", dry_run=False, json=False):
+    """End the captures of a lab; prints their files, packets and losses."""
+    cli.exit_with(cli.capture_stop, lab, dry_run=dry_run, as_json_text=json)
 
 
 @task(help={"pcap": "pcap or pcapng file", "keylog": "TLS key log, where the file has no secrets inside", "json": JSON})
@@ -158,10 +214,16 @@ def experiment_show(c, run, json=False):
     cli.exit_with(cli.experiment_show, run, as_json_text=json)
 
 
-@task(help={"run": "folder of a run"})
-def report_build(c, run):
+@task(help={"json": JSON})
+def claims(c, json=False):
+    """The claims this testbed exists to test, each with the verdict of the newest run that speaks of it."""
+    cli.exit_with(cli.claims, as_json_text=json)
+
+
+@task(help={"run": "folder of a run", "dry-run": DRY})
+def report_build(c, run, dry_run=False):
     """Build report.html of a run again."""
-    cli.exit_with(cli.report_build, run)
+    cli.exit_with(cli.report_build, run, dry_run=dry_run)
 
 
 @task(help={"before": "folder of a run", "after": "folder of a run"})

@@ -1,22 +1,27 @@
-"""`python -m testbed`: invoke over `tasks.py`, with our exit codes (invoke's own for a wrong call is 1)."""
+"""`python -m testbed`: invoke over `tasks.py`, with our exit codes (invoke's own for a wrong call or Ctrl-C is 1)."""
 
 from __future__ import annotations
 
 import sys
 
-from invoke import ParseError, Program, __version__
+from testbed import interrupts
 
 
-class Verbs(Program):
-    """Only how a call that cannot be parsed ends."""
+def main() -> None:
+    interrupts.install()  # before the slow imports: a signal then ends with 130 as any later one
+    try:
+        from testbed.verbs import run
 
-    def run(self, argv: list[str] | None = None, exit: bool = True) -> None:
-        try:
-            super().run(argv, exit)
-        except SystemExit as end:
-            wrong_call = isinstance(end.__context__, ParseError)
-            sys.exit(2 if wrong_call else end.code)
+        run()
+    except KeyboardInterrupt:
+        print("interrupted before anything was begun", file=sys.stderr)
+        interrupts.deafen()
+        sys.exit(interrupts.EXIT_CODE)
+    except SystemExit as end:
+        if end.code == interrupts.EXIT_CODE:
+            interrupts.deafen()
+        raise
 
 
 if __name__ == "__main__":
-    Verbs(name="Meshbed", binary="inv", version=__version__).run()
+    main()

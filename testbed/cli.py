@@ -5,16 +5,16 @@ Each returns its exit code (contracts.md); data to stdout, the rest to stderr.
 
 from __future__ import annotations
 
-import errno
+import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from testbed.errors import MachineError, TestbedError, UsageError
+from testbed import interrupts, rights
+from testbed.errors import OF_THE_MACHINE, MachineError, TestbedError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,30 +24,29 @@ def exit_with(verb: Callable[..., int | None], *args: object, **options: object)
 
     Our errors are one clear text; anything else is a bug and shows its traceback.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        code = verb(*args, **options) or 0
-    except TestbedError as error:
-        print(error, file=sys.stderr)
-        code = error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; everything of this run was taken down", file=sys.stderr)
-        code = 130
-    except BrokenPipeError:
-        code = 0  # the reader (head, less) had enough
-        sys.stdout = None  # type: ignore[assignment]
-    except OSError as error:
-        # Files a user named, a full disk, a folder without rights: not bugs of ours.
-        if error.filename is None and error.errno != errno.ENOSPC:
-            raise
-        where = f"{error.filename}: " if error.filename is not None else ""
-        print(f"{where}{error.strerror}; check rights, space and spelling", file=sys.stderr)
-        code = MachineError.exit_code if error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT) else 1
+    with interrupts.heard():
+        try:
+            rights.take(verb, *args, **options)
+            code = verb(*args, **options) or 0
+        except TestbedError as error:
+            print(error, file=sys.stderr)
+            code = error.exit_code
+        except KeyboardInterrupt:
+            interrupts.sweep_own()
+            print("interrupted; everything of this run was taken down", file=sys.stderr)
+            code = interrupts.EXIT_CODE
+        except BrokenPipeError:
+            code = 0  # the reader (head, less) had enough
+            sys.stdout = None  # type: ignore[assignment]
+        except OSError as error:
+            # Files a user named, a full disk, a folder without rights: not bugs of ours.
+            if error.filename is None and error.errno not in OF_THE_MACHINE:
+                raise
+            unnamed = f"writing (labs: {os.environ.get('MESHBED_STATE', 'their default folder')}, or results): "
+            where = f"{error.filename}: " if error.filename is not None else unnamed
+            print(f"{where}{error.strerror}; check rights, space and spelling", file=sys.stderr)
+            code = MachineError.exit_code if error.errno in OF_THE_MACHINE else 1
     sys.exit(code)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def say(line: str) -> None:
@@ -68,12 +67,15 @@ def as_json(value: object) -> None:
     print(json.dumps(value, indent=1, default=str))
 
 
-def schema(write: bool = False) -> int:
+def schema(write: bool = False, dry_run: bool = False) -> int:
     from testbed import topofile
 
     text = json.dumps(topofile.json_schema(), indent=1) + "\n"
-    if write:
-        (ROOT / "topologies" / "schema.json").write_text(text)
+    file = ROOT / "topologies" / "schema.json"
+    if write and dry_run:
+        print(f"would write {file}{'' if file.read_text() != text else ', which is the same already'}")
+    elif write:
+        file.write_text(text)
     else:
         print(text, end="")
     return 0
@@ -95,20 +97,31 @@ def doctor(as_json_text: bool = False) -> int:
 # experiments
 
 
-def quickstart(rounds: int | None = None, plane: str = "", link: str = "auto", seed: int | None = None) -> int:
-    return experiment_run("quickstart", plane=plane, trials=rounds, link=link, seed=seed)
+def quickstart(
+    rounds: int | None = None, plane: str = "", link: str = "auto", seed: int | None = None, dry_run: bool = False
+) -> int:
+    return experiment_run("quickstart", plane=plane, trials=rounds, link=link, seed=seed, dry_run=dry_run)
 
 
 def experiment_list(as_json_text: bool = False) -> int:
+    """3 where an installed package's experiment cannot be loaded; the others are listed all the same."""
     from testbed.registry import load, names
     from testbed.store import as_json as plain
 
-    if as_json_text:
-        as_json([plain(load("experiment", name)) for name in names("experiment")])
-        return 0
+    found, broken = {}, []
     for name in names("experiment"):
-        print(f"{name:<20} {load('experiment', name).question}")
-    return 0
+        try:
+            found[name] = load("experiment", name)
+        except UsageError as error:
+            broken.append(error)
+    if as_json_text:
+        as_json([plain(experiment) for experiment in found.values()])
+    else:
+        for name, experiment in found.items():
+            print(f"{name:<20} {experiment.question}")
+    for error in broken:
+        say(str(error))
+    return 3 if broken else 0
 
 
 def experiment_run(
@@ -124,7 +137,7 @@ def experiment_run(
 ) -> int:
     """Run an experiment, print its table and the report's path.
 
-    3 when trials were left out, 4 when no trial of a plane counts.
+    1 when a plane breaks its claims, 3 when trials were left out, 4 when no trial of a plane counts.
     """
     from testbed import runs
 
@@ -146,10 +159,21 @@ def experiment_show(run: str, as_json_text: bool = False) -> int:
     return runs.show(Path(run), as_json_text=as_json_text)
 
 
-def report_build(run: str) -> int:
+def claims(as_json_text: bool = False) -> int:
+    from testbed import runs
+    from testbed.sweep import results_root
+
+    return runs.newest_claims(results_root(), as_json_text=as_json_text)
+
+
+def report_build(run: str, dry_run: bool = False) -> int:
     from testbed import report
     from testbed.store import Run
 
+    if dry_run:
+        path = Run.open(Path(run)).path
+        print(f"would write {path / 'report.html'} and {path / 'table.md'}")
+        return 0
     print(report.build(Run.open(Path(run)).path))
     return 0
 
@@ -164,16 +188,34 @@ def report_compare(before: str, after: str) -> int:
 # labs
 
 
-def lab_up(topology: str, plane: str = "none", runtime: str = "auto", link: str = "auto", name: str = "") -> int:
+def lab_up(
+    topology: str,
+    plane: str = "none",
+    runtime: str = "auto",
+    link: str = "auto",
+    name: str = "",
+    keylog: bool = False,
+    dry_run: bool = False,
+    as_json_text: bool = False,
+) -> int:
     from testbed import labs
 
-    return labs.up(topology, plane=plane, runtime=runtime, link=link, name=name)
+    return labs.up(
+        topology,
+        plane=plane,
+        runtime=runtime,
+        link=link,
+        name=name,
+        keylog=keylog,
+        dry_run=dry_run,
+        json_text=as_json_text,
+    )
 
 
-def lab_down(name: str = "") -> int:
+def lab_down(name: str = "", dry_run: bool = False) -> int:
     from testbed import labs
 
-    return labs.down(name)
+    return labs.down(name, dry_run=dry_run)
 
 
 def lab_list(as_json_text: bool = False) -> int:
@@ -205,32 +247,61 @@ def lab_exec(workload: str, words: list[str], name: str = "") -> int:
     return labs.execute(name, workload, words)
 
 
-def lab_graph(topology: str) -> int:
+def lab_graph(topology: str, as_json_text: bool = False) -> int:
     from testbed import labs
 
-    return labs.graph(topology)
+    return labs.graph(topology, as_json_text)
 
 
-def lab_gc(dry_run: bool = False, everything: bool = False) -> int:
+def lab_gc(dry_run: bool = False, everything: bool = False, as_json_text: bool = False) -> int:
     from testbed.runtime import ownership
 
     removed = ownership.gc(dry_run=dry_run, everything=everything)
-    for line in removed:
-        print(("would remove " if dry_run else "removed ") + line)
+    if as_json_text:
+        as_json([{**dataclasses.asdict(left), "removed": not dry_run} for left in removed])
+        return 0
+    for left in removed:
+        print(f"{'would remove' if dry_run else 'removed'} {left.kind} {left.name}: {left.why}")
     say(f"{len(removed)} leftovers" + (" found" if dry_run else " removed"))
     return 0
 
 
 def link_show(name: str = "", as_json_text: bool = False) -> int:
-    from testbed import labs
+    from testbed import livelinks
 
-    return labs.link_show(name, as_json_text)
+    return livelinks.show(name, as_json_text)
 
 
-def link_set(a: str, b: str, name: str = "", **fields: float | None) -> int:
-    from testbed import labs
+def link_set(
+    a: str, b: str, name: str = "", dry_run: bool = False, as_json_text: bool = False, **fields: float | None
+) -> int:
+    from testbed import livelinks
 
-    return labs.link_set(name, a, b, {key: value for key, value in fields.items() if value is not None})
+    given = {key: value for key, value in fields.items() if value is not None}
+    return livelinks.change(name, a, b, given, dry_run=dry_run, json_text=as_json_text)
+
+
+def capture_start(
+    lab: str,
+    where: str = "",
+    out: str = "",
+    snaplen: int = 0,
+    limit_mib: int = 512,
+    dry_run: bool = False,
+    as_json_text: bool = False,
+) -> int:
+    from testbed import captures
+
+    places = [place for place in where.split(",") if place]
+    return captures.begin(
+        lab, places, out=out, snaplen=snaplen, limit_mib=limit_mib, dry_run=dry_run, json_text=as_json_text
+    )
+
+
+def capture_stop(lab: str = "", dry_run: bool = False, as_json_text: bool = False) -> int:
+    from testbed import captures
+
+    return captures.finish(lab, dry_run=dry_run, json_text=as_json_text)
 
 
 def capture_verify(pcap: str, keylog: str = "", as_json_text: bool = False) -> int:

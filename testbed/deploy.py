@@ -24,6 +24,7 @@ from testbed.model.identity import Identity
 from testbed.model.placement import Capture, CaptureKind, Placement, Proxy
 from testbed.nodeagent import NodeAgent, PodNetns
 from testbed.pki import CERTIFICATE_FILE, KEY_FILE, ROOTS_FILE, CertificateAuthority, write_identity
+from testbed.runtime.enter import owner_for
 from testbed.seams import Process, Progress, Spawn
 
 PROXY_UID = 1337
@@ -105,7 +106,7 @@ def start(
     ]
     for proxy, spawn in zip(placement.proxies, spawns, strict=True):
         if proxy.enters:
-            agent = NodeAgent(spawn.folder / "ztunnel.sock", _pods(lab, proxy), owner=spawn.uid)
+            agent = NodeAgent(spawn.folder / "ztunnel.sock", _pods(lab, proxy), owner=owner_for(spawn.uid))
             agent.start()
             stack.callback(agent.close)
             deployment.agents.append(agent)
@@ -148,12 +149,13 @@ def _prepare(deployment: Deployment, proxy: Proxy, *, uid: int, keylog: bool, le
     # A folder of an earlier deployment of the same proxy in this lab holds keys of a CA that is gone.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, mode=0o700)
-    os.chown(folder, uid, uid) if os.geteuid() == 0 else None
+    if (owner := owner_for(uid)) != os.geteuid():
+        os.chown(folder, owner, owner)
     identities = {}
     for identity in proxy.identities:
         place = folder / "identities" / file_name(identity)
         leaf = deployment.authority.issue(identity, lifetime_s=leaf_lifetime_s, now=time.time())
-        write_identity(place, leaf, deployment.authority.bundle, uid=uid)
+        write_identity(place, leaf, deployment.authority.bundle, uid=owner)
         relative = place.relative_to(folder)
         identities[str(identity)] = {
             "certificate": str(relative / CERTIFICATE_FILE),
@@ -170,8 +172,8 @@ def _prepare(deployment: Deployment, proxy: Proxy, *, uid: int, keylog: bool, le
         **({"keylog": "keys.log"} if keylog else {}),
         "options": proxy.options,
     }
-    _write_owned(folder / "view.json", json.dumps(proxy.view), owner=uid)
-    _write_owned(folder / "config.json", json.dumps(config, indent=1), owner=uid)
+    _write_owned(folder / "view.json", json.dumps(proxy.view), owner=owner)
+    _write_owned(folder / "config.json", json.dumps(config, indent=1), owner=owner)
     return Spawn(
         name=proxy.name,
         sandbox=proxy.sandbox,
@@ -194,7 +196,7 @@ def _write_owned(path: Path, text: str, *, owner: int | None) -> None:
     temporary = path.with_name(path.name + ".new")
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
         file.write(text)
-        if os.geteuid() == 0:
+        if owner != os.geteuid():
             os.fchown(file.fileno(), owner, owner)
     temporary.replace(path)
 

@@ -18,6 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from testbed import machine
+from testbed.program import CHECKOUT
+from testbed.runtime import enter
 from testbed.typeset import clean
 
 OK, WARN, LACK = "ok", "warn", "lack"
@@ -71,17 +73,25 @@ def _rights() -> Answer:
         if done.returncode == 0:
             return OK, "root, network namespaces can be made", ""
         return LACK, f"root, but no network namespace: {_last(done)}", "give the container CAP_SYS_ADMIN (--privileged)"
-    done = _in_scratch("true")
-    mend = "run as root, or sysctl user.max_user_namespaces=10000 (and kernel.apparmor_restrict_unprivileged_userns=0)"
-    if done.returncode == 0:
-        return WARN, "not root; user namespaces work, with one user id and no cgroups", "run as root for both"
-    return LACK, f"neither root nor user namespaces: {_last(done)}", mend
+    # What a lab does, in a child of its own: it cannot be taken back.
+    program = (
+        "from testbed.runtime import enter, kernel; enter.become_root(); "
+        "kernel.unshare(kernel.NEWNET | kernel.NEWNS | kernel.NEWPID); print(enter.single_uid())"
+    )
+    done = _run(sys.executable, "-c", program, path=str(CHECKOUT))
+    if done.returncode != 0:
+        return LACK, f"neither root nor user namespaces: {_last(done)}", enter.mend(OSError())
+    if done.stdout.strip() == "True":
+        mend = "install uidmap and have a range in /etc/subuid and /etc/subgid, or run as root"
+        return WARN, "not root; labs in a user namespace, all programs with one user id", mend
+    return WARN, "not root; labs in a user namespace, each program with its own user id", "run as root for the rest"
 
 
 def _netem() -> Answer:
-    if not shutil.which("tc"):
+    tc = _which("tc")
+    if not tc:
         return WARN, "tc is not installed, so netem was not tried; links use wire", "apt-get install iproute2"
-    done = _in_scratch("tc", *["qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"])
+    done = _in_scratch(tc, *["qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"])
     if done.returncode == 0:
         return OK, "kernel delay, loss and rate", ""
     return (
@@ -92,10 +102,14 @@ def _netem() -> Answer:
 
 
 def _tun() -> Answer:
+    """Nothing here needs one (wires stand in the middle of veth pairs), so its lack is no more than a warning."""
     if not Path("/dev/net/tun").exists():
-        return LACK, "/dev/net/tun is missing", "modprobe tun; in a container: --device /dev/net/tun"
-    done = _in_scratch("ip", *["tuntap", "add", "dev", "probe", "mode", "tun"])
-    return (OK, "TUN devices can be made", "") if done.returncode == 0 else (LACK, f"TUN: {_last(done)}", "run as root")
+        mend = "modprobe tun; in a container: --device /dev/net/tun"
+        return WARN, "/dev/net/tun is missing; only tools of your own in a lab would want it", mend
+    done = _in_scratch(_which("ip") or "ip", *["tuntap", "add", "dev", "probe", "mode", "tun"])
+    if done.returncode == 0:
+        return OK, "TUN devices can be made", ""
+    return WARN, f"no TUN ({_last(done)}); only tools of your own in a lab would want it", "run as root"
 
 
 def _packets() -> Answer:
@@ -130,7 +144,8 @@ def _fifo() -> Answer:
     done = _run(sys.executable, "-c", program)
     if done.returncode == 0:
         return OK, "real-time priority for wires", ""
-    return WARN, f"no SCHED_FIFO ({_last(done)}); wires are less exact on a busy machine", "give CAP_SYS_NICE"
+    mend = "run as root, or allow it: ulimit -r 10"
+    return WARN, f"no SCHED_FIFO ({_last(done)}); wires are less exact on a busy machine", mend
 
 
 def _docker() -> Answer:
@@ -185,13 +200,13 @@ def _clock() -> Answer:
 
 
 def _programs() -> Answer:
-    wanted = {"mininet": "mn", "qemu-system-x86": "qemu-system-x86_64"}
+    wanted = {"mininet": "mn", "bridge-utils": "brctl", "qemu-system-x86": "qemu-system-x86_64"}
     lacking = [package for package, program in wanted.items() if not shutil.which(program)]
     if not lacking:
         return OK, ", ".join(wanted), ""
     return (
         WARN,
-        f"not installed: {', '.join(lacking)}; some comparisons are skipped",
+        f"not installed: {', '.join(lacking)}; only benches and the netem tests miss them",
         f"apt-get install {' '.join(lacking)}",
     )
 
@@ -218,10 +233,16 @@ def _in_scratch(*argv: str) -> subprocess.CompletedProcess[str]:
     return _run("unshare", *users, "--net", *argv)
 
 
-def _run(*argv: str) -> subprocess.CompletedProcess[str]:
+def _which(program: str) -> str | None:
+    """Also where an ordinary user's PATH does not look."""
+    return shutil.which(program) or shutil.which(program, path="/usr/local/sbin:/usr/sbin:/sbin")
+
+
+def _run(*argv: str, path: str = "") -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": path} if path else None
     try:
         return subprocess.run(
-            argv, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL, check=False
+            argv, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL, check=False, env=env
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(argv, 127, "", str(error))

@@ -7,6 +7,11 @@ with `raise … from`, so that none leaks. A denial by policy is a value (`model
 
 from __future__ import annotations
 
+import errno
+
+OF_THE_MACHINE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG})
+"""Numbers of an OSError that blame the disk or the rights, not us: they end a verb as a MachineError does."""
+
 
 class TestbedError(Exception):
     """Base of the family; `exit_code` is the process exit code of contracts.md that a verb ends with."""

@@ -90,6 +90,8 @@ def start(
     lacks = runtime.check() + links.check()
     if lacks:
         raise MachineError("\n".join(lacks))
+    for line in runtime.weaker():
+        progress(f"warning: {line}")
     progress(f"lab {name}: {len(topology.nodes)} nodes, {len(topology.workloads)} workloads")
     running = runtime.up(topology, name=name, extra=extra, detached=detached, logs=logs)
     try:

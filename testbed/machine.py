@@ -27,6 +27,7 @@ def describe(root: Path = ROOT, packages: Sequence[str] = PACKAGES) -> dict[str,
         "governor": _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "load_1min": float((_read(root / "proc/loadavg") or "0").split()[0]),
         "virtualisation": virtualisation(root),
+        "rights": rights(_read(root / "proc/self/uid_map")),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "openssl": ssl.OPENSSL_VERSION,
         "packages": package_versions(packages),
@@ -49,6 +50,17 @@ def cgroup_mode(mounts: str) -> str:
     return {(True, True): "hybrid", (True, False): "v1", (False, True): "v2"}.get(
         ("cgroup" in kinds, "cgroup2" in kinds), ""
     )
+
+
+def rights(uid_map: str) -> str:
+    """As whom this process acts: root, an ordinary user, or root of a user namespace with so many user ids."""
+    if os.geteuid() != 0:
+        return "ordinary user"
+    rows = [[int(word) for word in line.split()] for line in uid_map.splitlines()]
+    if not rows or rows == [[0, 0, 2**32 - 1]]:
+        return "root"
+    count = sum(row[2] for row in rows)
+    return f"root of a user namespace with {count} user id{'s' if count > 1 else ''}"
 
 
 def virtualisation(root: Path = ROOT) -> str:

@@ -53,7 +53,7 @@ class NodeAgent:
         finally:
             os.close(folder)
         os.chmod(self.path, 0o600)
-        if os.geteuid() == 0:
+        if self._owner != os.geteuid():
             os.chown(self.path, self._owner, self._owner)
         self._listener.listen(4)
         self._thread.start()

@@ -1,4 +1,4 @@
-"""Proof of one deployed plane: canary requests under capture, judged from packets; then its boundaries, tried.
+"""Proof of one deployed plane: canary requests under capture, judged from packets. What is tried beside: `boundaries`.
 
 Everything here happens in a window of its own, never while something is measured: the proxies write their TLS secrets,
 and a capture costs CPU.
@@ -8,71 +8,173 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from testbed import program
-from testbed.deploy import Deployment, file_name
-from testbed.errors import PeerError
+from testbed.deploy import Deployment
+from testbed.errors import PeerError, UsageError
 from testbed.lab import APP_UID, log_tail
-from testbed.model.experiment import Finding, Result
-from testbed.model.identity import Identity
-from testbed.model.placement import Encryption
+from testbed.model.experiment import Finding
+from testbed.model.placement import Claim
+from testbed.model.topology import Service, ServicePort, Topology
 from testbed.observe import pcapng
 from testbed.observe.capture import Capture, embed_secrets
-from testbed.pki import KEY_FILE, CertificateAuthority
+from testbed.runtime.enter import owner_for
+from testbed.runtime.routing import paths
 from testbed.runtime.wiring import port_name
 from testbed.seams import Spawn
-from testbed.verify.evidence import Canary, gather
+from testbed.verify.evidence import Canary, first_stops, gather
 from testbed.verify.judge import judge
-from testbed.verify.segments import capture_points, lay_out
+from testbed.verify.segments import Layout, capture_points, lay_out
 
 REQUESTS = 32
 """Canary requests, each over a connection of its own: enough to see pooling, few enough to read packet by packet."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errand:
+    """Canary requests to one service: who asks, what is sent, and how each endpoint's share of them is told apart."""
+
+    service: Service
+    port: ServicePort
+    kind: str
+    """`http` or `tcp`."""
+    token: str
+
+    def attempts(self) -> list[dict]:
+        return [
+            {
+                "name": f"{self.token}-{number}",
+                "kind": self.kind,
+                "address": self.service.address,
+                "port": self.port.port,
+                "canary": f"{self.token}-{number}",
+            }
+            for number in range(REQUESTS)
+        ]
+
+    def succeeded(self, outcome: dict) -> bool:
+        return outcome["status"] == 200 if self.kind == "http" else bool(outcome["echoed"])
+
+    def shares(self, tries: Mapping[str, Sequence[dict]]) -> dict[str, frozenset[str]]:
+        """Endpoint -> numbers of the requests that it answered; a lone endpoint needs not say that it was it."""
+        lone = self.service.endpoints[0] if len(self.service.endpoints) == 1 else None
+        shares: dict[str, set[str]] = {name: set() for name in self.service.endpoints}
+        for name, (outcome,) in tries.items():
+            endpoint = lone or outcome["answered_by"]
+            if endpoint not in shares:
+                raise PeerError(
+                    f"proof: {self.service.name} was answered by {endpoint}; its endpoints are {', '.join(shares)}"
+                )
+            shares[endpoint].add(name.rpartition("-")[2])
+        return {name: frozenset(numbers) for name, numbers in shares.items()}
+
+
+def errand(topology: Topology, target: str, token: str) -> Errand:
+    """`target` is `service` (its first port) or `service:port`. Raises UsageError where nothing could be proven."""
+    name, _, wanted = target.partition(":")
+    service = topology.service(name)
+    port = next((p for p in service.ports if not wanted or str(p.port) == wanted), None)
+    if port is None:
+        raise UsageError(f"service {name} has no port {wanted}; it has {', '.join(str(p.port) for p in service.ports)}")
+    kinds = {topology.workload(endpoint).app.kind for endpoint in service.endpoints}
+    if kinds == {"tcp-echo"} and len(service.endpoints) > 1:
+        raise UsageError(
+            f"proof: service {name} has {len(service.endpoints)} endpoints of kind tcp-echo, which do not say who "
+            "answered; prove an http-echo, or give it one endpoint"
+        )
+    return Errand(service=service, port=port, kind="tcp" if kinds == {"tcp-echo"} else "http", token=token)
+
+
 def prove(deployment: Deployment, *, client: str, target: str, captures: Path) -> list[Finding]:
-    """Findings of every claim between the client and the target's endpoints,
-    from packets at every segment on the way.
+    """Findings of every claim between the client and the target's endpoints, from packets at every segment on the way.
+
+    An endpoint that load balancing never chose is not judged, for nothing was sent that its claims speak of.
     """
     lab, plane = deployment.lab, deployment.placement.plane
-    service = lab.topology.service(target.partition(":")[0])
-    (endpoint, *others) = service.endpoints
-    if others:
-        raise PeerError(f"proof needs a service with one endpoint, {service.name} has {len(service.endpoints)}")
-    layout = lay_out(lab.topology, {name: port_name(name) for name in (client, endpoint)})
-    token = f"canary-{secrets.token_hex(8)}"
-    attempts = [
-        {
-            "name": f"{token}-{number}",
-            "kind": "http",
-            "address": service.address,
-            "port": service.ports[0].port,
-            "canary": f"{token}-{number}",
-        }
-        for number in range(REQUESTS)
-    ]
+    going = errand(lab.topology, target, f"canary-{secrets.token_hex(8)}")
+    asked = concerned(deployment.placement.claims, lab.topology, going, client)
+    proxies = {p.sandbox: (p.node, p.own_address) for p in deployment.placement.proxies if p.own_address}
+    stops = [stop for claim in asked for stop in claim.call]
+    watched = dict.fromkeys((client, *(s for s in stops if s in proxies), *going.service.endpoints))
+    layout = lay_out(
+        lab.topology, {name: port_name(name) for name in watched}, extra=proxies, routes=paths(lab.topology)
+    )
     file = captures / f"{plane}.pcapng"
     capture = Capture(capture_points(layout.segments, lab.running.sandboxes), file)
     with capture:
-        tries = run_probe(deployment, client, attempts)
+        tries = run_probe(deployment, client, going.attempts())
         time.sleep(0.2)  # the last acknowledgements are still on their way over the delayed link
-        evidence = capture.stop()
-    lost = [name for name, (outcome,) in tries.items() if outcome["status"] != 200]
+        capture.stop()  # losses stand in the file, per point; the judge has them from there
+    lost = [name for name, (outcome,) in tries.items() if not going.succeeded(outcome)]
     if lost:
         first = tries[lost[0]][0]
         raise PeerError(
-            f"{len(lost)} of {REQUESTS} canary requests failed, so nothing can be proven (first: {first['error']})"
+            f"{len(lost)} of {REQUESTS} canary requests failed, so nothing can be proven "
+            f"(first: {first['error'] or first['status']})"
         )
     embed_secrets(file, deployment.keylogs())
     heard = gather(pcapng.read(file), layout.segments, file=f"captures/{file.name}")
-    claims = [c for c in deployment.placement.claims if (c.source, c.destination) == (client, endpoint)]
-    canary = Canary(token=token.encode(), source=client, destination=endpoint, count=REQUESTS)
-    findings = judge(plane=plane, claims=claims, canaries=[canary], evidence=heard, layout=layout)
-    del evidence  # drops stand in the file, per point; the judge has them from there
+    shares = {endpoint: numbers for endpoint, numbers in going.shares(tries).items() if numbers and endpoint != client}
+    taken = first_stops(heard, going.token.encode(), lab.topology.workload(client).address)
+    claims, canaries = share_out(asked, shares, taken, layout, token=going.token.encode(), client=client)
+    findings = judge(plane=plane, claims=claims, canaries=canaries, evidence=heard, layout=layout)
     return [dataclasses.replace(finding, id=f"packets.{finding.id}") for finding in findings]
+
+
+def concerned(claims: Sequence[Claim], topology: Topology, going: Errand, client: str) -> list[Claim]:
+    """Claims that speak of this errand: of this client's calls of the service's port, on every leg of them."""
+
+    def speaks(claim: Claim) -> bool:
+        first, last = claim.call[0], claim.call[-1]
+        if first != client or last not in going.service.endpoints:
+            return False
+        if claim.service is not None:
+            return (claim.service, claim.port) == (going.service.name, going.port.port)
+        return claim.authority in (None, f"{topology.workload(last).address}:{going.port.target_port}")
+
+    return [claim for claim in claims if speaks(claim)]
+
+
+def share_out(
+    claims: Sequence[Claim],
+    shares: Mapping[str, frozenset[str]],
+    taken: Mapping[str, str],
+    layout: Layout,
+    *,
+    token: bytes,
+    client: str,
+) -> tuple[list[Claim], list[Canary]]:
+    """A canary for each way that requests took, and the claims of those ways.
+
+    Where several ways lead to one endpoint (replicas of a waypoint), `taken` says which of them a request took; one
+    that was never seen is put on the first, where it will be missed.
+    """
+    ways = list(dict.fromkeys(claim.call for claim in claims))
+    canaries = []
+    for endpoint, numbers in shares.items():
+        mine = [way for way in ways if way[-1] == endpoint] or [(client, endpoint)]
+        requests: dict[tuple[str, ...], set[str]] = {way: set() for way in mine}
+        for number in numbers:
+            address = taken.get(number)
+            took = next((way for way in mine if address in layout.addresses[way[1]]), mine[0])
+            requests[took].add(number)
+        canaries += [
+            Canary(
+                token=token, source=client, destination=endpoint, count=len(some), via=way[1:-1],
+                requests=frozenset(some),
+            )
+            for way, some in requests.items()
+            if some
+        ]  # fmt: skip
+    travelled = {(c.source, *c.via, c.destination) for c in canaries}
+    judged = [dataclasses.replace(c, stops=(), service=None, port=None) for c in claims if c.call in travelled]
+    return list(dict.fromkeys(judged)), canaries
 
 
 def run_probe(
@@ -82,237 +184,54 @@ def run_probe(
 
     Files lie beside it, readable for it alone.
     """
+    return run_probes(deployment, {sandbox: attempts}, files={sandbox: files or {}})[sandbox]
+
+
+def run_probes(
+    deployment: Deployment,
+    attempts: Mapping[str, Sequence[dict]],
+    *,
+    files: Mapping[str, Mapping[str, bytes]] | None = None,
+) -> dict[str, dict[str, list[dict]]]:
+    """The same in several sandboxes at once: by sandbox."""
     lab = deployment.lab
-    folder = lab.folder / "probes" / secrets.token_hex(4)
-    folder.mkdir(parents=True, mode=0o755)
-    (folder / "attempts.json").write_text(json.dumps(list(attempts)))
-    for name, data in (files or {}).items():
-        (folder / name).write_bytes(data)
-    own(folder)
-    spawn = Spawn(
-        name=f"probe.{folder.name}",
-        sandbox=sandbox,
-        argv=program.argv(
-            "testbed.verify.probe", "--attempts", str(folder / "attempts.json"), "--out", str(folder / "out.json")
-        ),
-        env=program.environment(folder),
-        uid=APP_UID,
-        folder=folder,
-    )
-    (process,) = lab.running.spawn([spawn])
-    code = process.wait(60.0)
-    if code != 0:
-        raise PeerError(
-            f"probe in {sandbox}: {'not done in 60 s' if code is None else f'ended with {code}'}:\n{log_tail(process)}"
-        )
-    return {row["name"]: row["tries"] for row in json.loads((folder / "out.json").read_text())}
+    folders, spawns = {}, []
+    for sandbox, tried in attempts.items():
+        folders[sandbox] = folder = lab.folder / "probes" / secrets.token_hex(4)
+        folder.mkdir(parents=True, mode=0o755)
+        (folder / "attempts.json").write_text(json.dumps(list(tried)))
+        for name, data in (files or {}).get(sandbox, {}).items():
+            (folder / name).write_bytes(data)
+        own(folder)
+        spawns.append(
+            Spawn(
+                name=f"probe.{folder.name}",
+                sandbox=sandbox,
+                argv=program.argv(
+                    "testbed.verify.probe",
+                    "--attempts", str(folder / "attempts.json"),
+                    "--out", str(folder / "out.json"),
+                ),
+                env=program.environment(folder),
+                uid=APP_UID,
+                folder=folder,
+            )
+        )  # fmt: skip
+    for sandbox, process in zip(attempts, lab.running.spawn(spawns), strict=True):
+        code = process.wait(60.0)
+        if code != 0:
+            raise PeerError(
+                f"probe in {sandbox}: {'not done in 60 s' if code is None else f'ended with {code}'}:\n"
+                f"{log_tail(process)}"
+            )
+    return {
+        sandbox: {row["name"]: row["tries"] for row in json.loads((folder / "out.json").read_text())}
+        for sandbox, folder in folders.items()
+    }
 
 
 def own(folder: Path) -> None:
     """To the applications' user, where user ids are ours to give."""
-    import os
-
-    if os.geteuid() == 0:
+    if (owner := owner_for(APP_UID)) != os.geteuid():
         for path in (folder, *folder.iterdir()):
-            os.chown(path, APP_UID, APP_UID)
-
-
-# boundaries
-
-
-def try_boundaries(deployment: Deployment, *, client: str, packets: Sequence[Finding]) -> list[Finding]:
-    """Each boundary tried from where an attacker would stand; what happened is the finding, not what the plane says."""
-    return [
-        identities_held(deployment),
-        plaintext_visible(deployment, packets),
-        *_calls(deployment, client),
-    ]
-
-
-def identities_held(deployment: Deployment) -> Finding:
-    """Identities whose private key can be read from inside each component's own mount namespace:
-    what its capture gives away.
-    """
-    lab = deployment.lab
-    held: dict[str, set[str]] = {}
-    unseen = []
-    for name, process in {**lab.apps, **deployment.proxies}.items():
-        root = Path(f"/proc/{process.pid}/root")
-        own_folder = deployment.folder(name) if name in deployment.proxies else lab.folder / "apps" / name
-        if not (root / str(own_folder).lstrip("/")).is_dir():
-            unseen.append(name)  # it ended, or we may not look: that no key is found then proves nothing
-        keys = (root / str(lab.folder).lstrip("/")).rglob(KEY_FILE)
-        held[name] = {path.parent.name for path in keys}
-    placed = {proxy.name: {file_name(i) for i in proxy.identities} for proxy in deployment.placement.proxies}
-    wrong = [name for name, keys in held.items() if keys != placed.get(name, set())]
-    proxies = {name: len(keys) for name, keys in held.items() if name in placed}
-    listed = ", ".join(f"{name} {len(keys)}" for name, keys in sorted(held.items()))
-    if unseen:
-        listed += f"; not seen from inside: {', '.join(unseen)}"
-    result = Result.NO_EVIDENCE if unseen or not held else Result.BROKEN if wrong else Result.HOLDS
-    return Finding(
-        id="boundary.identities-held",
-        plane=deployment.placement.plane,
-        segment="components",
-        statement="each proxy can reach the keys of the workloads it serves and of no other; applications reach none",
-        result=result,
-        evidence=f"private keys readable in each component's mount namespace: {listed}",
-        value=", ".join(f"{name} {count}" for name, count in sorted(proxies.items())) or "0",
-    )
-
-
-def plaintext_visible(deployment: Deployment, packets: Sequence[Finding]) -> Finding:
-    """Where the canary could be read without keys, summed from the packet findings."""
-    clear = [f for f in packets if f.id.endswith(("/readable", "/hidden"))]
-    claimed_clear = any(c.encryption is Encryption.CLEAR for c in deployment.placement.claims)
-    results = {f.result for f in clear}
-    result = (
-        Result.NO_EVIDENCE
-        if not clear or Result.NO_EVIDENCE in results
-        else Result.BROKEN
-        if Result.BROKEN in results
-        else Result.HOLDS
-    )
-    readable = [f for f in clear if not f.value.startswith("0 of")]
-    return Finding(
-        id="boundary.plaintext-visible",
-        plane=deployment.placement.plane,
-        segment="wire",
-        statement="payload is readable at every wire segment, as is meant to be"
-        if claimed_clear
-        else "no payload is readable on the wire",
-        result=result,
-        evidence="; ".join(f"{f.segment}: {f.value}" for f in clear) or "no segment was judged",
-        packets=clear[0].packets if clear else (),
-        value=f"{len(readable)} of {len(clear)} segments",
-    )
-
-
-def _calls(deployment: Deployment, client: str) -> list[Finding]:
-    """Calls that policy or identity should stop; in planes without either, that they pass is the finding."""
-    lab = deployment.lab
-    topology = lab.topology
-    names = {w.name for w in topology.workloads}
-    if not {"vault", "intruder"} <= names:
-        return []
-    vault, other = topology.workload("vault"), topology.workload("server")
-    service = topology.service("vault")
-    port = service.ports[0]
-    meshed = bool(deployment.placement.proxies)
-    node = topology.workload(client).node
-    stranger = CertificateAuthority(now=time.time(), trust_domain="elsewhere.example")
-    intruder_identity = topology.workload("intruder").identity(topology.trust_domain)
-    files = {
-        **_pem("wrong", stranger, Identity("elsewhere.example", "default", "client")),
-        **_pem("client", deployment.authority, topology.workload(client).identity(topology.trust_domain)),
-        **_pem("intruder", deployment.authority, intruder_identity),
-    }
-
-    def hbone(name: str, leaf: str, address: str, authority: str) -> dict:
-        return {
-            "name": name,
-            "kind": "hbone",
-            "address": address,
-            "port": 15008,
-            "authority": authority,
-            "cert": f"{leaf}.cert.pem",
-            "key": f"{leaf}.key.pem",
-        }
-
-    # A node's own namespace is not captured: what stands there is what an attacker on the node, or an unmeshed
-    # process, can do.
-    outside = run_probe(
-        deployment,
-        node,
-        [
-            {"name": "clear", "kind": "http", "address": vault.address, "port": port.target_port},
-            hbone("wrong", "wrong", vault.address, f"{vault.address}:{port.target_port}"),
-            hbone("foreign", "client", vault.address, f"{other.address}:{port.target_port}"),
-            hbone("intruder", "intruder", vault.address, f"{vault.address}:{port.target_port}"),
-            hbone("right", "client", vault.address, f"{vault.address}:{port.target_port}"),
-        ],
-        files=files,
-    )
-    call = [{"name": "call", "kind": "http", "address": service.address, "port": port.port}]
-    allowed = run_probe(deployment, client, call)["call"][0]
-    denied = run_probe(deployment, "intruder", call)["call"][0]
-    clear, wrong = outside["clear"][0], outside["wrong"][0]
-    foreign, right = outside["foreign"][0], outside["right"][0]
-    findings = [
-        _tried(
-            deployment,
-            "plaintext-to-strict",
-            "a plaintext call to a STRICT workload",
-            clear,
-            refused=clear["status"] is None,
-            meshed=meshed,
-            # From where the plaintext came, too: else a dead route would look like a refusal.
-            control=allowed["status"] == 200 and (not meshed or right["connect_status"] == 200),
-        ),
-        _tried(
-            deployment,
-            "l4-denied",
-            f"a call as {intruder_identity} that policy does not allow",
-            denied,
-            refused=denied["status"] is None,
-            meshed=meshed,
-            control=allowed["status"] == 200,
-        ),
-    ]
-    if meshed:
-        control = right["connect_status"] == 200
-        findings += [
-            _tried(
-                deployment,
-                "l4-denied-hbone",
-                f"HBONE past the client's proxy as {intruder_identity}, whom policy does not allow,",
-                outside["intruder"][0],
-                refused=outside["intruder"][0]["connect_status"] != 200,
-                meshed=meshed,
-                control=control,
-            ),
-            _tried(
-                deployment,
-                "wrong-identity",
-                "HBONE with a certificate of another trust domain",
-                wrong,
-                refused=wrong["connect_status"] is None and wrong["status"] is None,
-                meshed=meshed,
-                control=control,
-            ),
-            _tried(
-                deployment,
-                "foreign-authority",
-                "HBONE to one pod with the authority of another",
-                foreign,
-                refused=foreign["connect_status"] != 200,
-                meshed=meshed,
-                control=control,
-            ),
-        ]
-    return findings
-
-
-def _tried(
-    deployment: Deployment, name: str, what: str, outcome: dict, *, refused: bool, meshed: bool, control: bool
-) -> Finding:
-    """`control`: the same call by one who may. Without it a refusal proves nothing."""
-    judged = Result.HOLDS if refused == meshed else Result.BROKEN
-    result = judged if control else Result.NO_EVIDENCE
-    status = outcome["connect_status"] or outcome["status"]
-    seen = f"refused ({status or outcome['error'] or 'closed'})" if refused else f"passed ({status})"
-    return Finding(
-        id=f"boundary.{name}",
-        plane=deployment.placement.plane,
-        segment="call",
-        statement=f"{what} is refused" if meshed else f"{what} passes, as nothing here could stop it",
-        result=result,
-        evidence=f"probe: {json.dumps({k: v for k, v in outcome.items() if v not in (None, '', False, 0)})}; "
-        + ("the same call by one who may passed" if control else "the same call by one who may FAILED too"),
-        value=seen,
-    )
-
-
-def _pem(name: str, authority: CertificateAuthority, identity: Identity) -> dict[str, bytes]:
-    leaf = authority.issue(identity, lifetime_s=600.0, now=time.time())
-    return {f"{name}.cert.pem": leaf.cert_pem, f"{name}.key.pem": leaf.key_pem}
+            os.chown(path, owner, owner)

@@ -15,8 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from testbed import report, sweep, table, typeset
-from testbed.errors import MachineError, UsageError
+from testbed import claims, planespec, report, sweep, table, typeset
+from testbed.claimlist import CLAIMS
+from testbed.errors import MachineError, TestbedError, UsageError
 from testbed.links.probe import choose
 from testbed.machine import describe
 from testbed.model.experiment import Experiment, Finding, Measurement, Result
@@ -24,7 +25,8 @@ from testbed.model.topology import Topology
 from testbed.program import CHECKOUT
 from testbed.progress import Progress
 from testbed.registry import load
-from testbed.store import Plan, Run, as_json
+from testbed.store import Plan, Run, as_json, translated
+from testbed.store import runs as stored_runs
 from testbed.trial import Gates
 
 
@@ -52,10 +54,10 @@ def run(
         stored = planned["plan"]["experiment"]
         experiment = sweep.with_overrides(experiment, rounds=stored["rounds"], planes=stored["planes"])
         seed, runtime_name, link = planned["seed"], planned["runtime"], planned["link_kind"]
-    for plane in experiment.planes:
-        load("plane", plane)  # an unknown name speaks before anything is built
     made_runtime = load("runtime", runtime_name)()
     topology = sweep.resolve(experiment)
+    for plane in experiment.planes:
+        planespec.place(plane, topology)  # an unknown name or option speaks before anything is built
     if resume:
         must_be_the_same(Path(resume), planned, experiment, topology)
     blocks = sweep.plan_blocks(experiment, experiment.planes, seed)
@@ -79,7 +81,7 @@ def run(
         link_kind=links.name,
         planes={plane: {"implementation": "planes (Python)", "version": _commit()} for plane in experiment.planes},
         gate=asdict(gates),
-        machine=describe(),
+        machine={**describe(), "weaker": "; ".join(made_runtime.weaker())},
         commit=_commit(),
         lock_sha256=hashlib.sha256((CHECKOUT / "requirements.lock").read_bytes()).hexdigest(),
         command=f"./inv experiment.run {name} --plane {','.join(experiment.planes)} "
@@ -91,6 +93,8 @@ def run(
     )
     left = len(blocks) - len(store.whole_trials()) + len(set(experiment.planes) - {f.plane for f in store.findings()})
     with store as into, _steps(total=left) as (progress, say):
+        for weakness in made_runtime.weaker():
+            say(f"warning: {weakness}")
         try:
             sweep.run(
                 experiment,
@@ -111,8 +115,13 @@ def run(
             )
             raise
         into.finish(ended=datetime.now(UTC).isoformat(timespec="seconds"))
-    page = report.build(store.path)
-    code = show(store.path)
+    try:
+        with translated(store.path, "write the report", mend=f"then ./inv report.build {store.path}"):
+            page = report.build(store.path)
+        code = show(store.path)
+    except BaseException:
+        print(f"all was measured; ./inv report.build {store.path} writes the report", file=sys.stderr)
+        raise
     print(f"\nreport: {page}")
     return code
 
@@ -134,26 +143,66 @@ def show(path: Path, *, as_json_text: bool = False) -> int:
     measurements, findings = stored.measurements(), stored.findings()
     code = verdict(measurements, findings)
     if as_json_text:
-        rows = {"run": stored.info, "exit_code": code, "measurements": measurements, "findings": findings}
+        named = stored.info["plan"]["experiment"].get("claims", ())
+        judged = claims.judge(named, table.summarise(measurements), findings)
+        rows = {
+            "run": stored.info,
+            "exit_code": code,
+            "measurements": measurements,
+            "findings": findings,
+            "claims": judged,
+        }
         print(
             json.dumps(
                 {key: [as_json(x) for x in v] if isinstance(v, list) else v for key, v in rows.items()}, indent=1
             )
         )
         return code
-    made = table.build(table.summarise(measurements), findings)
+    summary = table.summarise(measurements)
+    named = stored.info["plan"]["experiment"].get("claims", ())
+    built = table.build(summary, findings)
+    made = claims.with_claims(built, named, summary, findings, stored.info.get("planes", {}))
     print(typeset.as_text(made, colour=typeset.wants_colour(sys.stdout)))
     return code
 
 
-def verdict(measurements: Sequence[Measurement], findings: Sequence[Finding]) -> int:
-    """4: a plane has no valid trial, or does not do what it claims (its figures are then of something else).
+def newest_claims(root: Path, *, as_json_text: bool = False) -> int:
+    """Every claim with the verdict of the newest run that speaks of it."""
+    newest: dict[str, tuple[claims.Judged, str]] = {}
+    for path in stored_runs(root):
+        try:
+            stored = Run.open(path)
+            named = [id_ for id_ in stored.info["plan"]["experiment"].get("claims", ()) if id_ in CLAIMS]
+            judged = claims.judge(named, table.summarise(stored.measurements()), stored.findings())
+        except TestbedError as error:
+            print(f"passed over: {error}", file=sys.stderr)
+            continue
+        newest |= {one.claim.id: (one, str(path)) for one in judged}
+    none = claims.Verdict.NO_EVIDENCE
+    if as_json_text:
+        rows = []
+        for id_, claim in CLAIMS.items():
+            one, path = newest.get(id_, (None, None))
+            verdict_of = one.verdict if one else none
+            rows.append({**asdict(claim), "verdict": verdict_of, "measured": one.measured if one else "", "run": path})
+        print(json.dumps(rows, indent=1))
+        return 0
+    for id_, claim in CLAIMS.items():
+        one, path = newest.get(id_, (None, ""))
+        print(f"{id_:<28} {one.verdict if one else none:<12} {claim.text} ({', '.join(claim.sources)})")
+        if one and one.verdict is not none:
+            print(f"{'':<41} {one.measured}; {path}")
+    return 0
 
-    3: trials were left out, or a claim has no evidence. 0: nothing to say.
+
+def verdict(measurements: Sequence[Measurement], findings: Sequence[Finding]) -> int:
+    """1: a plane does not do what it claims; packets or a probe showed it, whatever the figures are.
+
+    4: a plane has no valid trial. 3: trials were left out, or a claim has no evidence. 0: nothing to say.
     """
-    if {m.plane for m in measurements} - {m.plane for m in measurements if m.valid}:
-        return 4
     if any(f.result is Result.BROKEN for f in findings):
+        return 1
+    if {m.plane for m in measurements} - {m.plane for m in measurements if m.valid}:
         return 4
     return 3 if any(not m.valid for m in measurements) or any(f.result is Result.NO_EVIDENCE for f in findings) else 0
 

@@ -93,11 +93,21 @@ class Runtime(Protocol):
         """What this machine lacks for it, each with its mend; empty when it can run."""
         ...
 
+    def weaker(self) -> list[str]:
+        """What works here, but not as well as it could, each with its mend."""
+        ...
+
     def up(
-        self, topology: Topology, *, name: str, extra: Sequence[tuple[str, str, str]] = (), detached: bool = False
+        self,
+        topology: Topology,
+        *,
+        name: str,
+        extra: Sequence[tuple[str, str, str]] = (),
+        detached: bool = False,
+        logs: Path | None = None,
     ) -> RunningLab:
         """Sandboxes for every node, workload and `extra` (name, node, address: waypoints), wired and routed, links
-        plain.
+        plain. What programs print goes to `logs`, or to the lab's own folder, which ends with the lab.
 
         A link's two ends are devices named `eth-<peer index>`-like in the nodes; the link maker gets them. Unless
         `detached`, the lab dies with this process, even by SIGKILL.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import fcntl
 import io
 import json
@@ -74,17 +75,12 @@ class Run:
         """A new folder `root/<experiment>/<run id>`. `started` is UTC, ISO 8601; without `run_id` it names the run."""
         home = Path(root) / _safe(experiment.name)
         wanted = _safe(run_id or re.sub(r"[^0-9TZ]", "", started.replace("+00:00", "Z")) or "run")
-        with _translated(home, "make a run's folder"):
+        with translated(home, "make a run's folder"):
             home.mkdir(parents=True, exist_ok=True)
-            name, number = wanted, 1
-            while (home / name).exists():
-                if run_id:
-                    raise UsageError(f"run {run_id!r} of {experiment.name} exists; resume it, or choose another name")
-                number += 1
-                name = f"{wanted}-{number}"
+            _sweep_drafts(home)
             info = {
                 "format": FORMAT,
-                "run": name,
+                "run": wanted,
                 "experiment": experiment.name,
                 "started": started,
                 "ended": None,
@@ -92,16 +88,15 @@ class Run:
                 "plan": {"experiment": as_json(experiment), "topology": as_json(plan.topology)},
             } | {f.name: as_json(getattr(plan, f.name)) for f in dataclasses.fields(plan) if f.name != "topology"}
             # Built beside and renamed: a folder of that name always holds a readable run.json and journal.
-            draft = home / f".new-{name}-{os.getpid()}"
+            draft = home / f".new-{wanted}-{os.getpid()}"
             try:
                 for folder, mode in (("", 0o755), ("requests", 0o755), ("captures", 0o700), ("logs", 0o755)):
                     (draft / folder).mkdir(mode=mode)
-                write_whole(draft / "run.json", _pretty(info))
                 write_whole(draft / "measurements.csv", header := _csv_bytes([COLUMNS]))
                 write_whole(draft / "findings.jsonl", b"")
                 sizes = {"measurements.csv": len(header), "findings.jsonl": 0}
                 write_whole(draft / "journal.jsonl", _line({"kind": "start", "sizes": sizes}))
-                os.rename(draft, home / name)
+                name = _settle(draft, home, wanted, info, only=bool(run_id))
             except BaseException:
                 shutil.rmtree(draft, ignore_errors=True)
                 raise
@@ -124,7 +119,7 @@ class Run:
     @classmethod
     def _append_to(cls, path: Path) -> Run:
         info = _read_info(path)
-        with _translated(path, "open the run for writing"):
+        with translated(path, "open the run for writing"):
             fd = os.open(path / "journal.jsonl", os.O_RDWR | os.O_CLOEXEC)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -137,7 +132,8 @@ class Run:
                 for file, size in _committed(entries).items():
                     os.truncate(path / file, size)
                 known = {e.get("requests") for e in entries}
-                for stray in [*path.glob("requests/*"), *path.glob("*.tmp")]:
+                unfinished = [p for end in (".raw", ".part") for p in path.glob(f"captures/*{end}")]
+                for stray in [*path.glob("requests/*"), *path.glob("*.tmp"), *unfinished]:
                     if str(stray.relative_to(path)) not in known:
                         stray.unlink()
             except BaseException:
@@ -237,7 +233,7 @@ class Run:
         self._entries.append(entry)
 
     def _guarded(self, action: Any) -> None:
-        with _translated(self.path, "write", stored=len(self.whole_trials())):
+        with translated(self.path, "write", stored=len(self.whole_trials())):
             action()
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -281,6 +277,32 @@ class Run:
                 "after the run; restore it from a copy"
             )
         return data[:size]
+
+
+def _settle(draft: Path, home: Path, wanted: str, info: dict[str, Any], *, only: bool) -> str:
+    """Gives the draft its name: `wanted`, or the first of `wanted-2`, … that is free. Runs may begin side by side, so
+    the rename itself decides: it fails on a folder that is there."""
+    number = 1
+    while True:
+        name = wanted if number == 1 else f"{wanted}-{number}"
+        write_whole(draft / "run.json", _pretty(info | {"run": name}))
+        try:
+            os.rename(draft, home / name)
+            return name
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            if only:
+                raise UsageError(f"run {wanted!r} exists in {home}; resume it, or choose another name") from error
+            number += 1
+
+
+def _sweep_drafts(home: Path) -> None:
+    """Drafts whose maker was killed while making them."""
+    for draft in home.glob(".new-*"):
+        pid = draft.name.rpartition("-")[2]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def runs(root: Path, experiment: str | None = None) -> list[Path]:
@@ -338,11 +360,11 @@ def has_secrets(path: Path) -> bool:
     return False
 
 
-class _translated:
+class translated:
     """Turns an OSError into MachineError with the mend; says what is safe."""
 
-    def __init__(self, path: Path, doing: str, stored: int | None = None) -> None:
-        self.path, self.doing, self.stored = path, doing, stored
+    def __init__(self, path: Path, doing: str, stored: int | None = None, *, mend: str = "") -> None:
+        self.path, self.doing, self.stored, self.mend = path, doing, stored, mend
 
     def __enter__(self) -> None:
         return None
@@ -352,7 +374,7 @@ class _translated:
             return
         safe = "" if self.stored is None else f"; the {self.stored} trials stored before are whole"
         mend = (
-            "check rights and space"
+            f"check rights and space{', ' * bool(self.mend)}{self.mend}"
             if self.stored is None
             else "free some space or raise the limit, then resume the run"
         )

@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from testbed import deploy, lab, proof, topofile, trial
-from testbed.errors import PeerError, TrialError, UsageError
+from testbed import boundaries, deploy, interrupts, lab, planespec, proof, topofile, trial
+from testbed.errors import MachineError, PeerError, TrialError, UsageError
 from testbed.links.gauge import measure
 from testbed.model.experiment import Experiment, LinkReading, Result
 from testbed.model.placement import Placement
 from testbed.model.topology import Impairment, Topology
-from testbed.registry import load
+from testbed.runtime import ownership
 from testbed.seams import LinkMaker, Progress, Runtime
 from testbed.store import Run
 
@@ -90,7 +90,7 @@ def run(
     say: Progress = lambda _line: None,
 ) -> None:
     """Everything that is not yet in the run's folder (so a resumed run goes on where it was)."""
-    placements = {plane: load("plane", plane).place(topology, {}) for plane in planes}
+    placements = {plane: planespec.place(plane, topology) for plane in planes}
     blocks = plan_blocks(experiment, planes, seed)
     done = into.whole_trials()
     failures = 0
@@ -98,17 +98,20 @@ def run(
     # Proof first: a plane that does not do what it claims is not worth measuring for minutes.
     for plane in planes:
         if plane not in proven:
+            interrupts.check()
             progress(f"proof of {plane}")
             _prove(experiment, into, placements[plane], topology, runtime, links, say)
     for block in blocks:
         name = trial.name(block.round, block.number, block.label)
         if name in done:
             continue
+        interrupts.check()
         progress(f"round {block.round} of {experiment.rounds}, {block.label}")
         try:
             outcome = _measure(experiment, into, block, placements[block.plane], topology, runtime, links, gates, say)
             failures = 0
         except (PeerError, TrialError) as error:
+            blame_a_full_disk(error, into.path, ownership.state_root())
             failures += 1
             outcome = trial.failed(str(error), plane=block.label, round_number=block.round, block=block.number)
         into.append_trial(outcome.measurements, outcome.requests)
@@ -184,12 +187,27 @@ def _prove(
                 deployment, client=experiment.client, target=experiment.target, captures=into.path / "captures"
             )
         except (PeerError, TrialError) as error:
+            blame_a_full_disk(error, into.path, ownership.state_root())
             raise type(error)(f"proof of {placement.plane}: {error}") from error
-        findings += proof.try_boundaries(deployment, client=experiment.client, packets=findings)
+        findings += boundaries.try_all(deployment, client=experiment.client, packets=findings)
     into.append_findings(findings)
     for finding in findings:
         if finding.result is Result.BROKEN:
             say(f"BROKEN under {finding.plane}: {finding.statement} ({finding.segment}: {finding.value})")
+
+
+LEAST_FREE_BYTES = 64 * 1024
+"""Below this a disk counts as full: programs of the lab then fail in ways of their own."""
+
+
+def blame_a_full_disk(error: Exception, *folders: Path) -> None:
+    """Raises MachineError in the stead of `error` where a program failed because nothing can be written any more."""
+    for folder in folders:
+        found = os.statvfs(folder)
+        if found.f_bavail * found.f_frsize < LEAST_FREE_BYTES or (found.f_files and not found.f_favail):
+            raise MachineError(
+                f"{folder}: the disk is full, so {str(error).splitlines()[0]}; free some space, then resume the run"
+            ) from error
 
 
 def asked_and_measured(readings: Sequence[LinkReading]) -> str:

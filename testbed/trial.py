@@ -138,9 +138,12 @@ def seen_by_apps(lab: Lab, endpoints: Sequence[str]) -> int | None:
         if app.kind != "http-echo":
             return None
         status, body = http_get(lab, endpoint, "127.0.0.1", app.ports[0], COUNT_PATH)
-        if status != 200:
+        try:
+            if status != 200:
+                return None
+            total += json.loads(body)["requests"]
+        except (ValueError, KeyError, TypeError):
             return None
-        total += json.loads(body)["requests"]
     return total
 
 

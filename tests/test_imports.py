@@ -17,7 +17,10 @@ PURE = (
         "fields", "local", "view", "route", "accesslog", "metrics", "baggage", "frames", "hbone", "hbone_stream",
         "hbone_output", "hbone_input", "headers", "keepalive")),
     *(ROOT / "planes" / "l7" / f"{name}.py" for name in (
-        "message", "codec", "hpack_tables", "hpack", "http2_head", "http2_stream", "http2_connection", "http2")),
+        "message", "codec", "view", "place", "route", "decision", "rewrite", "match", "balance", "retry", "circuit",
+        "edit", "detect", "clienthello", "http1", "http1_fields", "http1_write", "http1_chunks", "http1_connection",
+        "http1_server", "http1_client", "hpack_tables", "hpack", "http2_head", "http2_stream", "http2_connection",
+        "http2")),
     ROOT / "testbed" / "links" / "delayline.py",
     ROOT / "testbed" / "links" / "pacing.py",
     ROOT / "planes" / "catalog.py",

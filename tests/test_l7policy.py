@@ -271,7 +271,10 @@ def test_a_verdict_that_no_request_can_change_is_settled_with_the_connection() -
     by_path = policy(Rule(operations=(Operation(paths=("/a",)),)))
 
     assert PolicySet([by_namespace]).judge(connection()).fixed is not None
+    assert PolicySet([by_namespace]).judge(NOBODY).fixed is not None
     assert PolicySet([by_path]).judge(connection()).fixed is None
+    elsewhere = Rule(sources=(Source(namespaces=("x",)),), operations=(Operation(paths=("/a",)),))
+    assert PolicySet([policy(elsewhere)]).judge(connection()).fixed is not None
     assert PolicySet([by_namespace, by_path]).judge(connection()).fixed is not None
 
 

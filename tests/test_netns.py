@@ -17,7 +17,7 @@ from testbed import netlink
 from testbed.errors import MachineError, PeerError, UsageError
 from testbed.netlink import End
 from testbed.observe import procstat
-from testbed.runtime import cgroups
+from testbed.runtime import cgroups, ownership
 from testbed.runtime.enter import in_netns
 from testbed.runtime.netns import PROJECT, NetnsLab, NetnsRuntime
 from testbed.runtime.process import LabProcess
@@ -121,13 +121,41 @@ print(open('config').read())
     assert said(python(lab, "app", code, 3001)) == ["1 3001 3001 []", "['1']", "['p'] ['app']", "mine"]
 
 
+def test_a_private_folder_is_closed_to_everybody_else(lab: NetnsLab) -> None:
+    """Made open to all, with a file and a folder in it, it becomes 0700 and its program's own, as all in it does; the
+    second lock on keys when a program that keeps sys_admin has taken away what hides.
+    """
+    folder = lab.folder / "p" / "closed"
+    (folder / "sub").mkdir(parents=True)
+    folder.chmod(0o777)
+    (folder / "sub" / "key.pem").write_text("secret")
+    python(lab, "closed", "pass", 3030).wait(10)
+
+    assert folder.stat().st_mode & 0o7777 == 0o700
+    assert {path.stat().st_uid for path in (folder, folder / "sub", folder / "sub" / "key.pem")} == {3030}
+
+
+def test_a_private_folder_given_by_link_leads_nowhere_else(lab: NetnsLab, tmp_path: Path) -> None:
+    """A link inside changes hands itself; what it points at, outside the lab, does not."""
+    (outside := tmp_path / "outside").write_text("host's")
+    folder = lab.folder / "p" / "linked"
+    folder.mkdir(parents=True)
+    (folder / "link").symlink_to(outside)
+    (folder / "folder").symlink_to(tmp_path)
+    python(lab, "linked", "pass", 3031).wait(10)
+
+    assert (outside.stat().st_uid, tmp_path.stat().st_uid) == (0, 0)
+    assert (folder / "link").lstat().st_uid == 3031
+
+
 def test_each_program_has_a_tmp_of_its_own(lab: NetnsLab) -> None:
     """What one writes to /tmp neither the other nor the host sees, though its own folder below /tmp stays."""
-    code = "import os; print('left' in os.listdir('/tmp')); open('/tmp/left', 'w').close(); print(os.listdir('.'))"
+    left = f"left-{NAME}-{time.monotonic_ns()}"
+    code = f"import os; print(os.path.exists('/tmp/{left}')); open('/tmp/{left}', 'w').close(); print(os.listdir('.'))"
 
     assert said(python(lab, "one", code, 3020)) == ["False", "[]"]
     assert said(python(lab, "two", code, 3021)) == ["False", "[]"]
-    assert not os.path.exists("/tmp/left")
+    assert not os.path.exists(f"/tmp/{left}")
 
 
 def test_the_last_lab_takes_the_top_cgroup_along_and_no_earlier_one_does() -> None:
@@ -235,6 +263,105 @@ def test_two_labs_of_one_topology_live_side_by_side() -> None:
         server.close()
 
 
+AT_ONCE = """
+import os, sys
+from tests.labs import line; from testbed.errors import UsageError; from testbed.runtime.netns import NetnsRuntime
+from testbed.seams import Spawn
+print('ready', flush=True); sys.stdin.readline()
+try:
+    lab = NetnsRuntime().up(line(1, 4), name=sys.argv[1])
+except UsageError as error:
+    print('refused:', error, flush=True)
+else:
+    spawns = [Spawn(name=f's{i}', sandbox=f'w1-{i}', argv=['sleep', '60'], uid=5000 + i, folder=lab.folder / f's{i}')
+              for i in range(4)]
+    print('up', *(process.pid for process in lab.spawn(spawns)), flush=True); sys.stdin.readline(); lab.down()
+"""
+
+
+def at_once(names: list[str]) -> list[tuple[subprocess.Popen[str], list[str]]]:
+    """A process for each name, all told to go at the same instant; each with what it said of its lab."""
+    begun = [
+        subprocess.Popen(
+            [sys.executable, "-c", AT_ONCE, name], cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for name in names
+    ]
+    for process in begun:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in begun:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return [(process, process.stdout.readline().split()) for process in begun if process.stdout is not None]
+
+
+def finish(processes: list[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        process.communicate("down\n", timeout=30)
+        assert process.returncode == 0
+
+
+def test_labs_of_several_processes_come_up_at_the_same_instant() -> None:
+    """Each is whole, and nothing of any is left after all have gone down at the same instant, too."""
+    for _ in range(3):
+        rows = at_once([f"{NAME}-{i}" for i in range(4)])
+
+        assert [said[0] for _, said in rows] == ["up"] * 4
+        assert len({pid for _, said in rows for pid in said[1:]}) == 16
+        for process, _ in rows:
+            assert process.stdin is not None
+            process.stdin.write("down\n")
+            process.stdin.flush()
+        finish([process for process, _ in rows])
+        assert list(ownership.state_root().iterdir()) == []
+        assert [c for tree in cgroups.trees().all for c in (tree / cgroups.TOP).glob(f"{NAME}-*")] == []
+
+
+def test_of_several_processes_that_take_one_name_at_the_same_instant_one_gets_it() -> None:
+    """The others are refused as a name that is taken, and the one's lab is not harmed by their giving up."""
+    for _ in range(5):
+        rows = at_once([NAME] * 4)
+        got, refused = ([row for row in rows if row[1][0] == word] for word in ("up", "refused:"))
+        try:
+            assert (len(got), len(refused)) == (1, 3), rows
+            assert all(os.path.exists(f"/proc/{pid}") for pid in got[0][1][1:])
+            assert [state.name for state in ownership.labs() if state.alive] == [NAME]
+        finally:
+            finish([process for process, _ in rows])
+        assert list(ownership.state_root().iterdir()) == []
+
+
+def test_a_dead_labs_name_goes_to_one_of_several_that_take_it_at_the_same_instant() -> None:
+    """Each finds the leftover and would clear it away; none clears away the new lab of another."""
+    for _ in range(4):
+        dead = NetnsRuntime().up(line(1, 1), name=NAME)
+        assert dead.state.keeper is not None
+        os.kill(dead.state.keeper.pid, signal.SIGKILL)
+        until(lambda lab=dead: not lab.state.alive)
+        rows = at_once([NAME] * 4)
+        got = [row for row in rows if row[1][0] == "up"]
+        try:
+            assert len(got) == 1, rows
+            assert all(os.path.exists(f"/proc/{pid}") for pid in got[0][1][1:])
+            dead.down()
+            assert [state.name for state in ownership.labs() if state.alive] == [NAME]
+        finally:
+            finish([process for process, _ in rows])
+            dead.down()
+
+
+def test_going_down_twice_spares_the_next_lab_of_that_name() -> None:
+    """The second `down` of an old lab finds its name with another, also of the same process, and leaves it alone."""
+    old = NetnsRuntime().up(line(1, 1), name=NAME)
+    old.down()
+    with NetnsRuntime().up(line(1, 1), name=NAME) as new:
+        old.down()
+
+        assert new.state.alive
+        assert (new.folder / ownership.STATE).exists()
+
+
 def test_detached_lab_outlives_its_maker_and_can_be_attached_to() -> None:
     """Another process brings it up and ends; this one finds it with its program, starts another, and ends it."""
     code = (
@@ -274,7 +401,7 @@ def test_ordinary_user_gets_a_lab_in_a_user_namespace(tmp_path: Path) -> None:
         "os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
         "kernel.prctl(4, 1)\n"  # dumpable again, as after a login
         "from tests.labs import line; from testbed.runtime.netns import NetnsRuntime; from testbed.seams import Spawn\n"
-        "print('; '.join(NetnsRuntime().check()))\n"
+        "print('; '.join(NetnsRuntime().weaker()))\n"
         f"with NetnsRuntime().up(line(1, 2), name={NAME!r}) as lab:\n"
         "  spawn = Spawn(name='s', sandbox='w1-0', argv=['sh', '-c', 'exit 5'], uid=3, folder=lab.folder / 's')\n"
         "  p = lab.spawn([spawn])[0]\n"
@@ -293,7 +420,7 @@ def test_ordinary_user_gets_a_lab_in_a_user_namespace(tmp_path: Path) -> None:
     if "may not make a user namespace" in done.stderr:
         pytest.skip("user namespaces are not allowed to ordinary users on this machine")
 
-    assert "run as root for both" in done.stdout
+    assert "not root" in done.stdout and "no cgroup tree" in done.stdout
     assert "code 5 10.0.1.2" in done.stdout, done.stderr
 
 

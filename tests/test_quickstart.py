@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.root, needs_root]
 TINY = dataclasses.replace(
     EXPERIMENT,
     name="tiny",
+    planes=("none", "ambient-l4"),
     rounds=1,
     aa_pair=False,
     load=dataclasses.replace(EXPERIMENT.load, rate_rps=50, warmup_s=0.3, window_s=1.0),
@@ -87,7 +88,8 @@ def test_a_run_leaves_its_folder_as_promised_and_nothing_else(
     assert results_by_plane == {("none", Result.HOLDS), ("ambient-l4", Result.HOLDS)}
     assert {f.id for f in run.findings() if f.plane == "ambient-l4" and f.id.startswith("boundary.")} >= {
         "boundary.identities-held", "boundary.plaintext-visible", "boundary.plaintext-to-strict", "boundary.l4-denied",
-        "boundary.l4-denied-hbone", "boundary.wrong-identity", "boundary.foreign-authority",
+        "boundary.l4-denied-direct", "boundary.wrong-identity", "boundary.forged-identity", "boundary.foreign-authority",
+        "boundary.l7-denied", "boundary.l7-denied-pod-ip", "boundary.l7-allow",
     }  # fmt: skip
     assert "ambient-l4" in printed.out
     assert printed.err.count("ms for 2 asked") >= 2
@@ -109,12 +111,12 @@ def test_resume_after_the_end_measures_nothing_twice(results: Path) -> None:
 
 
 def test_a_plane_that_lets_plaintext_pass_is_caught(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The claims hold on paper only: packets say broken, and the run ends with 4."""
+    """The claims hold on paper only: packets say broken, and the run ends with 1."""
     code = runs.run("tiny", planes=["none", "uncaptured"], seed=1)
 
     findings = the_run(results).findings()
     broken = {f.id.rpartition("/")[2] for f in findings if f.result is Result.BROKEN}
-    assert code == 4
+    assert code == 1
     assert "hidden" in broken or "boundary.plaintext-visible" in broken
     assert {f.plane for f in findings if f.result is Result.BROKEN} == {"ambient-l4"}
     assert "BROKEN under ambient-l4" in capsys.readouterr().err

@@ -33,7 +33,8 @@ def found(result: Result) -> Finding:
         ([measured("none"), measured("none", valid=False)], [], 3),
         ([measured("none")], [found(Result.NO_EVIDENCE)], 3),
         ([measured("none"), measured("ambient-l4", valid=False)], [], 4),
-        ([measured("none")], [found(Result.HOLDS), found(Result.BROKEN)], 4),
+        ([measured("none")], [found(Result.HOLDS), found(Result.BROKEN)], 1),
+        ([measured("none", valid=False)], [found(Result.BROKEN)], 1),
     ],
 )
 def test_the_exit_code_says_whether_the_result_is_valid(measurements: list, findings: list, code: int) -> None:

@@ -263,3 +263,39 @@ def test_rows_of_two_trials_are_not_taken_as_one(tmp_path: Path) -> None:
             run.append_trial(rows("t1"))
     with pytest.raises(UsageError, match="reading only"):
         store.Run.open(run.path).append_trial(rows("t9"))
+
+
+def test_runs_begun_in_the_same_second_get_folders_of_their_own(tmp_path: Path) -> None:
+    """Whichever renames second takes the next name, and says it in its run.json."""
+    made = [store.Run.create(tmp_path, EXPERIMENT, PLAN, started="2026-01-02T03:04:05Z") for _ in range(2)]
+    names = [run.path.name for run in made]
+    for run in made:
+        run.close()
+
+    assert names == ["20260102T030405Z", "20260102T030405Z-2"]
+    assert [store.Run.open(tmp_path / "quickstart" / name).info["run"] for name in names] == names
+
+
+def test_a_draft_whose_maker_was_killed_goes_with_the_next_run(tmp_path: Path) -> None:
+    """One whose maker lives is left alone: it is about to be renamed."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    home = tmp_path / "quickstart"
+    for pid in (dead.pid, os.getpid()):
+        (home / f".new-other-{pid}").mkdir(parents=True)
+
+    new_run(tmp_path).close()
+
+    assert [p.name for p in home.glob(".new-*")] == [f".new-other-{os.getpid()}"]
+
+
+def test_what_a_killed_capture_left_goes_on_resume(tmp_path: Path) -> None:
+    """A capture under its final name is whole and stays."""
+    new_run(tmp_path).close()
+    folder = tmp_path / "quickstart" / "first" / "captures"
+    for name in ("none.pcapng", "none.pcapng.77.raw", "none.pcapng.part"):
+        (folder / name).write_bytes(b"x")
+
+    store.Run.resume(folder.parent, now="2026-01-02T04:00:00Z").close()
+
+    assert [p.name for p in folder.iterdir()] == ["none.pcapng"]

@@ -225,6 +225,15 @@ def test_calls_are_made_in_order_with_the_marks_passed_on(tmp_path: Path) -> Non
     ]
 
 
+def test_the_totals_are_told_at_once_and_without_calling_anyone() -> None:
+    """An app that calls others, or takes its time, says what it counted like any other; its callee is not asked."""
+    with app("testbed.apps.web", "--name", "callee") as callee:
+        slow = ("--service-time-ms", "3000", "--call", f"http://127.0.0.1:{callee.port}/")
+        with app("testbed.apps.web", "--name", "a", *slow) as front:
+            assert count(front)["requests"] == 0
+        assert count(callee)["requests"] == 0
+
+
 def test_a_failed_call_makes_the_answer_502_and_says_whom() -> None:
     """The chain's front does not pretend."""
     with socket.socket() as unused:

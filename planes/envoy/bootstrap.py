@@ -6,17 +6,26 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from planes.envoy import pieces, ztunnel
+from planes.envoy import pieces, sidecar, waypoint, ztunnel
+from planes.envoy.parts import Parts, Subject
 from planes.envoy.pieces import Identity, Json
-from planes.mesh.view import MeshView, WorkloadView
+from planes.l7.view import L7View
+from planes.mesh.view import MeshView
 from testbed.errors import UsageError
 
-Role = Callable[[MeshView, WorkloadView, Identity, str | None], tuple[list[Json], list[Json]]]
-ROLES: Mapping[str, Role] = {"envoy-ztunnel": ztunnel.build}
+Role = Callable[[Subject, Parts], None]
+ROLES: Mapping[str, Role] = {
+    "envoy-ztunnel": ztunnel.build,
+    "envoy-sidecar": sidecar.build,
+    "envoy-waypoint": waypoint.build,
+}
 
 
-def load(file: Path) -> Json:
-    """Raises UsageError for a config.json that is not the deployer's."""
+def load(file: Path) -> tuple[Json, list[str]]:
+    """The bootstrap, and what of the resources it leaves undone.
+
+    Raises UsageError for a config.json that is not the deployer's.
+    """
     try:
         config = json.loads(file.read_text())
         view = json.loads((file.parent / config["view"]).read_text())
@@ -27,19 +36,37 @@ def load(file: Path) -> Json:
         ) from cause
 
 
-def build(config: Mapping, view: Mapping) -> Json:
+def build(config: Mapping, view: Mapping) -> tuple[Json, list[str]]:
     """`config["options"]["workload"]` is `namespace/name` of the workload (or waypoint) that it acts for."""
     role = ROLES.get(config["role"])
     if role is None:
         raise UsageError(f"no Envoy role is called {config['role']!r}; known: {', '.join(sorted(ROLES))}")
-    namespace, _, name = config["options"]["workload"].partition("/")
+    parts = Parts()
+    role(_subject(config, view), parts)
+    made = pieces.bootstrap(
+        node=config["name"],
+        listeners=[*parts.listeners, pieces.ready_listener()],
+        clusters=list(parts.clusters.values()),
+    )
+    return made, parts.undone
+
+
+def _subject(config: Mapping, view: Mapping) -> Subject:
+    options = config["options"]
+    namespace, _, name = options["workload"].partition("/")
     mesh = MeshView.parse(view)
     local = mesh.local(namespace, name)
     if local is None:
         raise UsageError(f"workload {namespace}/{name} is not in the view")
     files = config["identities"][str(local.identity)]
-    identity = Identity(
-        uri=str(local.identity), certificate=files["certificate"], key=files["key"], roots=files["roots"]
+    return Subject(
+        mesh=mesh,
+        local=local,
+        identity=Identity(
+            uri=str(local.identity), certificate=files["certificate"], key=files["key"], roots=files["roots"]
+        ),
+        keylog=config.get("keylog"),
+        l7=L7View.parse(options["l7"]) if "l7" in options else None,
+        sidecars=frozenset(options.get("sidecars", ())),
+        listens_hbone=bool(options.get("listens_hbone")),
     )
-    listeners, clusters = role(mesh, local, identity, config.get("keylog"))
-    return pieces.bootstrap(node=config["name"], listeners=[*listeners, pieces.ready_listener()], clusters=clusters)

@@ -171,6 +171,16 @@ def h2_upstream() -> Json:
     return {"explicit_http_config": {"http2_protocol_options": http2()}}
 
 
+def filter_state(key: str, factory: str | None, text: str, *, shared: bool = False) -> Json:
+    """One entry of a `set_filter_state` filter; `factory` where the key is not itself one, `shared` with upstreams."""
+    made: Json = {"object_key": key, "format_string": {"text_format_source": {"inline_string": text}}}
+    if factory is not None:
+        made["factory_key"] = factory
+    if shared:
+        made["shared_with_upstream"] = "ONCE"
+    return made
+
+
 def tcp_proxy(cluster_name: str, *, authority: str | None = None, baggage: str = "") -> Json:
     """`authority`: into CONNECT for it instead of plain bytes; Envoy's format strings are understood."""
     config: Json = {
@@ -251,9 +261,9 @@ def chain(filters: Sequence[Json], *, match: Json | None = None, transport: Json
     return made
 
 
-def to_address(host: str, port: int | None = None) -> Json:
+def to_address(host: str, port: int | None = None, **more: object) -> Json:
     """A filter chain's match by (original) destination."""
-    match: Json = {"prefix_ranges": [{"address_prefix": host, "prefix_len": 128 if ":" in host else 32}]}
+    match: Json = {"prefix_ranges": [{"address_prefix": host, "prefix_len": 128 if ":" in host else 32}], **more}
     return match | {"destination_port": port} if port is not None else match
 
 
@@ -265,17 +275,13 @@ def listener(
     *,
     default: Json | None = None,
     original_destination: bool = False,
-    inspect: Sequence[str] = (),
+    inspect: Sequence[Json] = (),
 ) -> Json:
-    """`inspect` names listener filters (`tls`, `http`) that look at the first bytes."""
+    """`inspect` are listener filters that look at the first bytes: `inspector`."""
     made: Json = {"name": name, "address": address(host, port), "filter_chains": list(chains)}
-    filters: list[Json] = []
+    filters: list[Json] = list(inspect)
     if original_destination:
-        filters.append(listener_filter("original_dst", "OriginalDst"))
-    if "tls" in inspect:
-        filters.append(listener_filter("tls_inspector", "TlsInspector"))
-    if "http" in inspect:
-        filters.append(listener_filter("http_inspector", "HttpInspector"))
+        filters.insert(0, listener_filter("original_dst", "OriginalDst"))
     if filters:
         made["listener_filters"] = filters
         made["listener_filters_timeout"] = "0s"
@@ -289,6 +295,24 @@ def listener_filter(name: str, message: str) -> Json:
         "name": f"envoy.filters.listener.{name}",
         "typed_config": {"@type": f"{TYPE}.extensions.filters.listener.{name}.v3.{message}"},
     }
+
+
+def inspector(what: str, *, not_at: Sequence[int] = (), only_at: Sequence[int] | None = None) -> Json:
+    """`tls` or `http`: looks at the first bytes for chains to be chosen by, and so waits for a client to speak.
+
+    `not_at` and `only_at` are destination ports: where the protocol is known, one that waits for the server is not kept
+    waiting (facts/hbone 7, row 17).
+    """
+    message = {"tls": "TlsInspector", "http": "HttpInspector"}[what]
+    made = listener_filter(f"{what}_inspector", message)
+    if only_at is not None:
+        return made | {"filter_disabled": {"not_match": _at_ports(only_at)} if only_at else {"any_match": True}}
+    return made | {"filter_disabled": _at_ports(not_at)} if not_at else made
+
+
+def _at_ports(ports: Sequence[int]) -> Json:
+    rules = [{"destination_port_range": {"start": port, "end": port + 1}} for port in ports]
+    return rules[0] if len(rules) == 1 else {"or_match": {"rules": rules}}
 
 
 def internal_listener(name: str, chains: Sequence[Json], *, filters: Sequence[Json] = (), **more: object) -> Json:

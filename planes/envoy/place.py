@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 
 from testbed.model.placement import Capture, CaptureKind, Placement, Proxy
 from testbed.model.topology import Topology
+
+_ROLES = {"sidecar": "envoy-sidecar", "waypoint": "envoy-waypoint"}
 
 
 def ztunnels(topology: Topology, *, captured: Collection[str], view: dict) -> Placement:
@@ -28,3 +31,15 @@ def ztunnels(topology: Topology, *, captured: Collection[str], view: dict) -> Pl
             )
             captures.append(Capture(workload=workload.name, kind=CaptureKind.SIDECAR, proxy=f"envoy.{workload.name}"))
     return Placement(plane="envoy-ztunnel", proxies=tuple(proxies), captures=tuple(captures))
+
+
+def instead(ours: Placement) -> Placement:
+    """Our sidecars and waypoints with Envoy in their place: same sandboxes, identities, views and captures."""
+    proxies = tuple(
+        dataclasses.replace(p, name=f"envoy-{p.name}", role=_ROLES[p.role], program="planes.envoy")
+        for p in ours.proxies
+    )
+    captures = tuple(
+        dataclasses.replace(c, proxy=f"envoy-{c.proxy}" if c.proxy is not None else None) for c in ours.captures
+    )
+    return dataclasses.replace(ours, proxies=proxies, captures=captures)

@@ -21,20 +21,22 @@ _NETWORK = f"{TYPE}.extensions.filters.network.rbac.v3.RBAC"
 
 def http_filters(policies: Sequence[L4Policy], *, by_authority: bool) -> list[Json]:
     """For a connection manager. `by_authority`: the port judged is that of a CONNECT's authority."""
-    return [
-        {"name": f"envoy.filters.http.rbac.{name}", "typed_config": {"@type": _HTTP, "rules": rules}}
-        for name, rules in _rules(policies, _authority_port if by_authority else _port)
-    ]
+    return [http_filter(name, rules) for name, rules in _rules(policies, _authority_port if by_authority else _port)]
 
 
 def network_filters(policies: Sequence[L4Policy], stat_prefix: str) -> list[Json]:
-    return [
-        {
-            "name": f"envoy.filters.network.rbac.{name}",
-            "typed_config": {"@type": _NETWORK, "stat_prefix": f"{stat_prefix}.{name}.", "rules": rules},
-        }
-        for name, rules in _rules(policies, _port)
-    ]
+    return [network_filter(name, rules, stat_prefix) for name, rules in _rules(policies, _port)]
+
+
+def http_filter(name: str, rules: Json) -> Json:
+    return {"name": f"envoy.filters.http.rbac.{name}", "typed_config": {"@type": _HTTP, "rules": rules}}
+
+
+def network_filter(name: str, rules: Json, stat_prefix: str) -> Json:
+    return {
+        "name": f"envoy.filters.network.rbac.{name}",
+        "typed_config": {"@type": _NETWORK, "stat_prefix": f"{stat_prefix}.{name}.", "rules": rules},
+    }
 
 
 def _rules(policies: Sequence[L4Policy], port: PortTest) -> Iterable[tuple[str, Json]]:
@@ -69,9 +71,9 @@ def _destination(m: L4Match, port: PortTest) -> Iterable[Json]:
     if m.not_destination_ports:
         yield {"not_rule": {"or_rules": {"rules": [port(p) for p in m.not_destination_ports]}}}
     if m.destination_ips:
-        yield {"or_rules": {"rules": [{"destination_ip": _cidr(c)} for c in m.destination_ips]}}
+        yield {"or_rules": {"rules": [{"destination_ip": cidr(c)} for c in m.destination_ips]}}
     if m.not_destination_ips:
-        yield {"not_rule": {"or_rules": {"rules": [{"destination_ip": _cidr(c)} for c in m.not_destination_ips]}}}
+        yield {"not_rule": {"or_rules": {"rules": [{"destination_ip": cidr(c)} for c in m.not_destination_ips]}}}
 
 
 def _source(m: L4Match) -> Iterable[Json]:
@@ -80,8 +82,8 @@ def _source(m: L4Match) -> Iterable[Json]:
         ([_name(_namespace(v)) for v in m.namespaces], [_name(_namespace(v)) for v in m.not_namespaces]),
         ([_name(_account(v.namespace, v.service_account)) for v in m.service_accounts],
          [_name(_account(v.namespace, v.service_account)) for v in m.not_service_accounts]),
-        ([{"direct_remote_ip": _cidr(c)} for c in m.source_ips],
-         [{"direct_remote_ip": _cidr(c)} for c in m.not_source_ips]),
+        ([{"direct_remote_ip": cidr(c)} for c in m.source_ips],
+         [{"direct_remote_ip": cidr(c)} for c in m.not_source_ips]),
     )  # fmt: skip
     for positive, negative in pairs:
         if positive:
@@ -98,7 +100,7 @@ def _authority_port(number: int) -> Json:
     return {"header": {"name": ":authority", "string_match": {"suffix": f":{number}"}}}
 
 
-def _cidr(text: str) -> Json:
+def cidr(text: str) -> Json:
     prefix, _, length = text.partition("/")
     return {"address_prefix": prefix, "prefix_len": int(length or (128 if ":" in prefix else 32))}
 

@@ -9,22 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from planes.envoy import pieces, rbac
+from planes.envoy.parts import Parts, Subject
 from planes.envoy.pieces import PASSTHROUGH_SOURCE, Identity, Json
-from planes.envoy.tunnels import Parts, Tunnels, server_tls
+from planes.envoy.tunnels import Tunnels, server_tls
+from planes.envoy.upstreams import Upstreams
+from planes.l7.balance import hosts
 from planes.mesh import baggage
+from planes.mesh.route import join
 from planes.mesh.view import HBONE_PORT, MeshView, Protocol, ServiceView, WorkloadView
 
 OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006
 
 
-def build(view: MeshView, local: WorkloadView, identity: Identity, keylog: str | None) -> tuple[list[Json], list[Json]]:
-    """Listeners and clusters."""
-    parts = Parts()
-    tunnels = Tunnels(identity=identity, baggage=baggage.render(local), keylog=keylog)
+def build(subject: Subject, parts: Parts) -> None:
+    view, local = subject.mesh, subject.local
+    tunnels = Tunnels(identity=subject.identity, baggage=baggage.render(local), keylog=subject.keylog)
     parts.listeners.append(_outbound(view, local, tunnels, parts))
-    parts.listeners += _inbound(view, local, identity, keylog, parts)
-    return parts.listeners, list(parts.clusters.values())
+    parts.listeners += _inbound(view, local, subject.identity, subject.keylog, parts)
 
 
 def _outbound(view: MeshView, local: WorkloadView, tunnels: Tunnels, parts: Parts) -> Json:
@@ -32,13 +34,13 @@ def _outbound(view: MeshView, local: WorkloadView, tunnels: Tunnels, parts: Part
     chains = []
     for service in view.services:
         for port in service.ports:
-            into = _to_service(view, service, port, tunnels, parts)
+            into = _to_service(view, local, service, port, tunnels, parts)
             for _, vip in service.vips:
                 chains.append(pieces.chain([into(vip)], match=pieces.to_address(vip, port)))
     for workload in view.workloads:
         for host in workload.addresses:
             if workload.protocol is Protocol.HBONE and workload.uid != local.uid:
-                cluster = tunnels.to(parts, host, HBONE_PORT, [str(workload.identity)])
+                cluster = tunnels.to(parts, host, [(host, HBONE_PORT)], [str(workload.identity)])
                 proxy = tunnels.proxy(cluster, "%DOWNSTREAM_LOCAL_ADDRESS%")
                 chains.append(pieces.chain([proxy], match=pieces.to_address(host)))
     return pieces.listener(
@@ -48,20 +50,27 @@ def _outbound(view: MeshView, local: WorkloadView, tunnels: Tunnels, parts: Part
 
 
 def _to_service(
-    view: MeshView, service: ServiceView, port: int, tunnels: Tunnels, parts: Parts
+    view: MeshView, local: WorkloadView, service: ServiceView, port: int, tunnels: Tunnels, parts: Parts
 ) -> Callable[[str], Json]:
     """Given the address that was called: the filter that takes a connection there."""
     waypoint = service.waypoint
     if waypoint is not None:
         found = view.destination(waypoint)
-        if isinstance(found, WorkloadView):
-            cluster = tunnels.to(parts, found.addresses[0], waypoint.hbone_port, [str(found.identity)])
-            return lambda vip: tunnels.proxy(cluster, f"{vip}:{port}")
+        pods = [e.workload for e in view.endpoints(found)] if isinstance(found, ServiceView) else [found]
+        reached = [w for w in pods if w is not None and w.addresses]
+        if reached:
+            cluster = tunnels.to(
+                parts, f"waypoint|{waypoint}", [(w.addresses[0], waypoint.hbone_port) for w in reached],
+                sorted({str(w.identity) for w in reached}),
+            )  # fmt: skip
+            return lambda vip: tunnels.proxy(cluster, join(vip, port))
         # A waypoint that is named and not known: traffic does not go round it (facts/hbone 7, row 4).
         nowhere = parts.cluster(pieces.cluster(f"no-waypoint|{service.hostname}", []))
         return lambda vip: pieces.tcp_proxy(nowhere)
-    endpoints = [(e.workload, e.ports.get(port) or service.ports[port]) for e in view.endpoints(service)]
-    cluster = tunnels.each(parts, f"service|{service.hostname}|{port}", endpoints, http=None)
+    members = hosts(view.endpoints(service), service, port, local)
+    cluster = Upstreams(parts=parts, tunnels=tunnels).cluster(
+        f"service|{service.hostname}|{port}", members, policy="RANDOM"
+    )
     return lambda vip: pieces.tcp_proxy(cluster)
 
 

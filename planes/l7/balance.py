@@ -15,7 +15,7 @@ from itertools import accumulate, groupby
 
 from planes.l7.match import joined, parameter
 from planes.l7.message import Request
-from planes.mesh.route import rank
+from planes.mesh.route import locality_rank
 from planes.mesh.view import Endpoint, Mode, ServiceView, WorkloadView
 from testbed.model.traffic import Balance, HashOn, LoadBalancing
 
@@ -52,15 +52,16 @@ def hosts(
 ) -> tuple[Host, ...]:
     """Those that have the service's `port`, in tiers as the service's load balancing ranks them for `source`."""
     mode, scopes = service.load_balancer.mode, service.load_balancer.preferences
+    ranked = source is not None and mode is not Mode.STANDARD
+    best = locality_rank(source, source, scopes) if ranked else 0  # type: ignore[arg-type]
     found = []
     for endpoint in endpoints:
         target = endpoint.ports.get(port) or service.ports.get(port, 0)
         if not target or not endpoint.workload.capacity:
             continue
-        place = rank(source, endpoint.workload, scopes) if source is not None and mode is not Mode.STANDARD else 0
-        if mode is Mode.STRICT and place < len(scopes):
-            continue
-        found.append(Host(endpoint, target, -place))
+        place = locality_rank(source, endpoint.workload, scopes) if ranked else 0  # type: ignore[arg-type]
+        if mode is not Mode.STRICT or place == best:
+            found.append(Host(endpoint, target, best - place))
     return tuple(sorted(found, key=lambda host: host.tier))
 
 
@@ -78,7 +79,8 @@ class Balancer:
         self.passthrough = simple is Balance.PASSTHROUGH
         """The original destination is to be dialled instead of a pick."""
         self._panic_share = panic_share
-        self._ring: _Ring | None = None
+        # over all members, ejected ones passed by: a host that goes moves nobody's keys but its own
+        self._ring = _Ring(self.members, self._hash_on.ring_size) if self._hash_on is not None else None
         self._turn = -1
         self._live: list[Host] = []
         self._marks: list[int] = []
@@ -95,7 +97,6 @@ class Balancer:
         self._live = next((list(tier) for _, tier in groupby(healthy, key=lambda host: host.tier)), [])
         self._marks = list(accumulate(h.weight for h in self._live))
         self._even = len({h.weight for h in self._live}) < 2
-        self._ring = _Ring(self._live, self._hash_on.ring_size) if self._hash_on is not None and self._live else None
 
     def pick(self, request: Request, draw: Draw, *, source_ip: str = "", tried: Collection[Host] = ()) -> Host | None:
         """None where there is no endpoint. `tried` are hosts a retry had rather avoid."""
@@ -104,7 +105,7 @@ class Balancer:
             return live[0] if live else None
         key = hash_key(self._hash_on, request, source_ip) if self._hash_on is not None else None
         if key is not None and self._ring is not None:
-            return self._ring.host(key, tried)
+            return self._ring.host(key, ([h for h in live if h not in tried] or live) if tried else live)
         way = self._way if self._hash_on is None else self._random
         host = way(draw)
         if tried:
@@ -148,24 +149,20 @@ class _Ring:
 
     __slots__ = ("_hosts", "_points")
 
-    def __init__(self, live: Sequence[Host], minimum: int) -> None:
-        total = sum(h.weight for h in live)
+    def __init__(self, members: Sequence[Host], minimum: int) -> None:
+        total = sum(h.weight for h in members)
         pairs = []
-        for host in live:
+        for host in members:
             copies = max(1, -(-minimum * host.weight // total))
             pairs += [(_digest(b"%s:%d_%d" % (host.address.encode(), host.port, i)), host) for i in range(copies)]
         pairs.sort(key=lambda pair: pair[0])
         self._points = [point for point, _ in pairs]
         self._hosts = [host for _, host in pairs]
 
-    def host(self, key: bytes, tried: Collection[Host] = ()) -> Host:
+    def host(self, key: bytes, among: Collection[Host]) -> Host | None:
         at = bisect_left(self._points, _digest(key))
         count = len(self._hosts)
-        for step in range(count):
-            host = self._hosts[(at + step) % count]
-            if host not in tried:
-                return host
-        return self._hosts[at % count]
+        return next((h for step in range(count) if (h := self._hosts[(at + step) % count]) in among), None)
 
 
 def _digest(key: bytes) -> int:

@@ -1,4 +1,4 @@
-"""Edits of heads: what routes ask for, and what a proxy writes of its own. Pure; `fields` are never changed in place."""
+"""Edits of heads: what routes ask for, and what a proxy writes of its own. Pure; no `fields` is changed in place."""
 
 from __future__ import annotations
 

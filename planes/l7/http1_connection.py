@@ -196,7 +196,10 @@ class Http1Connection:
             raise Breach(414, "start line too long")
         if size >= HEAD_MAX_BYTES:
             raise Breach(431, "head too long")
-        if bare_line_feed(data, start):
+        new = start + self._searched
+        if data[new] == 0x0A and new > start:
+            new -= 1  # its CR was looked at before
+        if bare_line_feed(data, new):
             raise Breach(400, "bare LF")  # a head whose lines all end so would be waited for in vain
         if data[start] not in TCHAR:
             raise Breach(400, "no HTTP")

@@ -133,6 +133,8 @@ class Members:
         security = self.security_of(workload)
         if policy is not None and policy.tls is not None and security is not Security.HBONE:
             security = Security.MTLS if policy.tls.mode is TlsMode.ISTIO_MUTUAL else Security.PLAIN
+        elif security is Security.MTLS and (workload.uid, port) in self._l7.plain_ports:
+            security = Security.PLAIN
         expected = frozenset((str(workload.identity),)) if security is not Security.PLAIN else frozenset()
         return Way(
             security=security, address=(host, port), http2=http2, expected=expected, tcp=tcp,

@@ -112,13 +112,15 @@ class L7Program:
 
     async def start(self) -> None:
         settings = self.settings
-        for port, routes in (
-            (settings.ready_port, {"/healthz/ready": self._readiness}),
-            (settings.stats_port, {"/metrics": self._metrics, "/stats/prometheus": self._metrics}),
-            (settings.admin_port, {"/config_dump": self._dump, "/quitquitquit": self._quit}),
+        metrics = {"/metrics": self._metrics, "/stats/prometheus": self._metrics}
+        for address, port, routes in (
+            (settings.open_address, settings.ready_port, {"/healthz/ready": self._readiness}),
+            (settings.open_address, settings.stats_port, metrics),
+            (settings.open_address, settings.envoy_stats_port, metrics),
+            (settings.admin_address, settings.admin_port, {"/config_dump": self._dump, "/quitquitquit": self._quit}),
         ):
             if port:
-                sock = net.listen(settings.admin_address, port)
+                sock = net.listen(address, port)
                 await net.serve(self.loop, lambda routes=routes: OneShot(routes), sock)
         await self.open()
         self.spawn(self._watch())

@@ -205,7 +205,7 @@ def _balance(
             raise Refused(f"service {service.hostname} has no port {port}; it has {sorted(service.ports)}")
         chosen = [e for e in view.endpoints(service) if _can_serve(e, source, service, port, to_waypoint)]
         if ranked:
-            chosen = best_rank(chosen, source, balancer.mode, balancer.preferences)
+            chosen = _best_rank(chosen, source, balancer.mode, balancer.preferences)
         chosen = [e for e in chosen if e.workload.capacity]
         view.memo[key] = options = (chosen, list(accumulate(e.workload.capacity for e in chosen)))
     chosen, marks = options  # type: ignore[misc]
@@ -225,17 +225,17 @@ def _can_serve(endpoint: Endpoint, source: WorkloadView, service: ServiceView, p
     return bool(service.ports.get(port)) or port in endpoint.ports
 
 
-def best_rank(
+def _best_rank(
     endpoints: list[Endpoint], source: WorkloadView, mode: Mode, preferences: tuple[RoutingScope, ...]
 ) -> list[Endpoint]:
-    ranks = [rank(source, e.workload, preferences) for e in endpoints]
+    ranks = [locality_rank(source, e.workload, preferences) for e in endpoints]
     if mode is Mode.STRICT:
         return [e for e in endpoints if all(_same(scope, source, e.workload) for scope in preferences)]
     best = max(ranks, default=0)
     return [e for e, rank in zip(endpoints, ranks, strict=True) if rank == best]
 
 
-def rank(source: WorkloadView, workload: WorkloadView, preferences: tuple[RoutingScope, ...]) -> int:
+def locality_rank(source: WorkloadView, workload: WorkloadView, preferences: tuple[RoutingScope, ...]) -> int:
     """Leading preferences that match; the first mismatch ends the count, a leading Network mismatch only lowers it."""
     rank = lift = 0
     for scope in preferences:

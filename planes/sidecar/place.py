@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from planes.l7.place import l7_view
-from planes.ztunnel.place import pairs
-from testbed.model.placement import Capture, CaptureKind, Claim, Encryption, Placement, Proxy
+from testbed.model.placement import Capture, CaptureKind, Placement, Proxy
 from testbed.model.topology import Topology
 
 
-def sidecars(topology: Topology, *, injected: Collection[str], view: dict, listens_hbone: bool = False) -> Placement:
-    """`injected` are names of workloads; `view` is the LOCAL one. `listens_hbone`: they take tunnels, too."""
+def sidecars(
+    topology: Topology,
+    *,
+    injected: Collection[str],
+    view: dict,
+    listens_hbone: bool = False,
+    outbound_any: bool = True,
+) -> Placement:
+    """`injected` are names of workloads; `view` is the LOCAL one. `listens_hbone`: they take tunnels, too.
+
+    Without `outbound_any` what no service or route knows is not reached at all (REGISTRY_ONLY).
+    """
     uids = [w["uid"] for w in view["workloads"] if w["name"] in injected]
     proxies, captures = [], []
     for workload in topology.workloads:
@@ -30,27 +39,13 @@ def sidecars(topology: Topology, *, injected: Collection[str], view: dict, liste
                 view=view,
                 options={
                     "workload": f"{workload.namespace}/{workload.name}",
-                    "l7": l7_view(topology, workload=workload),
+                    "l7": l7_view(topology, workload=workload, outbound_any=outbound_any),
                     "sidecars": uids,
+                    "open_address": "0.0.0.0",
+                    "envoy_stats_port": 15090,
                     **({"listens_hbone": True} if listens_hbone else {}),
                 },
             )
         )
         captures.append(Capture(workload=workload.name, kind=CaptureKind.SIDECAR, proxy=name))
     return Placement(plane="sidecar", proxies=tuple(proxies), captures=tuple(captures))
-
-
-def mutual_tls_claims(topology: Topology, *, injected: Collection[str]) -> tuple[Claim, ...]:
-    """For every pair that may talk: Istio's mutual TLS where both have a sidecar, else the application's own bytes."""
-    found: dict[tuple[str, str], Claim] = {}
-    for client, server, _ in pairs(topology):
-        both = client.name in injected and server.name in injected
-        found[client.name, server.name] = Claim(
-            source=client.name,
-            destination=server.name,
-            segment="wire",
-            encryption=Encryption.MTLS if both else Encryption.CLEAR,
-            client_identity=client.identity(topology.trust_domain) if both else None,
-            server_identity=server.identity(topology.trust_domain) if both else None,
-        )
-    return tuple(found.values())

@@ -30,6 +30,7 @@ from testbed.apps.calls import Callee, Caller, CallError
 from testbed.apps.http1 import BodyPart, Malformed, RequestEnd, RequestHead, RequestReader
 from testbed.apps.seenlog import SeenLog
 
+COUNT_PATH = "/-/count"
 MAX_SIZE_BYTES = 64 * 1024 * 1024
 MAX_DELAY_S = 60.0
 MAX_PENDING_BYTES = 64 * 1024
@@ -223,11 +224,12 @@ class Connection(asyncio.Protocol):
         assert head is not None
         order = read_order(head)
         delay_s = order.delay_s + app.service_time_s
-        if app.callers or delay_s or order.size_bytes > MAX_PENDING_BYTES:
+        # The totals are the app's own word: they wait for nobody, and asking for them must not count as a call.
+        if head.path != COUNT_PATH and (app.callers or delay_s or order.size_bytes > MAX_PENDING_BYTES):
             self._busy = True
             self._task = asyncio.get_running_loop().create_task(self._answer_later(head, order, delay_s))
             return
-        body = app.count_json() if head.path == "/-/count" else _BLOCK[: order.size_bytes]
+        body = app.count_json() if head.path == COUNT_PATH else _BLOCK[: order.size_bytes]
         before, after = self._compose(head, order, order.status, body, len(body), "")
         self._transport.write(before + self._peer_lines + after)
         if (
@@ -236,7 +238,7 @@ class Connection(asyncio.Protocol):
             and not self._logged(order)
             and not head.expects_continue
             and head.body_bytes == 0
-            and head.path != "/-/count"
+            and head.path != COUNT_PATH
             and len(body) <= REMEMBERED_BODY_BYTES
             and order.status not in (204, 304)
         ):

@@ -1,17 +1,21 @@
 """bench.bringup: how long N hosts take to come up and go down, ours beside Mininet's, interleaved.
 
-A host of ours is a routed workload with a sleeping process of its own user, PID and mount namespace; one of Mininet's
-is a bash in a
-network namespace on a Linux bridge. Mininet runs under the system's Python (Debian package `mininet`) and stops what it
-started.
+A host of ours is a routed workload, first as it is (what an idle workload of a lab is: a namespace, wired and
+addressed), then with a sleeping process of its own user, PID and mount namespace; one of Mininet's is a bash in a
+network namespace on a Linux bridge, so only the second column stands beside Mininet's. Mininet runs under the system's
+Python (Debian packages `mininet` and `bridge-utils`) and stops what it started. Before each measurement, ours or
+Mininet's, there is a pause: the kernel takes the last lab's namespaces apart in the background, on a core that the next
+one needs.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +27,9 @@ from testbed.runtime.netns import NetnsRuntime
 from testbed.seams import Spawn
 
 PER_NODE = 250
+PAUSE_S, PAUSE_PER_HOST_S = 0.5, 0.004
 MININET_PYTHON = "/usr/bin/python3"
+MEND = "apt-get install --no-install-recommends mininet bridge-utils"
 MININET = """
 import json, sys, time
 from mininet.net import Mininet
@@ -48,7 +54,10 @@ class Row:
 
     who: str
     hosts: int
+    wired_s: float | None
+    """Until every host is wired, addressed and routed; None where it cannot be told apart."""
     up_s: float
+    """Until a process runs in every host, too."""
     down_s: float
     rounds: int
 
@@ -70,11 +79,12 @@ def hosts(count: int) -> Topology:
     return Topology(name=f"{count}-hosts", nodes=tuple(nodes), workloads=tuple(workloads), services=(), links=())
 
 
-def ours(count: int) -> tuple[float, float]:
-    """(up, down) in seconds, a sleeping process per host included."""
+def ours(count: int) -> tuple[float | None, float, float]:
+    """(wired, up, down) in seconds."""
     topology = hosts(count)
     begin = time.perf_counter()
     lab = NetnsRuntime().up(topology, name=f"bringup-{os.getpid()}")
+    wired = time.perf_counter()
     try:
         lab.spawn(
             [
@@ -91,64 +101,70 @@ def ours(count: int) -> tuple[float, float]:
         up = time.perf_counter()
     finally:
         lab.down()
-    return up - begin, time.perf_counter() - up
+    return wired - begin, up - begin, time.perf_counter() - up
 
 
-def mininet_lacks() -> str | None:
+def mininet_lacks(python: str = MININET_PYTHON) -> str | None:
     """Why Mininet cannot stand beside us, with the mend; None when it can."""
-    done = (
-        subprocess.run(
-            [MININET_PYTHON, "-c", "import mininet.net, shutil; assert shutil.which('brctl')"], capture_output=True
-        )
-        if Path(MININET_PYTHON).exists()
-        else None
-    )
-    return (
-        None
-        if done is not None and done.returncode == 0
-        else "Mininet is not here: apt-get install --no-install-recommends mininet bridge-utils"
-    )
+    lacking = []
+    asked = [python, "-c", "import mininet.net"]
+    if not Path(python).exists() or subprocess.run(asked, capture_output=True).returncode:
+        lacking.append("mininet")
+    if not shutil.which("brctl", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"):
+        lacking.append("bridge-utils (brctl)")
+    return f"no Mininet beside: {' and '.join(lacking)} not installed; {MEND}" if lacking else None
 
 
-def mininet(count: int) -> tuple[float, float]:
+def mininet(count: int) -> tuple[float | None, float, float]:
     done = subprocess.run([MININET_PYTHON, "-c", MININET, str(count)], capture_output=True, text=True, timeout=300)
     if done.returncode:
         raise MachineError(f"Mininet with {count} hosts failed: {done.stderr.strip()[-300:]}")
     up, down = json.loads(done.stdout.splitlines()[-1])
-    return up, down
+    return None, up, down
 
 
 def run(sizes: Sequence[int] = (10, 100), rounds: int = 3, *, mininet_up_to: int = 100) -> list[Row]:
     """Rounds are interleaved, so that drift of the machine meets both alike."""
-    peers: dict[str, Callable[[int], tuple[float, float]]] = {"meshbed": ours}
+    peers: dict[str, Callable[[int], tuple[float | None, float, float]]] = {"meshbed": ours}
     if mininet_lacks() is None:
         peers["mininet"] = mininet
-    taken: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    taken: dict[tuple[str, int], list[tuple[float | None, float, float]]] = {}
+    before = 0
     for _ in range(rounds):
         for size in sizes:
             for who, measure in peers.items():
                 if who == "meshbed" or size <= mininet_up_to:
+                    time.sleep(PAUSE_S + PAUSE_PER_HOST_S * before)
+                    before = size
                     taken.setdefault((who, size), []).append(measure(size))
     return [
         Row(
-            who=who, hosts=size, rounds=len(pairs),
-            up_s=statistics.median(p[0] for p in pairs), down_s=statistics.median(p[1] for p in pairs),
+            who=who, hosts=size, rounds=len(took), wired_s=_median([wired for wired, _, _ in took]),
+            up_s=statistics.median(up for _, up, _ in took), down_s=statistics.median(down for _, _, down in took),
         )
-        for (who, size), pairs in sorted(taken.items(), key=lambda item: (item[0][1], item[0][0]))
+        for (who, size), took in sorted(taken.items(), key=lambda item: (item[0][1], item[0][0]))
     ]  # fmt: skip
 
 
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
 def table(rows: Sequence[Row]) -> str:
-    lines = ["| hosts | who | up, ms | down, ms | rounds |", "|---|---|---|---|---|"]
-    lines += [f"| {r.hosts} | {r.who} | {r.up_s * 1e3:.0f} | {r.down_s * 1e3:.0f} | {r.rounds} |" for r in rows]
+    lines = ["| hosts | who | wired, ms | with a process in each, ms | down, ms | rounds |", "|---" * 6 + "|"]
+    for r in rows:
+        wired = "–" if r.wired_s is None else f"{r.wired_s * 1e3:.0f}"
+        lines.append(f"| {r.hosts} | {r.who} | {wired} | {r.up_s * 1e3:.0f} | {r.down_s * 1e3:.0f} | {r.rounds} |")
     return "\n".join(lines)
 
 
 def main() -> None:
+    lack = mininet_lacks()
+    if lack:
+        print(lack, file=sys.stderr)
     print(table(run((10, 100, 1000))))
-    print("A host of ours holds a sleeping process, one of Mininet's a bash: part of Mininet's cost.")
-    if lack := mininet_lacks():
-        print(lack)
+    print(lack or "A host of ours holds a sleeping process, one of Mininet's a bash: part of Mininet's cost.")
 
 
 if __name__ == "__main__":

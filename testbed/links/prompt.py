@@ -71,8 +71,11 @@ def open_device(name: str) -> socket.socket:
     sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
     sock.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
     sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-    for option in (SO_RCVBUFFORCE, SO_SNDBUFFORCE):
-        sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
+    for forced, limited in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, forced, SOCKET_BUFFER_BYTES)
+        except PermissionError:  # root of a user namespace only: up to net.core.rmem_max and wmem_max
+            sock.setsockopt(socket.SOL_SOCKET, limited, SOCKET_BUFFER_BYTES)
     sock.bind((name, 3))  # frames arrive from here on (Python takes the protocol in host order)
     sock.setblocking(False)
     return sock

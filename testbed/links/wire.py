@@ -26,8 +26,9 @@ from pathlib import Path
 
 from testbed.errors import MachineError, PeerError
 from testbed.links.delayline import Shape
-from testbed.links.devices import End, add_routes, index_of, make_pairs, routes_via, set_offload, set_up
+from testbed.links.devices import End, add_routes, in_netns, index_of, make_pairs, routes_via, set_offload, set_up
 from testbed.links.ends import configure_ends, end, make_direct, may_offload, open_nodes, remove_ends
+from testbed.links.scratch import open_new_netns
 from testbed.model.topology import Impairment, Link
 from testbed.seams import LiveLink, RunningLab, Spawn, end_name
 
@@ -273,9 +274,15 @@ class WireLinks:
     def check(self) -> list[str]:
         """What this machine lacks for it, each with its mend."""
         try:
-            socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
+            netns = open_new_netns()
+        except MachineError as error:
+            return [str(error)]
+        try:
+            in_netns(netns, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close())
         except OSError as error:
             return [f"packet sockets: {error}; run as root (CAP_NET_RAW, CAP_NET_ADMIN and CAP_SYS_ADMIN)"]
+        finally:
+            os.close(netns)
         return []
 
     def join(self, lab: RunningLab, links: Sequence[Link]) -> list[LiveLink]:

@@ -19,6 +19,7 @@ from testbed.load import rowfile
 from testbed.load.plan import CONNECT_TIMEOUT_S, DRAIN_S, GeneratorPlan
 from testbed.load.schedule import check
 from testbed.model.experiment import Load, LoadRecord
+from testbed.runtime.enter import owner_for
 from testbed.seams import RunningLab, Spawn
 
 CLIENT_UID = 2000
@@ -111,13 +112,16 @@ def _private_folder(path: Path) -> Path:
     path = path.resolve()
     for stale in ("rows.bin", "rows.bin.part", "failure.txt", "locust.json"):
         (path / stale).unlink(missing_ok=True)
-    if os.geteuid() == 0:
-        os.chown(path, CLIENT_UID, CLIENT_UID)
+    _give_to_client(path)
     return path
 
 
 def _write_for_client(path: Path, text: str) -> None:
     path.write_text(text)
     path.chmod(0o600)
-    if os.geteuid() == 0:
-        os.chown(path, CLIENT_UID, CLIENT_UID)
+    _give_to_client(path)
+
+
+def _give_to_client(path: Path) -> None:
+    if (owner := owner_for(CLIENT_UID)) != os.geteuid():
+        os.chown(path, owner, owner)

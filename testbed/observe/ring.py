@@ -17,6 +17,7 @@ import struct
 from collections.abc import Iterator
 
 from testbed.errors import MachineError, UsageError
+from testbed.runtime.enter import in_netns
 
 SOL_PACKET = 263
 PACKET_RX_RING, PACKET_STATISTICS, PACKET_VERSION = 5, 6, 10
@@ -28,7 +29,6 @@ MAP_POPULATE = 0x8000
 BLOCK_BYTES = 1 << 20
 BLOCK_TIMEOUT_MS = 20
 """A block that is not full is handed over after this long."""
-CLONE_NEWNET = 0x40000000
 OUTGOING = 4
 ARPHRD_LOOPBACK, ARPHRD_NONE = 772, 0xFFFE
 
@@ -42,34 +42,22 @@ Frame = tuple[int, int, int, int, memoryview, int]
 
 
 def socket_in(netns: str | None, family: int, kind: int, protocol: int = 0) -> socket.socket:
-    """A socket of another network namespace (a path, or None for our own); it stays there. Only this thread moves,
-    and back.
+    """A socket of another network namespace (a path, or None for our own); it stays there.
 
     Raises MachineError when the right is missing, UsageError when the path is no namespace.
     """
     if netns is None:
         return _checked(lambda: socket.socket(family, kind, protocol), "AF_PACKET socket")
-    libc = ctypes.CDLL(None, use_errno=True)
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        try:
-            target = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise UsageError(f"network namespace {netns}: {error.strerror}; is the lab still up?") from error
-        try:
-            if libc.setns(target, CLONE_NEWNET):
-                raise MachineError(
-                    f"network namespace {netns}: {os.strerror(ctypes.get_errno())}; capturing needs root"
-                )
-        finally:
-            os.close(target)
-        try:
-            return _checked(lambda: socket.socket(family, kind, protocol), f"AF_PACKET socket in {netns}")
-        finally:
-            if libc.setns(home, CLONE_NEWNET):
-                raise MachineError("could not return to the own network namespace")
+        target = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(f"network namespace {netns}: {error.strerror}; is the lab still up?") from error
+    try:
+        # In a thread that ends there: root of a user namespace only could not move back into the machine's namespace.
+        made = in_netns(target, lambda: _checked(lambda: socket.socket(family, kind, protocol), "AF_PACKET socket"))
     finally:
-        os.close(home)
+        os.close(target)
+    return made
 
 
 def _checked(make: object, what: str) -> socket.socket:

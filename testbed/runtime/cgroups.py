@@ -54,23 +54,29 @@ def lab_folder(lab: str, state_root: Path, default_root: Path) -> str:
 
 
 def make(found: Trees, names: Sequence[str]) -> list[Path]:
-    """Creates `/meshbed/<name>` in every tree; the folders. Empty where they are not ours to make."""
-    made = []
+    """Creates `/meshbed/<name>` in the first tree that lets us, for one is enough to count with; the file of each that
+    a program writes `0` to, to join. Empty where they are not ours to make.
+
+    In v1 that is `tasks`: a thread that moves itself alone takes no lock against all forks of the machine, which the
+    kernel would first wait a grace period (10 to 30 ms) for.
+    """
     for tree in found.all:
-        for name in names:
-            folder = tree / TOP / name
-            for _ in range(5):
-                try:
-                    folder.mkdir(parents=True, exist_ok=True)
-                    break
-                except FileNotFoundError:
-                    continue  # the last lab of another process took the top folder away between two steps of ours
-                except OSError:
-                    return []
-            else:
-                return []
-            made.append(folder)
-    return made
+        entrance = "tasks" if tree == found.cpuacct else "cgroup.procs"
+        if all(_made(tree / TOP / name) for name in names):
+            return [tree / TOP / name / entrance for name in names]
+    return []
+
+
+def _made(folder: Path) -> bool:
+    for _ in range(5):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return True
+        except FileNotFoundError:
+            continue  # the last lab of another process took the top folder away between two steps of ours
+        except OSError:
+            break
+    return False
 
 
 def remove(folder: Path, *, timeout_s: float = 2.0) -> bool:

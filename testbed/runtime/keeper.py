@@ -12,6 +12,7 @@ Starts with `python -I -S`; imports nothing that costs more than a few ms. Owner
 
 from __future__ import annotations
 
+import _signal
 import _socket
 import fcntl
 import os
@@ -37,6 +38,8 @@ class Client:
         self.sock = sock
         self.reader = Reader()
         self.pending = b""
+        self.watched = False
+        """Whether the loop wakes when more can be sent."""
         sock.setblocking(False)
 
     def send(self, message: dict) -> None:
@@ -62,7 +65,12 @@ class Keeper:
     def __init__(self, owner: _socket.socket, owner_pidfd: int, settings: dict) -> None:
         self.settings = settings
         self.pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
-        self.poll = select.poll()
+        self.poll = select.epoll()
+        wake, self.wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        _signal.set_wakeup_fd(self.wake)
+        _signal.signal(_signal.SIGCHLD, lambda *_: None)
+        self.woken = wake
+        self.poll.register(wake, select.EPOLLIN)
         self.clients: dict[int, Client] = {}
         self.fds: dict[int, list[int]] = {}
         self.starting: dict[int, tuple[str, int, bytes, Client]] = {}
@@ -71,7 +79,6 @@ class Keeper:
         """pid in this namespace -> name."""
         self.table: dict[str, list[int | None]] = {}
         """name -> [host pid, exit code or None]."""
-        self.pidfds: dict[int, int] = {}
         self.shielded: dict[int, int] = {}
         """pid -> the signal for which SIGKILL was sent in its stead."""
         self.ending = False
@@ -81,21 +88,21 @@ class Keeper:
         os.chdir(settings["folder"])
         self.listener.bind("control")  # relative: a path of more than 107 bytes would not fit
         self.listener.listen(16)
-        self.poll.register(self.listener.fileno(), select.POLLIN)
+        self.poll.register(self.listener.fileno(), select.EPOLLIN)
         if not settings["detached"]:
-            self.poll.register(owner_pidfd, select.POLLIN)
+            self.poll.register(owner_pidfd, select.EPOLLIN)
         self.join(owner)
 
     def join(self, sock: _socket.socket) -> None:
         client = Client(sock)
         self.clients[sock.fileno()] = client
         self.fds[sock.fileno()] = []
-        self.poll.register(sock.fileno(), select.POLLIN)
+        self.poll.register(sock.fileno(), select.EPOLLIN)
         client.send({"op": "hello", "pid": int(os.readlink("/proc/self")), "processes": self.table})
 
     def run(self) -> None:
         while not self.ending:
-            for fd, events in self.poll.poll(2000):
+            for fd, events in self.poll.poll(2):
                 self.handle(fd, events)
             self.reap()
         self.finish()
@@ -110,17 +117,19 @@ class Keeper:
             self.started(fd)
         elif fd in self.clients:
             client = self.clients[fd]
-            if events & select.POLLOUT:
+            if events & select.EPOLLOUT:
                 client.flush()
-            if events & ~select.POLLOUT:
+            if events & ~select.EPOLLOUT:
                 self.hear(fd, client)
         else:
-            self.poll.unregister(fd)  # a process's pidfd; reap() closes it
+            os.read(self.woken, 4096)  # a program has ended: reap() comes after
         self.watch()
 
     def watch(self) -> None:
         for fd, client in self.clients.items():
-            self.poll.modify(fd, select.POLLIN | (select.POLLOUT if client.pending else 0))
+            if client.watched != bool(client.pending):
+                client.watched = bool(client.pending)
+                self.poll.modify(fd, select.EPOLLIN | (select.EPOLLOUT if client.watched else 0))
 
     def hear(self, fd: int, client: Client) -> None:
         try:
@@ -184,13 +193,10 @@ class Keeper:
         finally:
             for fd in received:
                 os.close(fd)
-        pidfd = os.pidfd_open(pid)
         self.running[pid] = message["name"]
-        self.pidfds[pid] = pidfd
         self.table[message["name"]] = [0, None]
         self.starting[pipe] = (message["name"], pid, b"", client)
-        self.poll.register(pipe, select.POLLIN)
-        self.poll.register(pidfd, select.POLLIN)
+        self.poll.register(pipe, select.EPOLLIN)
 
     def started(self, pipe: int) -> None:
         name, pid, said, client = self.starting[pipe]
@@ -223,6 +229,13 @@ class Keeper:
             os.kill(pid, number)
         client.send({"op": "signalled", "name": message["name"]})
 
+    def do_detach(self, client: Client, message: dict) -> None:
+        """From now on the lab outlives its owner."""
+        if not self.settings["detached"]:
+            self.settings["detached"] = True
+            self.poll.unregister(self.owner_pidfd)
+        client.send({"op": "detached"})
+
     def do_down(self, client: Client, message: dict) -> None:
         self.ending = True
 
@@ -234,12 +247,6 @@ class Keeper:
             if pid not in self.running:
                 continue  # an orphan of the lab that came to us as PID 1
             name = self.running.pop(pid)
-            pidfd = self.pidfds.pop(pid)
-            try:
-                self.poll.unregister(pidfd)
-            except KeyError:
-                pass
-            os.close(pidfd)
             code = os.waitstatus_to_exitcode(status)
             asked = self.shielded.pop(pid, 9)
             self.table[name][1] = -asked if code == -9 else code

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 
 from testbed.runtime import kernel
 
@@ -51,8 +52,8 @@ def start(job: dict, netns_fd: int, received: list[int], pid_namespace_fd: int) 
 def _become(job: dict, netns_fd: int, received: list[int], report: int) -> None:
     os.setsid()
     host_pid = os.readlink("/proc/self")  # this procfs is still the host's
-    for procs in job["cgroups"]:
-        fd = os.open(procs, os.O_WRONLY)
+    if job["cgroup"]:
+        fd = os.open(job["cgroup"], os.O_WRONLY)
         os.write(fd, b"0")
         os.close(fd)
     kernel.setns(netns_fd, kernel.NEWNET)
@@ -61,7 +62,7 @@ def _become(job: dict, netns_fd: int, received: list[int], report: int) -> None:
     kernel.unshare(kernel.NEWNS)
     hide(job["hide"], job["show"])
     null = os.open("/dev/null", os.O_RDONLY)
-    own_proc(job["pid_namespace"], required=not job["single_uid"])
+    own_proc(job["pid_namespace"], required=job["own_proc"])
     os.chdir(job["folder"])
     _drop(job)
     received[:] = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max([2, *job["fds"]]) + 1) for fd in received]
@@ -71,19 +72,18 @@ def _become(job: dict, netns_fd: int, received: list[int], report: int) -> None:
     for fd, number in zip(received, job["fds"], strict=True):
         os.dup2(fd, number)
     os.write(report, host_pid.encode())
-    execute(job["argv"], job["env"])
+    execute(job["programs"], job["argv"], job["env"])
 
 
-def execute(argv: list[str], env: dict[str, str]) -> None:
-    """As os.execvpe, which would first import a module from disk in every child. Raises the last OSError."""
-    program = argv[0]
+def execute(programs: list[str], argv: list[str], env: dict[str, str]) -> None:
+    """The first of `programs` that is there for this user. Raises the last OSError."""
     error: OSError | None = None
-    for folder in [""] if "/" in program else env.get("PATH", "/usr/bin:/bin").split(":"):
+    for program in programs:
         try:
-            os.execve(f"{folder}/{program}" if folder else program, argv, env)
+            os.execve(program, argv, env)
         except OSError as refused:
             error = refused
-    raise error or FileNotFoundError(2, f"no program {program} in PATH")
+    raise error or FileNotFoundError(2, f"No such file in PATH: {argv[0]}")
 
 
 def prepare(folder: str, uid: int, single_uid: bool) -> None:
@@ -91,9 +91,14 @@ def prepare(folder: str, uid: int, single_uid: bool) -> None:
     os.makedirs(folder, exist_ok=True)
     os.chmod(folder, 0o700)
     if not single_uid:
-        for path, folders, files in os.walk(folder):
-            for entry in (path, *(f"{path}/{name}" for name in folders + files)):
-                os.lchown(entry, uid, uid)
+        _give(folder, uid)
+
+
+def _give(path: str, uid: int) -> None:
+    os.lchown(path, uid, uid)
+    if stat.S_ISDIR(os.lstat(path).st_mode):
+        for name in os.listdir(path):
+            _give(f"{path}/{name}", uid)
 
 
 def own_proc(pid_namespace: bool, *, required: bool) -> None:

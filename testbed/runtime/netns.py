@@ -58,6 +58,7 @@ class NetnsLab:
         self._starter = starter
         self._trees = cgroups.trees()
         self._single_uid = enter.single_uid()
+        self._in_user_namespace = enter.in_user_namespace()
         for name, (pid, _) in connection.processes.items():
             self.processes[name] = self._process(name, int(pid or 0))
 
@@ -87,7 +88,7 @@ class NetnsLab:
         ways = Ways()
         for spawn in spawns:
             self._connection.codes.pop(spawn.name, None)
-            self._connection.send(self._job(spawn, joins.get(spawn.name, []), ways), spawn.fds)
+            self._connection.send(self._job(spawn, joins.get(spawn.name, ""), ways), spawn.fds)
         failed = []
         for _ in spawns:
             answer = self._connection.answer()
@@ -121,6 +122,14 @@ class NetnsLab:
                     )
         self._wire("wire", wiring.route_batches(ways, self.planned, indexes))
 
+    def detach(self) -> None:
+        """From now on the lab outlives this process. Until then it ends with it, so nobody meets a half-made one."""
+        answer = self._connection.ask({"op": "detach"})
+        if answer["op"] != "detached":
+            raise PeerError(f"lab {self.name}: its keeper would not detach: {answer.get('why', answer)}")
+        self.state = dataclasses.replace(self.state, detached=True)
+        ownership.write(self.state, self.folder)
+
     def down(self) -> None:
         """Idempotent. Ends every process and removes every namespace, cgroup and file of this lab and of no other."""
         if not self._connection.closed:
@@ -150,14 +159,11 @@ class NetnsLab:
             refused = [(position, errno)] * len(answer["refused"])
             raise netlink.explain(f"lab {self.name}, {where}", batches[number].messages, refused)
 
-    def _make_cgroups(self, names: Sequence[str]) -> dict[str, list[str]]:
+    def _make_cgroups(self, names: Sequence[str]) -> dict[str, str]:
         if not self.state.cgroup:
             return {}
         made = cgroups.make(self._trees, [f"{self.state.cgroup}/{name}" for name in names])
-        joins: dict[str, list[str]] = {}
-        for folder in made:
-            joins.setdefault(folder.name, []).append(f"{folder}/cgroup.procs")
-        return joins
+        return {entrance.parent.name: str(entrance) for entrance in made}
 
     def _process(self, name: str, pid: int) -> LabProcess:
         cgroup = f"{cgroups.TOP}/{self.state.cgroup}/{name}" if self.state.cgroup else None
@@ -166,7 +172,7 @@ class NetnsLab:
     def _log(self, name: str) -> Path:
         return Path(self.state.logs or self.folder / "logs", f"{name}.log")
 
-    def _job(self, spawn: Spawn, joins: Sequence[str], ways: Ways) -> dict:
+    def _job(self, spawn: Spawn, cgroup: str, ways: Ways) -> dict:
         folder = Path(spawn.folder).absolute()
         shown = [folder, *(Path(shared).absolute() for shared in spawn.shared_folders)]
         code = ways.code_folders(spawn.argv[0])
@@ -179,15 +185,17 @@ class NetnsLab:
             "op": "spawn",
             "name": spawn.name,
             "namespace": self._index[spawn.sandbox],
+            "programs": ways.programs(spawn.argv[0], env.get("PATH", "/usr/bin:/bin")),
             "argv": [str(word) for word in spawn.argv],
             "env": env,
             "uid": spawn.uid,
             "single_uid": self._single_uid,
+            "own_proc": not self._in_user_namespace,
             "folder": str(folder),
             "capabilities": list(spawn.capabilities),
             "fds": [int(fd) for fd in spawn.fds],
             "pid_namespace": spawn.new_pid_namespace,
-            "cgroups": list(joins),
+            "cgroup": cgroup,
             "log": str(self._log(spawn.name)),
             "hide": [str(path) for path in dict.fromkeys([Path(TMP), self._root, *barred.values()])],
             "show": [str(path) for path in dict.fromkeys([*shown, *barred, *in_tmp])],
@@ -199,7 +207,17 @@ class Ways:
 
     def __init__(self) -> None:
         self._code: dict[str, list[Path]] = {}
+        self._programs: dict[tuple[str, str], list[str]] = {}
         self._seen: dict[Path, tuple[int, int] | None] = {}
+
+    def programs(self, program: str, path: str) -> list[str]:
+        """Files that exec may try for `program`, in the order of `path`: those that are there."""
+        if "/" in program:
+            return [program]
+        if (program, path) not in self._programs:
+            found = [os.path.join(folder, program) for folder in path.split(":")]
+            self._programs[program, path] = [file for file in found if os.path.exists(file)]
+        return self._programs[program, path]
 
     def code_folders(self, program: str) -> list[Path]:
         """Where Python and this project live: a program of the lab must be able to read them."""
@@ -239,7 +257,7 @@ class NetnsRuntime:
     name = "netns"
 
     def check(self) -> list[str]:
-        """What this machine lacks, each with its mend; empty when all of it can be had."""
+        """What this machine lacks for any lab at all, each with its mend."""
         lacks = []
         if sys.platform != "linux":
             return [f"network namespaces need Linux, this is {sys.platform}: use a Linux machine or a virtual one"]
@@ -251,13 +269,25 @@ class NetnsRuntime:
                 lacks.append(
                     "neither root nor user namespaces: run as root, or `sysctl user.max_user_namespaces=10000`"
                 )
-        if os.geteuid() != 0 or enter.single_uid():
-            lacks.append(
-                "not root: every program of a lab has the same user id and no cgroup of its own; run as root for both"
-            )
-        elif not any(os.access(tree, os.W_OK) for tree in cgroups.trees().all):
-            lacks.append("no cgroup tree to write to: CPU is read from process clocks; mount cgroup2 on /sys/fs/cgroup")
         return lacks
+
+    def weaker(self) -> list[str]:
+        """What works here, but not as well as it could, each with its mend."""
+        found = []
+        if os.geteuid() != 0 or enter.in_user_namespace():
+            found.append(
+                "not root: wires have no real-time priority and small buffers (less exact, slower); run as root"
+            )
+            if enter.single_uid():
+                found.append(
+                    "one user id for all programs of a lab: only mount and PID namespaces keep keys apart; "
+                    "run as root, or install uidmap (newuidmap) and have a range in /etc/subuid and /etc/subgid"
+                )
+        if not any(os.access(tree, os.W_OK) for tree in cgroups.trees().all):
+            found.append(
+                "no cgroup tree to write to: CPU is read from process clocks, which forget ended children; run as root"
+            )
+        return found
 
     def up(
         self,
@@ -272,8 +302,7 @@ class NetnsRuntime:
 
         An ordinary user's process becomes root of a user namespace by this, for good (`enter.become_root`).
         """
-        if os.geteuid() != 0:
-            enter.become_root()
+        enter.become_root()
         try:
             sandboxes = wiring.plan(topology, extra)
         except ValueError as error:

@@ -7,16 +7,19 @@ it. So what has no folder has nothing, and a folder whose keeper (or owner, unle
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from testbed.errors import UsageError
-from testbed.runtime import cgroups
+from testbed.runtime import cgroups, enter
 from testbed.runtime.keeper import MARK, remove
 
 VERSION = 1
@@ -81,9 +84,13 @@ class Left:
 
 
 def default_root() -> Path:
+    """The same for every process of a user, in a user namespace or not."""
     if os.geteuid() == 0 and os.access("/run", os.W_OK):
         return Path("/run/meshbed")
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/meshbed-run-{os.getuid()}", "meshbed")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and os.access(runtime, os.W_OK):  # after `su` it may be the caller's
+        return Path(runtime, "meshbed")
+    return Path(f"/tmp/meshbed-{enter.user_id()}")
 
 
 def state_root() -> Path:
@@ -106,7 +113,8 @@ def claim(state: LabState, root: Path) -> Path:
     made.mkdir(mode=0o700)
     write(state, made)
     try:
-        made.rename(root / state.name)
+        with turn(root):
+            made.rename(root / state.name)
     except OSError as error:
         remove(str(made))
         raise UsageError(
@@ -140,6 +148,16 @@ def labs(root: Path | None = None) -> list[LabState]:
     return [state for state in found if state is not None]
 
 
+def join(name: str, root: Path | None = None) -> None:
+    """Enters the user namespace of an ordinary user's lab, or of the only one that is up; see `enter.join`.
+
+    Nothing where there is no such lab: who asked for it says so.
+    """
+    found = [state for state in labs(root) if state.alive and state.keeper and name in ("", state.name)]
+    if len(found) == 1 and found[0].keeper is not None:
+        enter.join(found[0].keeper.pid)
+
+
 def gc(*, dry_run: bool = False, everything: bool = False, root: Path | None = None) -> list[Left]:
     """Removes what dead labs left, and with `everything` living ones too; never what does not carry our mark."""
     root = root or state_root()
@@ -171,16 +189,33 @@ def bury(state: LabState, root: Path) -> None:
     """Ends a lab for good: its keeper (with it all processes), its cgroups, its folder; in this order,
     and again if need be.
     """
-    if state.keeper is not None:
-        end(state.keeper)
-    else:
-        for keeper in keepers(state.name, root):
-            end(keeper)
-    if state.cgroup:
-        for tree in cgroups.trees().all:
-            if (folder := tree / cgroups.TOP / state.cgroup).exists():
-                cgroups.remove(folder)
-    remove(str(root / state.name))
+    with turn(root):
+        now = read(root / state.name)
+        if now is not None and (now.owner != state.owner or state.keeper not in (None, now.keeper)):
+            return  # that lab is gone, and its name has gone to another
+        if not (root / state.name).exists():
+            return  # the folder goes last
+        if state.keeper is not None:
+            end(state.keeper)
+        else:
+            for keeper in keepers(state.name, root):
+                end(keeper)
+        if state.cgroup:
+            for tree in cgroups.trees().all:
+                if (folder := tree / cgroups.TOP / state.cgroup).exists():
+                    cgroups.remove(folder)
+        remove(str(root / state.name))
+
+
+@contextmanager
+def turn(root: Path) -> Iterator[None]:
+    """One process at a time takes a lab's name or buries a lab: else a name could be taken just before the removal."""
+    fd = os.open(root, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def end(keeper: Being, *, timeout_s: float = 5.0) -> None:

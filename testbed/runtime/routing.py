@@ -21,6 +21,24 @@ def routes(topology: Topology) -> dict[str, list[tuple[str, str, str]]]:
     return {node.name: _from(node.name, topology, neighbours) for node in topology.nodes}
 
 
+def paths(topology: Topology) -> dict[tuple[str, str], tuple[str, ...]]:
+    """(node, node) -> nodes that packets from the one to the other pass, both ends included; as `routes` has it."""
+    devices = {(node, end_name(k, node)): (k.b if node == k.a else k.a) for k in topology.links for node in (k.a, k.b)}
+    networks = {node.network: node.name for node in topology.nodes}
+    following = {
+        (node, networks[network]): devices[node, device]
+        for node, rows in routes(topology).items()
+        for network, _, device in rows
+    }
+    found = {}
+    for start, end in following:
+        way = [start]
+        while way[-1] != end:
+            way.append(following[way[-1], end])
+        found[start, end] = tuple(way)
+    return found
+
+
 def _from(
     start: str, topology: Topology, neighbours: Mapping[str, list[tuple[str, float, Link]]]
 ) -> list[tuple[str, str, str]]:

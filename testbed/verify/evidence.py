@@ -37,6 +37,13 @@ class Canary:
     """Proxies with an address of their own between the two, in order (a waypoint)."""
     replies: int | None = None
     """How often answers repeat the token; None when that is not to be judged."""
+    requests: frozenset[str] | None = None
+    """Names of its requests where several canaries share a token, for it is only known afterwards which endpoint
+    answered which; None: all that bear the token."""
+
+    def owns(self, sighting: Sighting) -> bool:
+        """What bears the token and no name may be anybody's: then it is everybody's."""
+        return self.requests is None or not sighting.request or sighting.request in self.requests
 
     @property
     def legs(self) -> tuple[tuple[str, str], ...]:
@@ -202,6 +209,23 @@ def opened(listening: Listening, token: bytes) -> list[Sighting]:
                     )
                 )
     return found
+
+
+def first_stops(evidence: Evidence, token: bytes, client: str) -> dict[str, str]:
+    """Request -> address that `client` (an address) sent it to, as the first place that saw it says.
+
+    Which of several proxies a request took is known only from the packets.
+    """
+    first: dict[str, tuple[int, str]] = {}
+    for listening in evidence.listenings:
+        for sighting in [*in_clear(listening, token), *opened(listening, token)]:
+            if sighting.direction != FORWARD or sighting.heard is None or not sighting.request:
+                continue
+            connection = sighting.heard.connection
+            seen = (sighting.time_ns, connection.server[0])
+            if connection.client[0] == client and seen <= first.get(sighting.request, seen):
+                first[sighting.request] = seen
+    return {request: address for request, (_, address) in first.items()}
 
 
 def _in_bodies(heard: Heard, token: bytes, direction: str, bytes_of: keylog.Plaintext | object) -> Iterator[Sighting]:

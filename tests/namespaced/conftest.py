@@ -7,7 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.namespaced import worlds
+from tests.namespaced.sidecars import SIDECARS, SidecarWorld
 from tests.namespaced.worlds import World
+
+SIDECAR_OPTIONS = {"access_log": "stderr", "policy_drain_s": 0.5}
 
 
 @pytest.fixture(scope="package")
@@ -28,4 +31,13 @@ def single() -> Iterator[World]:
 def doomed() -> Iterator[World]:
     """One node and a ztunnel that the case may end."""
     with worlds.world(worlds.ONE_NODE, options={"drain_deadline_s": 1.5}) as made:
+        yield made
+
+
+@pytest.fixture(scope="package")
+def sidecars() -> Iterator[SidecarWorld]:
+    """Two nodes, workloads with sidecars and without."""
+    with worlds.world(SIDECARS, plane="sidecar", options=SIDECAR_OPTIONS, made=SidecarWorld) as made:
+        assert isinstance(made, SidecarWorld)
+        made.made_ready()
         yield made

@@ -383,12 +383,14 @@ def dedicated(topology: Topology, shared: Placement) -> Placement:
 def world(
     text: str = TWO_NODES,
     *,
+    plane: str = "ambient-l4",
     place: Callable[[Topology, Placement], Placement] = lambda _topology, placement: placement,
     options: dict | None = None,
+    made: type[World] = World,
 ) -> Iterator[World]:
-    """`place` may change what ambient-l4 places; `options` go to every proxy."""
+    """`place` may change what the plane places; `options` go to every proxy."""
     topology = topofile.parse(text, "world.yml")
-    placement = place(topology, load("plane", "ambient-l4").place(topology, {}))
+    placement = place(topology, load("plane", plane).place(topology, {}))
     proxies = tuple(dataclasses.replace(p, options={**p.options, **(options or {})}) for p in placement.proxies)
     placement = dataclasses.replace(placement, proxies=proxies)
     # Not pytest's own folder: its path is long, and a Unix socket's may hold 108 bytes only.
@@ -401,7 +403,7 @@ def world(
             lab.up(topology, runtime=NetnsRuntime(), links=choose("auto"), name=name, logs=folder / "logs") as running,
             deploy.deploy(running, placement) as deployment,
         ):
-            yield World(lab=running, deployment=deployment, folder=folder)
+            yield made(lab=running, deployment=deployment, folder=folder)
             assert not _complaints(deployment)
     finally:
         os.environ.pop("MESHBED_STATE") if old is None else os.environ.update(MESHBED_STATE=old)

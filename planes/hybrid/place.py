@@ -1,0 +1,57 @@
+"""Which kind each workload is, and what follows from that for proxies, views and claims (facts/hbone 4.4). Pure.
+
+A label `plane:` of the topology decides; without one, a workload behind a service is ambient and any other has a
+sidecar, so that an unlabelled topology shows the mixed path: clients with sidecars, servers in the ambient mesh.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from planes.claims import claims
+from planes.sidecar.place import sidecars
+from planes.waypoint import place as waypoint
+from planes.ztunnel.place import ztunnels
+from testbed.model.placement import Placement
+from testbed.model.topology import Topology
+
+
+class Kind(StrEnum):
+    SIDECAR = "sidecar"
+    AMBIENT = "ambient"
+    NONE = "none"
+
+
+def kinds(topology: Topology) -> dict[str, Kind]:
+    """By workload name."""
+    behind = {name for service in topology.services for name in service.endpoints}
+    return {
+        w.name: Kind(w.plane) if w.plane is not None else Kind.AMBIENT if w.name in behind else Kind.SIDECAR
+        for w in topology.workloads
+    }
+
+
+def place(topology: Topology, *, listens_hbone: bool = False) -> Placement:
+    """`listens_hbone`: sidecars take tunnels, and are published as such (PILOT_ENABLE_SIDECAR_LISTENING_HBONE)."""
+    of = kinds(topology)
+    ambient = frozenset(name for name, kind in of.items() if kind is Kind.AMBIENT)
+    injected = frozenset(name for name, kind in of.items() if kind is Kind.SIDECAR)
+    placed, view = waypoint.mesh_with_waypoints(topology, captured=ambient)
+    if listens_hbone:
+        view = _with_native_tunnels(view, {(w.namespace, w.name) for w in topology.workloads if w.name in injected})
+    plane = "hybrid-hbone" if listens_hbone else "hybrid"
+    return (
+        Placement(plane=plane)
+        + ztunnels(topology, captured=ambient, view=view)
+        + sidecars(topology, injected=injected, view=view, listens_hbone=listens_hbone)
+        + waypoint.proxies(topology, placed, view)
+        + Placement(plane=plane, claims=claims(topology, of, waypoints=placed, listens_hbone=listens_hbone))
+    )
+
+
+def _with_native_tunnels(view: dict, injected: set[tuple[str, str]]) -> dict:
+    workloads = [
+        {**w, "protocol": "HBONE", "nativeTunnel": True} if (w["namespace"], w["name"]) in injected else w
+        for w in view["workloads"]
+    ]
+    return {**view, "workloads": workloads}

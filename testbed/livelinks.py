@@ -1,0 +1,78 @@
+"""The link verbs: what the links of a lab that stays really do, and changing them while it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from testbed.errors import UsageError
+from testbed.links.gauge import measure
+from testbed.livelab import ABOUT, about_of, attach, chosen_up, link_row, links_of
+from testbed.model.experiment import LinkReading
+from testbed.runtime import ownership
+from testbed.store import as_json, write_whole
+
+
+def show(name: str, json_text: bool) -> int:
+    name = chosen_up(name)
+    about = about_of(ownership.state_root() / name)
+    maker, attached = attach(name)
+    links = links_of(about)
+    readings = measure(attached, maker.attach(attached, links))
+    if json_text:
+        print(json.dumps([link_row(link, reading) for link, reading in zip(links, readings, strict=True)], indent=1))
+    else:
+        print_readings(readings)
+    return 0
+
+
+def change(
+    name: str, a: str, b: str, fields: dict[str, float], *, dry_run: bool = False, json_text: bool = False
+) -> int:
+    """The direction a→b. The other one keeps what it has."""
+    if not fields:
+        raise UsageError("nothing to set; name one of --delay-ms, --jitter-ms, --loss, --rate-mbit")
+    limits = {"delay_ms": 10_000.0, "jitter_ms": 10_000.0, "loss": 1.0, "rate_mbit": 100_000.0}
+    for key, value in fields.items():
+        if not 0 <= value <= limits[key]:
+            raise UsageError(f"--{key.replace('_', '-')} {value:g} is outside 0..{limits[key]:g}")
+    name = chosen_up(name)
+    folder = ownership.state_root() / name
+    about = about_of(folder)
+    links = links_of(about)
+    found = next((k for k in links if {k.a, k.b} == {a, b}), None)
+    if found is None:
+        raise UsageError(f"lab {name} has no link {a}–{b}; it has {', '.join(k.name for k in links)}")
+    side = "a_to_b" if found.a == a else "b_to_a"
+    changed = dataclasses.replace(getattr(found, side), **fields)
+    if changed.loss and changed.gilbert_elliott:
+        raise UsageError(f"link {found.name} has bursty loss in that direction, which excludes --loss")
+    if dry_run:
+        now = getattr(found, side)
+        told = ", ".join(f"{key} {getattr(now, key):g} → {value:g}" for key, value in fields.items())
+        print(f"would set {a} → {b} of lab {name}: {told}")
+        return 0
+    maker, attached = attach(name)
+    live = next(x for x in maker.attach(attached, links) if x.link.name == found.name)
+    live.set(**{side: changed})
+    links = [dataclasses.replace(k, **{side: changed}) if k is found else k for k in links]
+    about["links"] = [as_json(k) for k in links]
+    write_whole(folder / ABOUT, json.dumps(about).encode())
+    (link,) = [k for k in links if k.name == found.name]
+    readings = measure(attached, maker.attach(attached, [link]))
+    if json_text:
+        print(json.dumps(link_row(link, readings[0]), indent=1))
+    else:
+        print_readings(readings)
+    return 0 if readings[0].within_tolerance else 3
+
+
+def print_readings(readings: list[LinkReading]) -> None:
+    """Measured beside asked."""
+    print(f"{'link':<28} {'asked RTT ms':>12} {'measured p50':>12} {'p90':>8} {'asked loss':>10} {'measured':>8}")
+    for r in readings:
+        mark = "" if r.within_tolerance else "  OFF"
+        print(
+            f"{r.link:<28} {r.asked_rtt_ms:>12.3f} {r.rtt_p50_ms:>12.3f} "
+            f"{r.rtt_p90_ms:>8.3f} {r.asked_loss:>10.3f} {r.loss:>8.3f}{mark}"
+        )

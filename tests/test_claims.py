@@ -1,0 +1,115 @@
+"""Verdicts on the claims: what findings decide, what they leave open, and that silence is no evidence."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from testbed import claims, registry, runs, table
+from testbed.claimlist import CLAIMS, SOURCES
+from testbed.claims import Verdict
+from testbed.errors import UsageError
+from testbed.model.experiment import Finding, Measurement, Result
+from testbed.store import Run
+from tests.test_store import PLAN
+
+MEASURED = Measurement(
+    round=1, trial="t", block=1, plane="none", component="client", metric="latency_p50", unit="ms", value=1.0
+)
+EMPTY = table.summarise([MEASURED])
+
+
+def found(check: str, result: Result = Result.HOLDS, plane: str = "ambient-l4") -> Finding:
+    return Finding(
+        id=f"packets.{plane}/client>server/node-a:w-client/{check}", plane=plane, segment="veth of client",
+        statement=f"{check} as it should be", result=result, evidence="captures/x.pcapng",
+    )  # fmt: skip
+
+
+ALL = [found(check) for check in ("hidden", "delivered", "tls", "identity", "alpn", "hbone", "way")]
+
+
+def verdict(id_: str, findings: list[Finding]) -> Verdict:
+    (judged,) = claims.judge([id_], EMPTY, findings)
+    return judged.verdict
+
+
+class TestMtls:
+    def test_it_is_confirmed_where_every_check_holds(self) -> None:
+        """On every segment, with keys and without."""
+        assert verdict("l4-suffices-for-mtls", ALL) is Verdict.CONFIRMED
+
+    def test_one_leak_refutes_it(self) -> None:
+        """However well the other segments do."""
+        assert verdict("l4-suffices-for-mtls", [*ALL, found("hidden", Result.BROKEN)]) is Verdict.REFUTED
+
+    def test_a_segment_without_evidence_leaves_it_undecided(self) -> None:
+        """A lossy capture proves no absence."""
+        assert verdict("l4-suffices-for-mtls", [*ALL, found("tls", Result.NO_EVIDENCE)]) is Verdict.UNDECIDED
+
+    @pytest.mark.parametrize("check", ["hidden", "delivered", "tls", "identity"])
+    def test_a_check_that_was_not_made_is_no_evidence(self, check: str) -> None:
+        """Nothing is taken for granted."""
+        left = [f for f in ALL if not f.id.endswith(f"/{check}")]
+
+        assert verdict("l4-suffices-for-mtls", left) is Verdict.NO_EVIDENCE
+
+    def test_another_planes_findings_say_nothing(self) -> None:
+        """Cleartext that holds under `none` is no mTLS."""
+        assert verdict("l4-suffices-for-mtls", [found("hidden", plane="none")]) is Verdict.NO_EVIDENCE
+
+
+def test_frames_between_ztunnels_do_not_decide_what_is_said_of_waypoints() -> None:
+    """Half of the claim was seen; the other half takes a plane that has a waypoint."""
+    assert verdict("hbone-carries-metadata", ALL) is Verdict.UNDECIDED
+
+
+def test_a_claim_without_a_judge_has_no_evidence_and_says_what_it_takes() -> None:
+    """Most of them, until their planes are there."""
+    (judged,) = claims.judge(["ninety-percent"], EMPTY, ALL)
+
+    assert judged.verdict is Verdict.NO_EVIDENCE
+    assert CLAIMS["ninety-percent"].decided_by in judged.measured
+
+
+def test_an_unknown_claim_is_refused() -> None:
+    """An experiment's typing error would else go unseen."""
+    with pytest.raises(UsageError, match="no claim is called 'nope'"):
+        claims.judge(["nope"], EMPTY, [])
+
+
+@pytest.mark.parametrize("name", registry.names("experiment"))
+def test_every_experiment_names_claims_of_the_list(name: str) -> None:
+    """By their ids."""
+    assert set(registry.load("experiment", name).claims) <= set(CLAIMS)
+
+
+def test_every_claim_has_a_source_and_what_decides_it() -> None:
+    """And every judge a claim."""
+    assert all(set(c.sources) <= set(SOURCES) and c.sources and c.decided_by for c in CLAIMS.values())
+    assert set(claims.JUDGES) <= set(CLAIMS)
+
+
+def test_the_newest_run_that_speaks_of_a_claim_has_the_last_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Others keep their place in the list, without evidence."""
+    from experiments.quickstart import EXPERIMENT
+
+    for number, extra in enumerate([[], [found("hidden", Result.BROKEN)]]):
+        with Run.create(tmp_path, EXPERIMENT, PLAN, started="2026-01-02T03:04:05Z", run_id=f"r{number}") as run:
+            run.append_trial([dataclasses.replace(MEASURED, trial=f"t{number}")])
+            run.append_findings([*ALL, *extra])
+
+    assert runs.newest_claims(tmp_path, as_json_text=True) == 0
+    told = {row["id"]: row for row in json.loads(capsys.readouterr().out)}
+
+    assert list(told) == list(CLAIMS)
+    assert told["l4-suffices-for-mtls"]["verdict"] == "refuted"
+    assert told["l4-suffices-for-mtls"]["run"].endswith("r1")
+    assert told["ninety-percent"]["verdict"] == "no evidence" and told["ninety-percent"]["run"] is None
+    assert runs.newest_claims(tmp_path) == 0
+    assert "refuted" in capsys.readouterr().out

@@ -1,0 +1,106 @@
+"""Ordinary users: who they are in a user namespace, and that a lab of theirs is a lab."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from testbed.runtime import enter
+from tests.ordinary import FIRST_SUBORDINATE_ID, UID, OrdinaryUser
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it becomes an ordinary user")
+
+
+@pytest.fixture
+def user() -> Iterator[OrdinaryUser]:
+    # Not below pytest's own folder, which an ordinary user may not pass.
+    with tempfile.TemporaryDirectory(prefix="meshbed-user-") as folder:
+        Path(folder).chmod(0o755)
+        user = OrdinaryUser(Path(folder) / "home")
+        yield user
+        user.inv("lab.gc", "--all")
+
+
+def test_the_first_range_that_is_large_enough_is_taken() -> None:
+    """By name or number; a small range, another's line and nonsense are passed over."""
+    table = "# comment\nother:1000:65536\nme:5:10\nme:nonsense\n1001:300000:65536\n"
+
+    assert enter.subordinate(table, ("1001", "me")) == (300000, 65536)
+    assert enter.subordinate(table, ("1002", "you")) is None
+    assert enter.subordinate("", ("me",)) is None
+
+
+@pytest.mark.root
+@needs_root
+@pytest.mark.parametrize("own_ids", [False, True], ids=["one user id", "user ids of its own"])
+def test_ordinary_user_runs_a_lab_with_a_plane_and_leaves_nothing(user: OrdinaryUser, own_ids: bool) -> None:
+    """`pair` under ambient-l4 stays up between commands, a request crosses both ztunnels, and down removes it all."""
+    user.may_have_a_lab(own_ids=own_ids)
+    up = user.inv("lab.up", "pair", "--plane", "ambient-l4", own_ids=own_ids)
+    assert up.returncode == 0, up.stderr
+    assert "warning: not root" in up.stderr
+    assert ("one user id for all" in up.stderr) is not own_ids
+
+    owners = {path.stat().st_uid for path in (user.state / "pair" / "proxies").iterdir()}
+    assert (len(owners) == 2 and min(owners) > FIRST_SUBORDINATE_ID) if own_ids else owners == {UID}
+
+    get = (
+        "from urllib.request import urlopen; a = urlopen('http://10.96.0.10:8080/');"
+        "print(a.status, a.headers['x-workload'])"
+    )
+    done = user.inv("lab.exec", "client", "--", sys.executable, "-c", get)
+    assert (done.returncode, done.stdout.strip()) == (0, "200 server"), done.stderr
+    logs = user.state / "pair" / "logs"
+    assert "server" in (logs / "ztunnel.node-a.log").read_text() + (logs / "ztunnel.node-b.log").read_text()
+    assert user.inv("lab.exec", "client", "--", "sh", "-c", "exit 7").returncode == 7
+    assert "node-a--node-b" in user.inv("link.set", "node-a", "node-b", "--delay-ms", "5").stdout
+
+    down = user.inv("lab.down", own_ids=own_ids)
+    assert down.returncode == 0, down.stderr
+    assert [path.name for path in user.state.iterdir() if not path.name.startswith(".")] == []
+
+
+@pytest.mark.root
+@needs_root
+@pytest.mark.parametrize("own_ids", [False, True], ids=["one user id", "user ids of its own"])
+def test_gc_of_an_ordinary_user_removes_a_killed_lab(user: OrdinaryUser, own_ids: bool) -> None:
+    """Files of its programs' own user ids, too, though the namespace that gave them is gone."""
+    user.may_have_a_lab(own_ids=own_ids)
+    assert user.inv("lab.up", "pair", "--plane", "ambient-l4", own_ids=own_ids).returncode == 0
+    code = (
+        "import os, json; from pathlib import Path\n"
+        "os.kill(json.loads(Path(os.environ['MESHBED_STATE'], 'pair', 'lab.json').read_text())['keeper']['pid'], 9)"
+    )
+    assert user.run(sys.executable, "-c", code).returncode == 0
+    done = user.inv("lab.gc", own_ids=own_ids)
+
+    assert "removed lab pair" in done.stdout, done.stderr
+    assert not (user.state / "pair").exists()
+
+
+@pytest.mark.root
+@needs_root
+@pytest.mark.parametrize("verb", [("lab.up", "pair"), ("quickstart", "--rounds", "1")], ids=["lab.up", "quickstart"])
+def test_without_user_namespaces_the_mend_is_named(user: OrdinaryUser, verb: tuple[str, ...]) -> None:
+    """Exit code 5, one line with the limit that forbids it, no traceback and nothing left behind."""
+    done = user.inv(*verb, limit="0")
+
+    assert done.returncode == 5, done.stderr
+    assert "may not make a user namespace" in done.stderr and "run as root" in done.stderr
+    assert "max_user_namespaces" in done.stderr and "Traceback" not in done.stderr
+    assert list(user.state.iterdir()) == [] and list((user.folder / "results").iterdir()) == []
+
+
+@pytest.mark.root
+@needs_root
+def test_doctor_of_an_ordinary_user_says_how_far_it_goes(user: OrdinaryUser) -> None:
+    """One user id, or none of it; never a traceback."""
+    user.may_have_a_lab(own_ids=False)
+
+    assert "all programs with one user id" in user.inv("doctor").stdout
+    assert "neither root nor user namespaces" in user.inv("doctor", limit="0").stdout
