@@ -307,6 +307,10 @@ class _Builder:
         if (namespace, waypoint.name) not in seen:
             again = sum(name == waypoint.name for _, name in seen)
             seen[namespace, waypoint.name] = waypoint
+            services = {(n, i.get("namespace", "default")) for n, i in self.item.items("services")}
+            if (waypoint.name, namespace) in services:
+                what = f"a service of namespace {namespace} has the waypoint's name ({waypoint.name!r})"
+                self.problem(item.mark, what, "a waypoint is a service, too; rename one")
             for sandbox in waypoint_sandboxes(waypoint, namespace, first=not again):
                 self._claim(sandbox, "waypoint", item.mark)
         elif seen[namespace, waypoint.name] != waypoint:
