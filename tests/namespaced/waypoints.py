@@ -85,6 +85,23 @@ links:
   - {between: [node-a, node-b]}
 """
 
+# A waypoint between an ambient client and an endpoint with a sidecar.
+MIXED = """
+name: mixed
+nodes: {node-a: {}, node-b: {}}
+workloads:
+  client: {node: node-a, serviceAccount: client, plane: ambient}
+  near: {node: node-b, serviceAccount: near, plane: ambient, app: {kind: http-echo, ports: [8080]}}
+  web: {node: node-b, serviceAccount: web, plane: sidecar, app: {kind: http-echo, ports: [8080]}}
+services:
+  web:
+    ports: [{port: 80, targetPort: 8080, protocol: http}]
+    workloads: [web]
+    waypoint: {name: way, node: node-b}
+links:
+  - {between: [node-a, node-b]}
+"""
+
 
 def sniffing(topology: Topology) -> Topology:
     """Service `sniffed` says nothing of its protocol, which a topology file cannot leave open."""
@@ -223,4 +240,4 @@ def authorization(
     return resource("AuthorizationPolicy", spec, name=name, namespace=namespace)
 
 
-__all__ = ["DOOMED", "LIMIT_S", "WAYPOINTS", "WaypointWorld", "at", "authorization", "pss_mib", "sniffing"]
+__all__ = ["DOOMED", "LIMIT_S", "MIXED", "WAYPOINTS", "WaypointWorld", "at", "authorization", "pss_mib", "sniffing"]
