@@ -54,7 +54,7 @@ class Echo(grpc.GenericRpcHandler):
 def channel(ambient: WaypointWorld) -> Iterator[grpc.Channel]:
     """A real client in `client`, a real server in `tester`."""
     server = grpc.server(futures.ThreadPoolExecutor(8), handlers=(Echo(),))
-    assert ambient.inside("tester", lambda: server.add_insecure_port("0.0.0.0:8081")) == 8081
+    assert ambient.inside("tester", lambda: server.add_insecure_port("0.0.0.0:8082")) == 8082
     ambient.inside("tester", server.start)
     try:
         with (

@@ -43,7 +43,7 @@ workloads:
     {node: node-b, serviceAccount: vault, app: {kind: http-echo, ports: [8080]},
      waypoint: {name: own, node: node-b, for: workload}}
   member: {node: node-b, namespace: whole, serviceAccount: member, app: {kind: http-echo, ports: [8080]}}
-  tester: {node: node-b, serviceAccount: tester, app: {kind: tcp-echo, ports: [3306, 7000, 8081]}}
+  tester: {node: node-b, serviceAccount: tester, app: {kind: tcp-echo, ports: [3306, 7000, 8081, 8082]}}
 services:
   web:
     ports: &http [{port: 80, targetPort: 8080, protocol: http}]
@@ -56,7 +56,7 @@ services:
   tester:
     ports:
       - {port: 80, targetPort: 8081, protocol: http}
-      - {port: 81, targetPort: 8081, protocol: grpc}
+      - {port: 81, targetPort: 8082, protocol: grpc}
       - {port: 3306, protocol: tcp}
     workloads: [tester]
     waypoint: *shared

@@ -25,13 +25,12 @@ import h2.config
 import h2.connection
 import h2.events
 
-from testbed import deploy, lab, topofile
+from testbed import deploy, lab, planespec, topofile
 from testbed.links.probe import choose
 from testbed.model.identity import Identity
 from testbed.model.placement import Capture, CaptureKind, Placement, Proxy
 from testbed.model.topology import Topology
 from testbed.pki import CERTIFICATE_FILE, KEY_FILE, ROOTS_FILE, CertificateAuthority, write_identity
-from testbed.registry import load
 from testbed.runtime.enter import in_netns
 from testbed.runtime.netns import NetnsRuntime
 from testbed.seams import Process
@@ -391,7 +390,7 @@ def world(
 ) -> Iterator[World]:
     """`place` may change what the plane places; `options` go to every proxy."""
     topology = topofile.parse(text, "world.yml")
-    placement = place(topology, load("plane", plane).place(topology, {}))
+    placement = place(topology, planespec.place(plane, topology))
     proxies = tuple(dataclasses.replace(p, options={**p.options, **(options or {})}) for p in placement.proxies)
     placement = dataclasses.replace(placement, proxies=proxies)
     # Not pytest's own folder: its path is long, and a Unix socket's may hold 108 bytes only.
