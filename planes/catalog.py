@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from planes.claims import AMBIENT, SIDECAR, claims, of_kind
 from planes.envoy import place as envoy
 from planes.hybrid import place as mixed
-from planes.sidecar.place import mutual_tls_claims, sidecars
+from planes.sidecar.place import sidecars
 from planes.waypoint import place as waypoint
-from planes.ztunnel.place import ambient_workloads, traffic_claims, ztunnels
+from planes.ztunnel.place import ambient_workloads, ztunnels
 from planes.ztunnel.place import mesh_view as _mesh_view
 from testbed.errors import UsageError
 from testbed.model.placement import Placement
@@ -35,7 +36,7 @@ class CataloguedPlane:
 
 
 def _place_none(topology: Topology) -> Placement:
-    return Placement(plane="none", claims=traffic_claims(topology, captured=frozenset()))
+    return Placement(plane="none", claims=claims(topology, {}))
 
 
 def _place_ambient_l4(topology: Topology) -> Placement:
@@ -44,7 +45,7 @@ def _place_ambient_l4(topology: Topology) -> Placement:
     return (
         Placement(plane="ambient-l4")
         + proxies
-        + Placement(plane="ambient-l4", claims=traffic_claims(topology, captured=captured))
+        + Placement(plane="ambient-l4", claims=claims(topology, of_kind(AMBIENT, captured)))
     )
 
 
@@ -63,18 +64,17 @@ def _ambient(
         Placement(plane=plane)
         + ztunnels(topology, captured=captured, view=view)
         + as_made(waypoint.proxies(topology, placed, view))
-        + Placement(plane=plane, claims=traffic_claims(topology, captured=captured))
+        + Placement(plane=plane, claims=claims(topology, of_kind(AMBIENT, captured), waypoints=placed))
     )
 
 
 def _place_envoy_ambient_l4(topology: Topology) -> Placement:
     """`ambient-l4` with real Envoys in the ztunnel role: what ours are held against."""
     captured = ambient_workloads(topology)
-    claims = traffic_claims(topology, captured=captured)
     return (
         Placement(plane="envoy-ambient-l4")
         + envoy.ztunnels(topology, captured=captured, view=_mesh_view(topology, captured=captured))
-        + Placement(plane="envoy-ambient-l4", claims=claims)
+        + Placement(plane="envoy-ambient-l4", claims=claims(topology, of_kind(AMBIENT, captured)))
     )
 
 
@@ -98,7 +98,7 @@ def _sidecar(plane: str, topology: Topology, as_made: Callable[[Placement], Plac
     return (
         Placement(plane=plane)
         + as_made(sidecars(topology, injected=injected, view=view))
-        + Placement(plane=plane, claims=mutual_tls_claims(topology, injected=injected))
+        + Placement(plane=plane, claims=claims(topology, of_kind(SIDECAR, injected)))
     )
 
 

@@ -104,15 +104,24 @@ def quickstart(
 
 
 def experiment_list(as_json_text: bool = False) -> int:
+    """3 where an installed package's experiment cannot be loaded; the others are listed all the same."""
     from testbed.registry import load, names
     from testbed.store import as_json as plain
 
-    if as_json_text:
-        as_json([plain(load("experiment", name)) for name in names("experiment")])
-        return 0
+    found, broken = {}, []
     for name in names("experiment"):
-        print(f"{name:<20} {load('experiment', name).question}")
-    return 0
+        try:
+            found[name] = load("experiment", name)
+        except UsageError as error:
+            broken.append(error)
+    if as_json_text:
+        as_json([plain(experiment) for experiment in found.values()])
+    else:
+        for name, experiment in found.items():
+            print(f"{name:<20} {experiment.question}")
+    for error in broken:
+        say(str(error))
+    return 3 if broken else 0
 
 
 def experiment_run(

@@ -1,4 +1,4 @@
-"""Envoy as sidecar and waypoint without capture or control plane, for benches on loopback: one service, one endpoint."""
+"""Envoy as sidecar and waypoint without capture or control plane: benches on loopback, one service of one endpoint."""
 
 from __future__ import annotations
 

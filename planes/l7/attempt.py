@@ -29,12 +29,13 @@ class Cause(Enum):
 
 
 class Attempt:
-    __slots__ = ("_timer", "exchange", "over", "stream", "upstream")
+    __slots__ = ("_timer", "connection", "exchange", "over", "stream", "upstream")
 
     def __init__(self, exchange: Exchange, upstream: Upstream) -> None:
         self.exchange = exchange
         self.upstream = upstream
         self.stream: ClientStream | None = None
+        self.connection: HttpConnection | None = None
         self.over = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -66,6 +67,7 @@ class Attempt:
 
     def begin(self, connection: HttpConnection) -> None:
         exchange = self.exchange
+        self.connection = connection
         self.stream = connection.codec.open(exchange.place.outgoing(exchange), self)  # type: ignore[attr-defined]
         exchange.sending(self)
 

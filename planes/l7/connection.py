@@ -11,6 +11,9 @@ from collections.abc import Callable
 from planes.l7.codec import Codec
 
 HIGH_WATER_BYTES = 256 << 10
+LARGE_BYTES = 16 << 10
+"""A piece of a body from here on is written at once: gathering saves nothing then, and only a write tells whether the
+peer takes more (an event loop may read megabytes from one socket in a turn)."""
 LINGER_S = 1.0
 """How long a server that has said its last word reads on: closing at once would turn unread bytes of the client into a
 RST, which may destroy the answer on its way (RFC 9112 9.6). Envoy's delayed_close_timeout."""
@@ -75,7 +78,9 @@ class HttpConnection(asyncio.Protocol):
         codec = self.codec
         self.reads += 1
         codec.receive(data)
-        if not self._scheduled and (codec.out or codec.closing or codec.reading_held is not self._reading_paused):
+        if codec.reading_held is not self._reading_paused:
+            self._hold(codec.reading_held)  # at once: the event loop may have more reads in store for this very turn
+        if not self._scheduled and (codec.out or codec.closing):
             self._scheduled = True
             self.loop.call_soon(self.flush)
         if self._on_turn is not None:
@@ -124,13 +129,16 @@ class HttpConnection(asyncio.Protocol):
         if codec.closing:
             self._close()
         elif codec.reading_held is not self._reading_paused:
-            self._reading_paused = codec.reading_held
-            if self._reading_paused:
-                self.transport.pause_reading()
-            else:
-                self.transport.resume_reading()
+            self._hold(codec.reading_held)
         elif codec.half_close and not self._eof_written:
             self._write_eof()
+
+    def _hold(self, held: bool) -> None:
+        self._reading_paused = held
+        if held:
+            self.transport.pause_reading()
+        else:
+            self.transport.resume_reading()
 
     def _write_eof(self) -> None:
         self._eof_written = True

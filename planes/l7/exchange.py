@@ -12,7 +12,7 @@ from typing import Protocol
 
 from planes.l7.attempt import Attempt, Cause
 from planes.l7.codec import ServerStream
-from planes.l7.connection import HttpConnection
+from planes.l7.connection import LARGE_BYTES, HttpConnection
 from planes.l7.decision import Decision, Kind
 from planes.l7.message import Fields, Request, Response, field
 from planes.l7.retry import Failure, Retrial
@@ -220,7 +220,10 @@ class Exchange:
         if self._replayable and self.decision.retry is not None:
             self._keep(data)
             self._forget_long()
-        if not stream.send_data(data):
+        open_ = stream.send_data(data)
+        if size >= LARGE_BYTES:
+            attempt.connection.flush()  # type: ignore[union-attr]
+        if not open_:
             self._brake()
 
     def _keep(self, data: bytes | memoryview) -> None:
@@ -330,8 +333,12 @@ class Exchange:
         return bool(self.request.upgrade or self.request.method == b"CONNECT") and response.status < 300
 
     def answer_data(self, attempt: Attempt, data: bytes | memoryview) -> None:
-        self.response_bytes += len(data)
-        if not self.stream.send_data(data) and attempt.stream is not None:
+        size = len(data)
+        self.response_bytes += size
+        open_ = self.stream.send_data(data)
+        if size >= LARGE_BYTES:
+            self.connection.flush()
+        if not open_ and attempt.stream is not None:
             attempt.stream.hold()
 
     def answer_ended(self, trailers: Fields) -> None:
