@@ -56,7 +56,7 @@ class Endpoint(asyncio.Protocol):
         if self._early is None:
             self.forward_end()
             self._close_when_done()
-        return True
+        return self.transport.can_write_eof()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.lost = True
@@ -103,6 +103,9 @@ class Endpoint(asyncio.Protocol):
             return
         self.eof_written = True
         if not self.eof_read:
+            if not self.transport.can_write_eof():  # TLS: its libraries know no end of one direction alone
+                self.transport.close()
+                return
             try:
                 self.transport.write_eof()
             except OSError:
