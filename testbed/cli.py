@@ -68,9 +68,9 @@ def as_json(value: object) -> None:
 
 
 def schema(write: bool = False, dry_run: bool = False) -> int:
-    from testbed import topofile
+    from testbed import schemadefs, topofile
 
-    text = json.dumps(topofile.json_schema(), indent=1) + "\n"
+    text = schemadefs.as_text(topofile.json_schema()) + "\n"
     file = ROOT / "topologies" / "schema.json"
     if write and dry_run:
         print(f"would write {file}{'' if file.read_text() != text else ', which is the same already'}")
