@@ -90,6 +90,10 @@ def test_a_run_leaves_its_folder_as_promised_and_nothing_else(
         "boundary.l4-denied-hbone", "boundary.wrong-identity", "boundary.foreign-authority",
     }  # fmt: skip
     assert "ambient-l4" in printed.out
+    unheeded = "PeerAuthentication secure/strict, AuthorizationPolicy secure/only-client: no proxy enforces it"
+    assert printed.err.count(f"not honoured under none: {unheeded}") == 1
+    assert run.info["planes"]["none"]["not honoured"] == unheeded
+    assert unheeded in (run.path / "report.html").read_text()
     assert printed.err.count("ms for 2 asked") >= 2
     assert code in (0, 3, 4)  # 3 or 4 only where the busy machine made a trial late
     assert code == runs.verdict(run.measurements(), run.findings())
