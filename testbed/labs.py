@@ -13,7 +13,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+<<<<<<< HEAD
 from testbed import captures, deploy, honoured, interrupts, lab, livelinks, sweep, topofile
+=======
+from testbed import captures, deploy, interrupts, lab, livelinks, planespec, sweep, topofile
+>>>>>>> shell
 from testbed.errors import PeerError, UsageError
 from testbed.links.gauge import measure
 from testbed.links.probe import choose
@@ -53,7 +57,7 @@ def up(
     """
     topology = _topology(topology_name)
     name = name or topology.name
-    placement = load("plane", plane).place(topology, {})
+    placement = planespec.place(plane, topology)
     made_runtime = load("runtime", "netns" if runtime == "auto" else runtime)()
     root = ownership.state_root()
 

@@ -20,6 +20,7 @@ from testbed.deploy import Deployment
 from testbed.errors import PeerError, UsageError
 from testbed.lab import APP_UID, log_tail
 from testbed.model.experiment import Finding
+from testbed.model.placement import Claim
 from testbed.model.topology import Service, ServicePort, Topology
 from testbed.observe import pcapng
 from testbed.observe.capture import Capture, embed_secrets
@@ -27,9 +28,9 @@ from testbed.runtime.enter import owner_for
 from testbed.runtime.routing import paths
 from testbed.runtime.wiring import port_name
 from testbed.seams import Spawn
-from testbed.verify.evidence import Canary, gather
+from testbed.verify.evidence import Canary, first_stops, gather
 from testbed.verify.judge import judge
-from testbed.verify.segments import capture_points, lay_out
+from testbed.verify.segments import Layout, capture_points, lay_out
 
 REQUESTS = 32
 """Canary requests, each over a connection of its own: enough to see pooling, few enough to read packet by packet."""
@@ -97,8 +98,13 @@ def prove(deployment: Deployment, *, client: str, target: str, captures: Path) -
     """
     lab, plane = deployment.lab, deployment.placement.plane
     going = errand(lab.topology, target, f"canary-{secrets.token_hex(8)}")
-    watched = dict.fromkeys((client, *going.service.endpoints))
-    layout = lay_out(lab.topology, {name: port_name(name) for name in watched}, routes=paths(lab.topology))
+    asked = concerned(deployment.placement.claims, lab.topology, going, client)
+    proxies = {p.sandbox: (p.node, p.own_address) for p in deployment.placement.proxies if p.own_address}
+    stops = [stop for claim in asked for stop in claim.call]
+    watched = dict.fromkeys((client, *(s for s in stops if s in proxies), *going.service.endpoints))
+    layout = lay_out(
+        lab.topology, {name: port_name(name) for name in watched}, extra=proxies, routes=paths(lab.topology)
+    )
     file = captures / f"{plane}.pcapng"
     capture = Capture(capture_points(layout.segments, lab.running.sandboxes), file)
     with capture:
@@ -114,20 +120,61 @@ def prove(deployment: Deployment, *, client: str, target: str, captures: Path) -
         )
     embed_secrets(file, deployment.keylogs())
     heard = gather(pcapng.read(file), layout.segments, file=f"captures/{file.name}")
-    chosen = {endpoint: numbers for endpoint, numbers in going.shares(tries).items() if numbers and endpoint != client}
-    claims = [
-        c
-        for c in deployment.placement.claims
-        if c.source == client
-        and c.destination in chosen
-        and c.authority in (None, f"{lab.topology.workload(c.destination).address}:{going.port.target_port}")
-    ]
-    canaries = [
-        Canary(token=going.token.encode(), source=client, destination=endpoint, count=len(numbers), requests=numbers)
-        for endpoint, numbers in chosen.items()
-    ]
+    shares = {endpoint: numbers for endpoint, numbers in going.shares(tries).items() if numbers and endpoint != client}
+    taken = first_stops(heard, going.token.encode(), lab.topology.workload(client).address)
+    claims, canaries = share_out(asked, shares, taken, layout, token=going.token.encode(), client=client)
     findings = judge(plane=plane, claims=claims, canaries=canaries, evidence=heard, layout=layout)
     return [dataclasses.replace(finding, id=f"packets.{finding.id}") for finding in findings]
+
+
+def concerned(claims: Sequence[Claim], topology: Topology, going: Errand, client: str) -> list[Claim]:
+    """Claims that speak of this errand: of this client's calls of the service's port, on every leg of them."""
+
+    def speaks(claim: Claim) -> bool:
+        first, last = claim.call[0], claim.call[-1]
+        if first != client or last not in going.service.endpoints:
+            return False
+        if claim.service is not None:
+            return (claim.service, claim.port) == (going.service.name, going.port.port)
+        return claim.authority in (None, f"{topology.workload(last).address}:{going.port.target_port}")
+
+    return [claim for claim in claims if speaks(claim)]
+
+
+def share_out(
+    claims: Sequence[Claim],
+    shares: Mapping[str, frozenset[str]],
+    taken: Mapping[str, str],
+    layout: Layout,
+    *,
+    token: bytes,
+    client: str,
+) -> tuple[list[Claim], list[Canary]]:
+    """A canary for each way that requests took, and the claims of those ways.
+
+    Where several ways lead to one endpoint (replicas of a waypoint), `taken` says which of them a request took; one
+    that was never seen is put on the first, where it will be missed.
+    """
+    ways = list(dict.fromkeys(claim.call for claim in claims))
+    canaries = []
+    for endpoint, numbers in shares.items():
+        mine = [way for way in ways if way[-1] == endpoint] or [(client, endpoint)]
+        requests: dict[tuple[str, ...], set[str]] = {way: set() for way in mine}
+        for number in numbers:
+            address = taken.get(number)
+            took = next((way for way in mine if address in layout.addresses[way[1]]), mine[0])
+            requests[took].add(number)
+        canaries += [
+            Canary(
+                token=token, source=client, destination=endpoint, count=len(some), via=way[1:-1],
+                requests=frozenset(some),
+            )
+            for way, some in requests.items()
+            if some
+        ]  # fmt: skip
+    travelled = {(c.source, *c.via, c.destination) for c in canaries}
+    judged = [dataclasses.replace(c, stops=(), service=None, port=None) for c in claims if c.call in travelled]
+    return list(dict.fromkeys(judged)), canaries
 
 
 def run_probe(
@@ -137,30 +184,50 @@ def run_probe(
 
     Files lie beside it, readable for it alone.
     """
+    return run_probes(deployment, {sandbox: attempts}, files={sandbox: files or {}})[sandbox]
+
+
+def run_probes(
+    deployment: Deployment,
+    attempts: Mapping[str, Sequence[dict]],
+    *,
+    files: Mapping[str, Mapping[str, bytes]] | None = None,
+) -> dict[str, dict[str, list[dict]]]:
+    """The same in several sandboxes at once: by sandbox."""
     lab = deployment.lab
-    folder = lab.folder / "probes" / secrets.token_hex(4)
-    folder.mkdir(parents=True, mode=0o755)
-    (folder / "attempts.json").write_text(json.dumps(list(attempts)))
-    for name, data in (files or {}).items():
-        (folder / name).write_bytes(data)
-    own(folder)
-    spawn = Spawn(
-        name=f"probe.{folder.name}",
-        sandbox=sandbox,
-        argv=program.argv(
-            "testbed.verify.probe", "--attempts", str(folder / "attempts.json"), "--out", str(folder / "out.json")
-        ),
-        env=program.environment(folder),
-        uid=APP_UID,
-        folder=folder,
-    )
-    (process,) = lab.running.spawn([spawn])
-    code = process.wait(60.0)
-    if code != 0:
-        raise PeerError(
-            f"probe in {sandbox}: {'not done in 60 s' if code is None else f'ended with {code}'}:\n{log_tail(process)}"
-        )
-    return {row["name"]: row["tries"] for row in json.loads((folder / "out.json").read_text())}
+    folders, spawns = {}, []
+    for sandbox, tried in attempts.items():
+        folders[sandbox] = folder = lab.folder / "probes" / secrets.token_hex(4)
+        folder.mkdir(parents=True, mode=0o755)
+        (folder / "attempts.json").write_text(json.dumps(list(tried)))
+        for name, data in (files or {}).get(sandbox, {}).items():
+            (folder / name).write_bytes(data)
+        own(folder)
+        spawns.append(
+            Spawn(
+                name=f"probe.{folder.name}",
+                sandbox=sandbox,
+                argv=program.argv(
+                    "testbed.verify.probe",
+                    "--attempts", str(folder / "attempts.json"),
+                    "--out", str(folder / "out.json"),
+                ),
+                env=program.environment(folder),
+                uid=APP_UID,
+                folder=folder,
+            )
+        )  # fmt: skip
+    for sandbox, process in zip(attempts, lab.running.spawn(spawns), strict=True):
+        code = process.wait(60.0)
+        if code != 0:
+            raise PeerError(
+                f"probe in {sandbox}: {'not done in 60 s' if code is None else f'ended with {code}'}:\n"
+                f"{log_tail(process)}"
+            )
+    return {
+        sandbox: {row["name"]: row["tries"] for row in json.loads((folder / "out.json").read_text())}
+        for sandbox, folder in folders.items()
+    }
 
 
 def own(folder: Path) -> None:

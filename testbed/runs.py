@@ -15,7 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+<<<<<<< HEAD
 from testbed import claims, honoured, report, sweep, table, typeset
+=======
+from testbed import claims, planespec, report, sweep, table, typeset
+>>>>>>> shell
 from testbed.claimlist import CLAIMS
 from testbed.errors import MachineError, TestbedError, UsageError
 from testbed.links.probe import choose
@@ -55,10 +59,10 @@ def run(
         stored = planned["plan"]["experiment"]
         experiment = sweep.with_overrides(experiment, rounds=stored["rounds"], planes=stored["planes"])
         seed, runtime_name, link = planned["seed"], planned["runtime"], planned["link_kind"]
-    for plane in experiment.planes:
-        load("plane", plane)  # an unknown name speaks before anything is built
     made_runtime = load("runtime", runtime_name)()
     topology = sweep.resolve(experiment)
+    for plane in experiment.planes:
+        planespec.place(plane, topology)  # an unknown name or option speaks before anything is built
     if resume:
         must_be_the_same(Path(resume), planned, experiment, topology)
     blocks = sweep.plan_blocks(experiment, experiment.planes, seed)

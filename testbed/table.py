@@ -28,11 +28,16 @@ NOT_PROXIES = ("client", "app", "wire", "host", "testbed")
 BOUNDARIES = {
     "boundary.identities-held": "identities held",
     "boundary.plaintext-visible": "plaintext visible",
-    "boundary.plaintext-to-strict": "plaintext to STRICT workload",
-    "boundary.wrong-identity": "call with a wrong identity",
-    "boundary.l4-denied": "call denied by L4 policy",
-    "boundary.l4-denied-hbone": "the same by HBONE directly",
-    "boundary.foreign-authority": "HBONE authority of another pod",
+    "boundary.plaintext-to-strict": "plaintext to STRICT",
+    "boundary.wrong-identity": "other trust domain",
+    "boundary.forged-identity": "forged identity",
+    "boundary.wrong-identity-waypoint": "… at the waypoint",
+    "boundary.l4-denied": "denied by L4 policy",
+    "boundary.l4-denied-direct": "… past the proxy",
+    "boundary.foreign-authority": "another pod's authority",
+    "boundary.l7-denied": "denied by L7 policy",
+    "boundary.l7-denied-pod-ip": "… by pod address",
+    "boundary.l7-allow": "L7 ALLOW, no waypoint",
 }
 MIN_ROUNDS = 3
 """Below this an interval over rounds says nothing and is not printed."""

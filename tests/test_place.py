@@ -30,7 +30,7 @@ def test_none_places_nothing_and_claims_cleartext() -> None:
     assert (placement.proxies, placement.captures) == ((), ())
     assert {c.encryption for c in placement.claims} == {Encryption.CLEAR}
     assert {(c.source, c.destination) for c in placement.claims} == {
-        (client, server) for client in ("client", "intruder") for server in ("server", "tcp", "vault")
+        (client, server) for client in ("client", "intruder") for server in ("server", "tcp", "ledger", "vault")
     }
 
 
@@ -93,7 +93,7 @@ def test_a_labelled_workload_is_left_out_of_the_capture() -> None:
 def test_a_node_without_captured_workloads_gets_no_ztunnel() -> None:
     """Nothing to act for, nothing to hold."""
     topology = TWO_ZONES
-    for name in ("server", "tcp", "vault"):
+    for name in ("server", "tcp", "ledger", "vault"):
         topology = labelled(topology, name, "sidecar")
 
     assert [p.node for p in catalog.ambient_l4.place(topology, {}).proxies] == ["node-a"]
@@ -121,9 +121,9 @@ def test_a_waypoint_is_left_out_unless_a_plane_brings_one() -> None:
     """`server` names a waypoint in the file; at L4 it is reached directly, with the L7 planes through it."""
     captured = ambient_workloads(TWO_ZONES)
     plain = MeshView.parse(mesh_view(TWO_ZONES, captured=captured))
-    through = MeshView.parse(mesh_view(TWO_ZONES, captured=captured, waypoints={"server": "10.0.2.250"}))
+    through = MeshView.parse(mesh_view(TWO_ZONES, captured=captured, waypoints={"server": "/10.0.2.250"}))
 
-    assert [s.waypoint for s in plain.services] == [None] * 3
+    assert [s.waypoint for s in plain.services] == [None] * 4
     assert [str(s.waypoint) for s in through.services if s.waypoint] == ["/10.0.2.250:15008"]
 
 

@@ -129,7 +129,7 @@ def test_without_a_mesh_every_boundary_is_tried_or_said_not_to_apply(deployed: D
     tried = {f.id: f for f in boundaries.try_all(deployed, client="client", packets=packets)}
 
     assert broken(list(tried.values())) == []
-    for name in ("wrong-identity", "foreign-authority", "l4-denied-hbone"):
+    for name in ("wrong-identity", "forged-identity", "foreign-authority", "l4-denied-direct"):
         finding = tried[f"boundary.{name}"]
         assert finding.value == "not applicable: no HBONE listener"
-        assert "right refused" in finding.evidence and "own port answered" in finding.evidence
+        assert "hbone-right refused" in finding.evidence and "own port answered" in finding.evidence

@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.root, needs_root]
 TINY = dataclasses.replace(
     EXPERIMENT,
     name="tiny",
+    planes=("none", "ambient-l4"),
     rounds=1,
     aa_pair=False,
     load=dataclasses.replace(EXPERIMENT.load, rate_rps=50, warmup_s=0.3, window_s=1.0),
@@ -87,7 +88,8 @@ def test_a_run_leaves_its_folder_as_promised_and_nothing_else(
     assert results_by_plane == {("none", Result.HOLDS), ("ambient-l4", Result.HOLDS)}
     assert {f.id for f in run.findings() if f.plane == "ambient-l4" and f.id.startswith("boundary.")} >= {
         "boundary.identities-held", "boundary.plaintext-visible", "boundary.plaintext-to-strict", "boundary.l4-denied",
-        "boundary.l4-denied-hbone", "boundary.wrong-identity", "boundary.foreign-authority",
+        "boundary.l4-denied-direct", "boundary.wrong-identity", "boundary.forged-identity", "boundary.foreign-authority",
+        "boundary.l7-denied", "boundary.l7-denied-pod-ip", "boundary.l7-allow",
     }  # fmt: skip
     assert "ambient-l4" in printed.out
     unheeded = "PeerAuthentication secure/strict, AuthorizationPolicy secure/only-client: no proxy enforces it"

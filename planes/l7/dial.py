@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from weakref import WeakValueDictionary
 
+from planes.l7 import halfclose
 from planes.l7.connection import HttpConnection
 from planes.l7.group import CONNECT_LIMIT_S, UNLIMITED, Group
 from planes.l7.http1 import Http1Client
@@ -122,6 +123,11 @@ class Dialler:
             return await net.connect(self.loop, factory, sock, way.address, timeout_s=limit_s)
         alpn = ALPN_TCP if way.tcp else ALPN_HTTP2 if way.http2 else ALPN_HTTP1
         context = self.contexts.client_for(alpn)
+        if way.tcp:
+            return await halfclose.connect(
+                self.loop, factory, sock, way.address, context, server_name=way.server_name or None,
+                refusal_of=lambda made: _refusal_of(made, way), timeout_s=limit_s,
+            )  # fmt: skip
         protocol = await net.connect(
             self.loop, factory, sock, way.address, context, server_name=way.server_name or None, timeout_s=limit_s
         )
@@ -198,10 +204,15 @@ class Dialler:
 def _refusal(protocol: asyncio.BaseProtocol, way: Way) -> str | None:
     """Why the peer is turned away, before a byte is written to it."""
     transport: asyncio.Transport = protocol.transport  # type: ignore[attr-defined]
+    refusal = _refusal_of(transport, way)
+    if refusal is not None:
+        transport.abort()
+    return refusal
+
+
+def _refusal_of(transport: asyncio.Transport, way: Way) -> str | None:
     secured: ssl.SSLObject = transport.get_extra_info("ssl_object")
     refusal = tls.client_refusal(tls.spiffe_uris(secured.getpeercert()), way.expected)
     if refusal is None and way.http2 and secured.selected_alpn_protocol() not in ("h2", *ALPN_HTTP2):
         refusal = f"server chose {secured.selected_alpn_protocol() or 'no protocol'} of {', '.join(ALPN_HTTP2)}"
-    if refusal is not None:
-        transport.abort()
     return refusal

@@ -120,6 +120,10 @@ class HttpSide(Ended):
         http2 = exchange.request.version == "2"
         return members.choose(cluster, exchange, http2=http2) if members is not None else None
 
+    def arrives_secured(self, downstream: Downstream) -> bool:
+        """Whether the connection that carries the requests is TLS itself: what x-forwarded-proto tells."""
+        return downstream.mtls
+
     def client_certificate(self, downstream: Downstream) -> bytes | None:
         """An entry for x-forwarded-client-cert; None: the field is not this side's to pass on."""
         return None
@@ -129,7 +133,7 @@ class HttpSide(Ended):
         downstream: Downstream = exchange.connection.context  # type: ignore[assignment]
         if exchange.attempts == 1:  # once for all attempts: they share request id and span
             request.fields = edit.stamp(
-                request.fields, secure=downstream.mtls, random_bits=self.program.random_bits,
+                request.fields, secure=self.arrives_secured(downstream), random_bits=self.program.random_bits,
                 client_cert=self.client_certificate(downstream),
             )  # fmt: skip
         fields = edit.with_attempt(request.fields, exchange.attempts, decision.timeout_s)

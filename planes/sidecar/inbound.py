@@ -17,6 +17,7 @@ from planes.l7.detect import Detected
 from planes.l7.dial import Security, Way
 from planes.l7.edit import certificate_entry
 from planes.l7.exchange import Exchange
+from planes.l7.halfclose import HalfClosingTls
 from planes.l7.message import Request, field
 from planes.l7.program import L7Program
 from planes.l7.retry import RetryPolicy
@@ -109,9 +110,18 @@ class Inbound(HttpSide):
             if hello is not None and any(name.startswith(b"istio") for name in hello.alpn) and mode is not Mode.DISABLE:
                 http = self._is_http(port, any(name.startswith((b"istio-http", b"istio-h2")) for name in hello.alpn))
                 context = program.contexts.server_for(ALPN_HTTP if http else ALPN_TCP)
-                await net.adopt(
-                    self.loop, lambda: _Secured(lambda made: self._secured(made, downstream, http)), sock, context
-                )
+                if http:
+                    await net.adopt(
+                        self.loop, lambda: _Secured(lambda made: self._secured(made, downstream, True)), sock, context
+                    )
+                else:
+                    await net.adopt(
+                        self.loop,
+                        lambda: HalfClosingTls(
+                            self.loop, context, lambda made: self._secured(made, downstream, False), server_side=True
+                        ),
+                        sock,
+                    )
                 return
             if mode is Mode.STRICT:
                 program.tcp_metrics.fail(*self._tcp_peers(downstream), mtls=False, flag=Flag.TLS_FAILURE)

@@ -87,7 +87,7 @@ class Outbound(HttpSide):
         service: ServiceView | None = None
         if cluster is not None:
             service = program.mesh.service_by_key(cluster.service_key)
-            picked = self._members.pick(cluster, self.draw, tcp=True)
+            picked = self._members.pick(cluster, self.draw, tcp=True, source_ip=downstream.source[0])
             if picked is not None:
                 way, workload = picked.way, picked.workload
         elif program.l7.config.outbound_any:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from planes.l7.place import l7_view
-from planes.ztunnel.place import pairs
-from testbed.model.placement import Capture, CaptureKind, Claim, Encryption, Placement, Proxy
+from testbed.model.placement import Capture, CaptureKind, Placement, Proxy
 from testbed.model.topology import Topology
 
 
@@ -50,19 +49,3 @@ def sidecars(
         )
         captures.append(Capture(workload=workload.name, kind=CaptureKind.SIDECAR, proxy=name))
     return Placement(plane="sidecar", proxies=tuple(proxies), captures=tuple(captures))
-
-
-def mutual_tls_claims(topology: Topology, *, injected: Collection[str]) -> tuple[Claim, ...]:
-    """For every pair that may talk: Istio's mutual TLS where both have a sidecar, else the application's own bytes."""
-    found: dict[tuple[str, str], Claim] = {}
-    for client, server, _ in pairs(topology):
-        both = client.name in injected and server.name in injected
-        found[client.name, server.name] = Claim(
-            source=client.name,
-            destination=server.name,
-            segment="wire",
-            encryption=Encryption.MTLS if both else Encryption.CLEAR,
-            client_identity=client.identity(topology.trust_domain) if both else None,
-            server_identity=server.identity(topology.trust_domain) if both else None,
-        )
-    return tuple(found.values())

@@ -1,15 +1,15 @@
 """Where ztunnels go: one per node that has captured workloads, entering these, holding their identities and no others.
 
-Three terms that a plane adds up: `mesh_view` (what every proxy knows), `ztunnels` (proxies and captures) and
-`traffic_claims` (what must then be seen on the wire). Sidecars and waypoints are further terms beside them: a workload
+Two terms that a plane adds up: `mesh_view` (what every proxy knows) and `ztunnels` (proxies and captures); what must
+then be seen on the wire is `planes.claims`. Sidecars and waypoints are further terms beside them: a workload
 label decides who captures, `waypoints` says which services are reached through one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 
-from testbed.model.placement import Capture, CaptureKind, Claim, Encryption, Placement, Proxy
+from testbed.model.placement import Capture, CaptureKind, Placement, Proxy
 from testbed.model.policy import policies_for_view
 from testbed.model.topology import Service, ServicePort, Topology, Workload
 
@@ -32,18 +32,24 @@ def mesh_view(
     *,
     captured: Collection[str],
     waypoints: Mapping[str, str] | None = None,
+    workload_waypoints: Mapping[str, str] | None = None,
     extra_workloads: tuple[dict, ...] = (),
     extra_services: tuple[dict, ...] = (),
 ) -> dict:
     """The whole mesh in LOCAL shape. `captured` workloads take HBONE.
 
     `waypoints` is service name to its waypoint, as `namespace/hostname` or `network/address`; services not in it are
-    reached directly, whatever the topology wishes. The extras are the waypoints themselves, in LOCAL shape.
+    reached directly, whatever the topology wishes. `workload_waypoints` is the same for workloads. The extras are the
+    waypoints themselves, in LOCAL shape.
     """
     policies, attached = policies_for_view(topology)
     return {
         "workloads": [
-            *(_workload(topology, w, w.name in captured, attached.get(w.name, [])) for w in topology.workloads),
+            *(
+                _workload(topology, w, w.name in captured, attached.get(w.name, []))
+                | _through((workload_waypoints or {}).get(w.name))
+                for w in topology.workloads
+            ),
             *extra_workloads,
         ],
         "services": [*(_service(s, (waypoints or {}).get(s.name)) for s in topology.services), *extra_services],
@@ -86,9 +92,11 @@ def _service(service: Service, waypoint: str | None) -> dict:
     if service.traffic_distribution in _PREFERENCES:
         mode, preferences = _PREFERENCES[service.traffic_distribution]
         view["loadBalancer"] = {"mode": mode, "routingPreferences": preferences, "healthPolicy": "OnlyHealthy"}
-    if waypoint is not None:
-        view["waypoint"] = {"destination": waypoint, "hboneMtlsPort": 15008}
-    return view
+    return view | _through(waypoint)
+
+
+def _through(waypoint: str | None) -> dict:
+    return {} if waypoint is None else {"waypoint": {"destination": waypoint, "hboneMtlsPort": 15008}}
 
 
 def _ports(ports: tuple[ServicePort, ...]) -> dict[str, int]:
@@ -118,34 +126,3 @@ def ztunnels(topology: Topology, *, captured: Collection[str], view: dict) -> Pl
         Capture(workload=w.name, kind=CaptureKind.IN_POD) for w in topology.workloads if w.name in captured
     )
     return Placement(plane="ztunnel", proxies=tuple(proxies), captures=captures)
-
-
-def traffic_claims(topology: Topology, *, captured: Collection[str]) -> tuple[Claim, ...]:
-    """For every pair that may talk: mTLS with HBONE where both are captured, else the application's own bytes."""
-    found: dict[tuple[str, str, str | None], Claim] = {}
-    for client, server, port in pairs(topology):
-        both = client.name in captured and server.name in captured
-        authority = f"{server.address}:{port.target_port}" if both else None
-        found[client.name, server.name, authority] = Claim(
-            source=client.name,
-            destination=server.name,
-            segment="wire",
-            encryption=Encryption.MTLS if both else Encryption.CLEAR,
-            hbone=both,
-            authority=authority,
-            client_identity=client.identity(topology.trust_domain) if both else None,
-            server_identity=server.identity(topology.trust_domain) if both else None,
-        )
-    return tuple(found.values())
-
-
-def pairs(topology: Topology) -> Iterator[tuple[Workload, Workload, ServicePort]]:
-    """Clients are idle workloads, which may call every service, and applications, which call those they name."""
-    by_name = {w.name: w for w in topology.workloads}
-    for client in topology.workloads:
-        for service in topology.services:
-            if client.app.kind != "idle" and service.name not in client.app.calls:
-                continue
-            for endpoint in service.endpoints:
-                if endpoint != client.name:
-                    yield from ((client, by_name[endpoint], port) for port in service.ports)

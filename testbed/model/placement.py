@@ -71,7 +71,8 @@ class Encryption(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What must be true of traffic from workload `source` to workload `destination` on a segment.
+    """What must be true of traffic from `source` to `destination` on a segment: workloads, or proxies with an address
+    of their own, for what passes a waypoint is two claims, a leg each.
 
     `segment` is `wire` (between nodes, and from a workload's veth to its node) or `local` (inside a workload's
     sandbox).
@@ -86,6 +87,20 @@ class Claim:
     authority: str | None = None
     client_identity: Identity | None = None
     server_identity: Identity | None = None
+    alpn: tuple[str, ...] = ()
+    """What the ClientHello must offer, in this order, others between them allowed; empty: not to be judged."""
+    sni: str | None = None
+    """What the ClientHello must name; None: not to be judged."""
+    service: str | None = None
+    """The service whose calls this is true of, at `port`; None: of every call between the two."""
+    port: int | None = None
+    stops: tuple[str, ...] = ()
+    """Where such a call stops, this leg being one of its legs: client, proxies with an address of their own, server.
+    Empty: source and destination."""
+
+    @property
+    def call(self) -> tuple[str, ...]:
+        return self.stops or (self.source, self.destination)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

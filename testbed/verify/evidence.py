@@ -211,6 +211,23 @@ def opened(listening: Listening, token: bytes) -> list[Sighting]:
     return found
 
 
+def first_stops(evidence: Evidence, token: bytes, client: str) -> dict[str, str]:
+    """Request -> address that `client` (an address) sent it to, as the first place that saw it says.
+
+    Which of several proxies a request took is known only from the packets.
+    """
+    first: dict[str, tuple[int, str]] = {}
+    for listening in evidence.listenings:
+        for sighting in [*in_clear(listening, token), *opened(listening, token)]:
+            if sighting.direction != FORWARD or sighting.heard is None or not sighting.request:
+                continue
+            connection = sighting.heard.connection
+            seen = (sighting.time_ns, connection.server[0])
+            if connection.client[0] == client and seen <= first.get(sighting.request, seen):
+                first[sighting.request] = seen
+    return {request: address for request, (_, address) in first.items()}
+
+
 def _in_bodies(heard: Heard, token: bytes, direction: str, bytes_of: keylog.Plaintext | object) -> Iterator[Sighting]:
     """`bytes_of` is what the conversation was read from: it maps the conversation's offsets to packets."""
     for exchange in heard.conversation.exchanges if heard.conversation else ():

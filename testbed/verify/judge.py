@@ -1,7 +1,8 @@
 """Claims weighed against packets -> findings. Pure over `evidence`, and shares no code with the proxies it judges.
 
-Per claim and segment: is a canary readable; TLS version and suite; ALPN; identities both ways; HBONE framing; and,
-with the keys, that exactly the expected requests were inside. Three rules keep it honest. Absence proves nothing
+Per claim and segment: is a canary readable; TLS version and suite; ALPN and SNI; identities both ways; HBONE framing;
+and, with the keys, that exactly the expected requests were inside. What passes a proxy with an address of its own is
+two claims, told apart by addresses where both legs cross one link. Three rules keep it honest. Absence proves nothing
 unless traffic was there and no packet was lost, so drops, gaps and empty segments give `no-evidence`. A claim of
 cleartext must be *found* readable, else the check itself is broken. And a leak is a leak, however bad the rest of the
 capture is.
@@ -52,6 +53,9 @@ class Crossing:
     """Of the tunnel it was in."""
     client_identity: str = ""
     server_identity: str = ""
+    client: str = ""
+    """Addresses of its connection; empty for a packet outside every stream."""
+    server: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +114,8 @@ def _crossing(segment: str, form: str, sighting: Sighting) -> Crossing:
         traceparent=(sighting.exchange.header("traceparent") or "") if sighting.exchange else "",
         client_identity=", ".join(client.uris) if client else "",
         server_identity=", ".join(server.uris) if server else "",
+        client=sighting.heard.connection.client[0] if sighting.heard else "",
+        server=sighting.heard.connection.server[0] if sighting.heard else "",
     )
 
 
@@ -133,6 +139,8 @@ class _Bench:
             checks.append(("readable", "canaries are readable, as is meant to be here", self._readable))
         if mtls:
             checks.append(("tls", "every connection is TLS 1.3 with an AES-GCM suite", self._tls))
+            if claim.alpn or claim.sni is not None:
+                checks.append(("offer", "the ClientHello offers Istio's ALPN and names the service", self._offer))
             if claim.client_identity or claim.server_identity:
                 checks.append(("identity", "certificates name both ends as claimed", self._identity))
         if mtls and claim.hbone:
@@ -193,7 +201,9 @@ class _Bench:
             s
             for c in self._canaries(claim)
             for s in in_clear(listening, c.token)
-            if s.direction in (FORWARD, "") and c.owns(s)
+            if s.direction in (FORWARD, "")
+            and c.owns(s)
+            and (claim.segment != WIRE or s.heard is None or self._matches(claim, s.heard))
         ]
         value = f"{len(sightings)} of {expected} readable"
         if len(sightings) >= expected > 0:
@@ -255,6 +265,26 @@ class _Bench:
         result = Result.BROKEN if wrong else Result.HOLDS
         return result, ", ".join(chosen), f"chosen in {_names(wrong or heard)}", _ends(wrong or heard)
 
+    def _offer(self, claim: Claim, listening: Listening) -> Verdict:
+        """What the client says before anything is encrypted: it takes no keys."""
+        heard = self._between(claim, listening)
+        if not heard:
+            return self._absent(claim, "no connection")
+        if silent := [h for h in heard if h.tls is None or h.tls.client_hello is None]:
+            return Result.NO_EVIDENCE, "no ClientHello", f"no ClientHello in {_names(silent)}", _ends(silent)
+        hellos = [(h, h.tls.client_hello) for h in heard]
+        wrong = [
+            h
+            for h, hello in hellos
+            if not _in_order(claim.alpn, hello.alpn) or claim.sni not in (None, hello.server_name)
+        ]
+        told = sorted({f"{', '.join(x.alpn) or 'no ALPN'} for {x.server_name or 'no name'}" for _, x in hellos})
+        value = "; ".join(sorted({", ".join(x.alpn) or "no ALPN" for _, x in hellos}))
+        if wrong:
+            wanted = f"{', '.join(claim.alpn) or 'any ALPN'} for {claim.sni or 'any name'}"
+            return Result.BROKEN, value, f"{_some(told)}, claimed {wanted}, in {_names(wrong)}", _ends(wrong)
+        return Result.HOLDS, value, f"{_some(told)} in {_names(heard)}", _ends(heard)
+
     def _identity(self, claim: Claim, listening: Listening) -> Verdict:
         heard, reason = self._to_open(claim, listening)
         if reason:
@@ -315,21 +345,20 @@ class _Bench:
         return Result.HOLDS, f"{count} CONNECT", f"to {_some(sorted(seen_authorities))} in {_names(heard)}", packets
 
     def way(self, canary: Canary) -> Finding:
-        """Each request on each segment of its legs: read in clear or inside a tunnel, whichever the keys allow."""
-        expected = [s for leg in canary.legs for s in self.layout.crossed(*leg, WIRE)]
-        names = list(dict.fromkeys(s.name for s in expected))
+        """Each request on each segment of each of its legs, one leg after the other: read in clear or inside a tunnel,
+        whichever the keys allow."""
+        expected = [(leg, s) for leg in canary.legs for s in self.layout.crossed(*leg, WIRE)]
         found = journeys(self.evidence, canary)
-        whole = [j for j in found if set(names) <= {c.segment for c in j.crossings}]
+        whole = [j for j in found if self._is_whole(j, expected)]
         value = f"{len(whole)} of {canary.count} whole way"
-        incomplete = [s.label for s in expected if not (x := self.evidence.at(s)) or not x.is_complete]
+        points = list(dict.fromkeys(s.label for _, s in expected))
+        incomplete = [s.label for _, s in expected if not (x := self.evidence.at(s)) or not x.is_complete]
         identities = sorted(
             {f"{c.client_identity}→{c.server_identity}" for j in found for c in j.crossings if c.client_identity}
         )
-        seen = f"over {_some([s.label for s in expected])}" + (
-            f" as {_some(identities)}" if identities else " in clear"
-        )
+        seen = f"over {_some(points, 6)}" + (f" as {_some(identities)}" if identities else " in clear")
         packets = sorted({n for j in whole for c in j.crossings for n in c.packets})
-        if names and len(whole) == len(found) == canary.count and not incomplete:
+        if expected and len(whole) == len(found) == canary.count and not incomplete:
             result = Result.HOLDS
         elif len(found) > canary.count:
             result, seen = Result.BROKEN, f"{len(found)} requests seen where {canary.count} were sent"
@@ -339,16 +368,32 @@ class _Bench:
                 seen = f"capture not complete at {_some(incomplete)}; {seen}"
             elif not self.evidence.has_keys:
                 seen = f"no keys: what is inside tunnels cannot be followed; {seen}"
+        stops = (canary.source, *canary.via, canary.destination)
+        told = f" through {', '.join(canary.via)}" if canary.via else ""
         return Finding(
-            id=f"{self.plane}/{canary.source}>{canary.destination}/way",
+            id=f"{self.plane}/{'>'.join(stops)}/way",
             plane=self.plane,
-            segment=" → ".join(names),
-            statement=f"every request from {canary.source} to {canary.destination} is seen on each segment of its way",
+            segment=" → ".join(stops),
+            statement=f"every request from {canary.source} to {canary.destination} is seen on each segment of its "
+            f"way{told}",
             result=result,
             evidence=f"{self.evidence.file}: {seen}{_more(packets)}",
             packets=tuple(packets[:MAX_PACKETS]),
             value=value,
         )
+
+    def _is_whole(self, journey: Journey, expected: Sequence[tuple[tuple[str, str], Segment]]) -> bool:
+        first_ns: dict[tuple[str, str], int] = {}
+        for leg, segment in expected:
+            times = [
+                c.time_ns
+                for c in journey.crossings
+                if c.segment == segment.name and self._joins(leg, c.client, c.server)
+            ]
+            if not times:
+                return False
+            first_ns[leg] = min(first_ns.get(leg, times[0]), *times)
+        return list(first_ns.values()) == sorted(first_ns.values())
 
     # -- what belongs to a claim
 
@@ -356,9 +401,11 @@ class _Bench:
         return [c for c in self.canaries if (claim.source, claim.destination) in c.legs]
 
     def _matches(self, claim: Claim, heard: Heard) -> bool:
-        here = self.layout.addresses
-        client, server = heard.connection.client[0], heard.connection.server[0]
-        return client in here[claim.source] and server in here[claim.destination]
+        return self._joins((claim.source, claim.destination), heard.connection.client[0], heard.connection.server[0])
+
+    def _joins(self, leg: tuple[str, str], client: str, server: str) -> bool:
+        source, destination = (self.layout.addresses[name] for name in leg)
+        return client in source and server in destination
 
     def _between(self, claim: Claim, listening: Listening) -> list[Heard]:
         """Connections of the pair that carried bytes. Inside a sandbox redirection has changed addresses: there,
@@ -417,6 +464,12 @@ def _unless_incomplete(verdict: Verdict, listening: Listening, *, counts: bool) 
     else:
         why = "the capture file is cut off"
     return Result.NO_EVIDENCE, verdict[1], f"{why}; {verdict[2]}", verdict[3]
+
+
+def _in_order(wanted: Sequence[str], offered: Sequence[str]) -> bool:
+    """Whether all of `wanted` stand in `offered` in that order; a real Istio may offer more between them."""
+    rest = iter(offered)
+    return all(name in rest for name in wanted)
 
 
 def _packets(sightings: Iterable[Sighting]) -> set[int]:

@@ -30,7 +30,7 @@ import h2.exceptions
 
 from testbed.errors import UsageError
 
-KINDS = ("tcp", "http", "tls", "hbone")
+KINDS = ("tcp", "http", "tls", "mtls", "hbone")
 MAX_ANSWER_BYTES = 1024 * 1024
 MAX_TIMES = 10_000
 
@@ -41,7 +41,8 @@ class Attempt:
 
     name: str
     kind: str
-    """`tcp`: send, read as much back. `http`: a request. `tls`: shake hands. `hbone`: CONNECT over h2 over TLS."""
+    """`tcp`: send, read as much back. `http`: a request. `tls`: shake hands. `mtls`: a request inside TLS, as between
+    sidecars. `hbone`: CONNECT over h2 over TLS."""
     address: str
     port: int
     times: int = 1
@@ -267,6 +268,26 @@ class _Tls(_Channel):
             raise EOFError
 
 
+class _Mtls(_Tls):
+    """HTTP/1.1 inside TLS: what a client's sidecar sends, made without one."""
+
+    def exchange(self, outcome: Try) -> None:
+        assert self.socket is not None
+        attempt = self.attempt
+        http_connection = http.client.HTTPConnection(attempt.address, attempt.port)
+        http_connection.sock = self.socket
+        headers = {**attempt.headers, **({"x-canary": attempt.canary} if attempt.canary else {})}
+        try:
+            http_connection.request(attempt.method, attempt.path, headers=headers)
+            answer = http_connection.getresponse()
+        except (OSError, http.client.RemoteDisconnected):
+            # In TLS 1.3 the verdict on our certificate comes after our handshake is done (RFC 8446 §2).
+            outcome.handshake = "refused"
+            raise
+        _tell_answer(outcome, answer, len(answer.read(MAX_ANSWER_BYTES)))
+        self.spent = answer.will_close
+
+
 def _by_peer(error: BaseException) -> bool:
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError | ConnectionError | EOFError):
         return True
@@ -410,7 +431,7 @@ class _Hbone(_Tls):
         return True
 
 
-_CHANNELS: dict[str, type[_Channel]] = {"tcp": _Tcp, "http": _Http, "tls": _Tls, "hbone": _Hbone}
+_CHANNELS: dict[str, type[_Channel]] = {"tcp": _Tcp, "http": _Http, "tls": _Tls, "mtls": _Mtls, "hbone": _Hbone}
 
 
 def _h2_name(code: int) -> str:

@@ -1,4 +1,4 @@
-"""Labs of workloads with sidecars: HTTP calls, resources that change while it runs, servers that record what they get."""
+"""Labs of workloads with sidecars: HTTP calls, resources that change while they run, servers that record."""
 
 from __future__ import annotations
 
@@ -173,7 +173,9 @@ class SidecarWorld(World):
         )
 
     @contextlib.contextmanager
-    def recorder(self, sandbox: str, port: int, answer: bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"):  # noqa: ANN201
+    def recorder(
+        self, sandbox: str, port: int, answer: bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+    ) -> Iterator[queue.Queue[bytes]]:
         """A server of the case's own: yields a queue of heads as they came, answers each with `answer`."""
         heads: queue.Queue[bytes] = queue.Queue()
 

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.root, needs_root]
     ("port", "path"), [(15020, "/stats/prometheus"), (15021, "/healthz/ready"), (15090, "/stats/prometheus")]
 )
 def test_ports_of_the_proxy_are_reached_without_it(sidecars: SidecarWorld, port: int, path: str) -> None:
-    """A kubelet or a Prometheus elsewhere, without mTLS, gets readiness and metrics past STRICT; admin it never gets."""
+    """A kubelet or a Prometheus elsewhere gets readiness and metrics past STRICT; it never gets admin."""
     with sidecars.resources(peer("STRICT", namespace="istio-system")):
         assert get(sidecars, "outsider", sidecars.ip("web"), port, path)[0] == 200
         assert get(sidecars, "outsider", sidecars.ip("web"), 15000, "/config_dump")[0] == 0
@@ -61,9 +61,7 @@ def test_hbone_is_not_listened_to_unless_asked(sidecars: SidecarWorld) -> None:
 
 def test_a_pod_called_by_its_address_gets_plain_bytes(sidecars: SidecarWorld) -> None:
     """Istio's PassthroughCluster: no mTLS, no balancing; PERMISSIVE takes it, without an identity."""
-    with sidecars.counts(
-        "web", "istio_requests_total", connection_security_policy="none", source_principal="unknown"
-    ):
+    with sidecars.counts("web", "istio_requests_total", connection_security_policy="none", source_principal="unknown"):
         assert sidecars.http("client", "", address=sidecars.ip("web"), port=8080).served_by == "web"
 
 
