@@ -45,8 +45,9 @@ def not_honoured(
 ) -> tuple[NotHonoured, ...]:
     """In the resources' order. `hybrid` counts as a plane of sidecars: what a waypoint leaves undone is not told.
 
-    Of a plane from outside nothing is known, and that is what is said.
+    Of a plane from outside nothing is known, and that is what is said. Options behind the name change nothing here.
     """
+    plane = plane.partition(":")[0]
     found: list[NotHonoured] = []
     for resource in resources:
         where = _name(resource)

@@ -13,11 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-<<<<<<< HEAD
-from testbed import captures, deploy, honoured, interrupts, lab, livelinks, sweep, topofile
-=======
-from testbed import captures, deploy, interrupts, lab, livelinks, planespec, sweep, topofile
->>>>>>> shell
+from testbed import captures, deploy, honoured, interrupts, lab, livelinks, planespec, sweep, topofile
 from testbed.errors import PeerError, UsageError
 from testbed.links.gauge import measure
 from testbed.links.probe import choose

@@ -15,11 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
-from testbed import claims, honoured, report, sweep, table, typeset
-=======
-from testbed import claims, planespec, report, sweep, table, typeset
->>>>>>> shell
+from testbed import claims, honoured, planespec, report, sweep, table, typeset
 from testbed.claimlist import CLAIMS
 from testbed.errors import MachineError, TestbedError, UsageError
 from testbed.links.probe import choose
