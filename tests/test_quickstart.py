@@ -88,7 +88,8 @@ def test_a_run_leaves_its_folder_as_promised_and_nothing_else(
     assert results_by_plane == {("none", Result.HOLDS), ("ambient-l4", Result.HOLDS)}
     assert {f.id for f in run.findings() if f.plane == "ambient-l4" and f.id.startswith("boundary.")} >= {
         "boundary.identities-held", "boundary.plaintext-visible", "boundary.plaintext-to-strict", "boundary.l4-denied",
-        "boundary.l4-denied-direct", "boundary.wrong-identity", "boundary.forged-identity", "boundary.foreign-authority",
+        "boundary.l4-denied-direct", "boundary.wrong-identity", "boundary.forged-identity",
+        "boundary.foreign-authority",
         "boundary.l7-denied", "boundary.l7-denied-pod-ip", "boundary.l7-allow",
     }  # fmt: skip
     assert "ambient-l4" in printed.out
