@@ -19,7 +19,7 @@ from functools import cache
 import pandas as pd
 
 from testbed import stats
-from testbed.model.experiment import Finding, Measurement, Result
+from testbed.model.experiment import DOCUMENTED, Finding, Measurement, Result
 
 BASE = "none"
 AA = "none (A/A)"
@@ -34,7 +34,7 @@ BOUNDARIES = {
     "boundary.wrong-identity-waypoint": "… at the waypoint",
     "boundary.l4-denied": "denied by L4 policy",
     "boundary.l4-denied-direct": "… past the proxy",
-    "boundary.foreign-authority": "another pod's authority",
+    "boundary.foreign-authority": "other pod's authority",
     "boundary.l7-denied": "denied by L7 policy",
     "boundary.l7-denied-pod-ip": "… by pod address",
     "boundary.l7-allow": "L7 ALLOW, no waypoint",
@@ -81,11 +81,11 @@ class Summary:
         values = list(self.rounds(plane, metric, component).values())
         return statistics.median(values) if values else None
 
-    def added(self, plane: str, metric: str, component: str | None = "client") -> Added | None:
-        """None where no round has both this plane and `none`."""
-        base, mine = self.rounds(BASE, metric, component), self.rounds(plane, metric, component)
-        per_round = {r: mine[r] - base[r] for r in sorted(base.keys() & mine.keys())}
-        if not per_round or plane == BASE:
+    def added(self, plane: str, metric: str, component: str | None = "client", base: str = BASE) -> Added | None:
+        """Against `base`, paired; None where no round has both."""
+        theirs, mine = self.rounds(base, metric, component), self.rounds(plane, metric, component)
+        per_round = {r: mine[r] - theirs[r] for r in sorted(theirs.keys() & mine.keys())}
+        if not per_round or plane == base:
             return None
         differences = list(per_round.values())
         low, high = interval(differences)
@@ -131,8 +131,12 @@ def summarise(measurements: Sequence[Measurement]) -> Summary:
 
 
 def _folded(m: Measurement) -> str:
-    """CPU and memory of `ztunnel.node-a` and `ztunnel.node-b` are one column; a link keeps its whole name."""
-    return m.component.partition(".")[0] if m.metric in ("cpu_per_1000_requests", "memory_pss") else m.component
+    """CPU and memory of `ztunnel.node-a` and `ztunnel.node-b` are one column, and those of a real Envoy stand in that
+    of the role it has; a link keeps its whole name."""
+    if m.metric not in ("cpu_per_1000_requests", "memory_pss"):
+        return m.component
+    role = m.component.partition(".")[0]
+    return "ztunnel" if role == "envoy" else role.removeprefix("envoy-")
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
@@ -228,8 +232,8 @@ def _added(summary: Summary, plane: str, metric: str, notes: _Notes) -> Cell:
     if added.low is None or added.high is None:
         rounds = len(added.per_round)
         few = notes.number(f"an interval needs {MIN_ROUNDS} rounds with both planes; there are fewer")
-        return Cell(lines=(f"{_signed(added.value)} [–] n={rounds}",), tone="weak", note=few)
-    text = f"{_signed(added.value)} [{_signed(added.low)}, {_signed(added.high)}]"
+        return Cell(lines=(f"{signed(added.value)} [–] n={rounds}",), tone="weak", note=few)
+    text = f"{signed(added.value)} [{signed(added.low)}, {signed(added.high)}]"
     limit = summary.resolution_ms.get(metric, 0.0)
     if plane != AA and (added.includes_zero or abs(added.value) <= limit):
         return Cell(
@@ -251,11 +255,12 @@ def _trials(summary: Summary, plane: str, notes: _Notes) -> Cell:
 
 def _cost(summary: Summary, notes: _Notes) -> Block:
     cpu, memory = summary.components("cpu_per_1000_requests"), summary.components("memory_pss")
-    columns: list[tuple[str, str, str | None]] = [("CPU: proxies", "cpu_per_1000_requests", None)]
-    columns += [(f"CPU: {c}", "cpu_per_1000_requests", c) for c in cpu]
-    columns += [("PSS: proxies", "memory_pss", None)]
-    proxies = [c for c in memory if c not in NOT_PROXIES]
-    columns += [(f"PSS: {c}", "memory_pss", c) for c in proxies] if len(proxies) > 1 else []
+    columns: list[tuple[str, str, str | None]] = []
+    for short, metric, components in (("CPU", "cpu_per_1000_requests", cpu), ("PSS", "memory_pss", memory)):
+        proxies = [c for c in components if c not in NOT_PROXIES]
+        columns.append((f"{short}: proxies", metric, None))
+        columns += [(f"{short}: {c}", metric, c) for c in proxies] if len(proxies) > 1 else []  # one kind is the sum
+        columns += [(f"{short}: {c}", metric, c) for c in components if c in NOT_PROXIES] if short == "CPU" else []
     rows = []
     for plane in summary.planes:
         row = [Cell(lines=(plane,))]
@@ -286,7 +291,7 @@ def _boundaries(summary: Summary, findings: Sequence[Finding], notes: _Notes) ->
         row = [Cell(lines=(BOUNDARIES.get(id_, id_.removeprefix("boundary.").replace("-", " ")),))]
         row += [boundary_cell([f for f in findings if f.id == id_ and f.plane == p], notes) for p in planes]
         rows.append(tuple(row))
-    proved = [Cell(lines=("claims judged from packets",))]
+    proved = [Cell(lines=("judged from packets",))]
     for plane in planes:
         results = Counter(f.result for f in findings if f.plane == plane and not f.id.startswith("boundary."))
         words = [f"{results[r]} {w}" for r, w in _RESULT_WORDS.items() if results[r]]
@@ -317,7 +322,8 @@ def boundary_cell(findings: Sequence[Finding], notes: _Notes) -> Cell:
         prefix = {Result.BROKEN: "BROKEN: ", Result.NO_EVIDENCE: "? "}.get(result, "")
         names = [s for s in dict.fromkeys(segments) if s]
         where = ", ".join(names) if len(names) < 3 else f"{len(names)} places"
-        lines.append(prefix + (f"{where}: " if where and places else "") + value)
+        where = "" if len(groups) == 1 and where in ("components", "wire") else where
+        lines.append(prefix + (f"{where}: " if where and places else "") + value.replace("not applicable: ", "n/a: "))
     results = {f.result for f in findings}
     if Result.BROKEN in results:
         statements = "; ".join(
@@ -327,7 +333,8 @@ def boundary_cell(findings: Sequence[Finding], notes: _Notes) -> Cell:
     if Result.NO_EVIDENCE in results:
         why = next(f.evidence for f in findings if f.result is Result.NO_EVIDENCE)
         return Cell(lines=tuple(lines), tone="weak", note=notes.number(f"no evidence: {why}" if why else "no evidence"))
-    return Cell(lines=tuple(lines))
+    why = "; ".join(dict.fromkeys(f.statement.partition(DOCUMENTED)[2] for f in findings if DOCUMENTED in f.statement))
+    return Cell(lines=tuple(lines), note=notes.number(f"as documented: {why}") if why else None)
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------------
@@ -341,7 +348,8 @@ def digits(value: float) -> str:
     return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """With its sign, but for nothing."""
     text = digits(value)
     return text if text.startswith("−") or float(text) == 0 else f"+{text}"
 

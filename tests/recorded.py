@@ -85,11 +85,11 @@ class Authority:
 class Pair:
     """Client and server TLS joined by memory; `wire` fills with what crossed."""
 
-    def __init__(self, client: ssl.SSLContext, server: ssl.SSLContext) -> None:
+    def __init__(self, client: ssl.SSLContext, server: ssl.SSLContext, name: str | None = None) -> None:
         self.wire: Exchange = []
         self._client_in, self._client_out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._server_in, self._server_out = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.client = client.wrap_bio(self._client_in, self._client_out, server_side=False)
+        self.client = client.wrap_bio(self._client_in, self._client_out, server_side=False, server_hostname=name)
         self.server = server.wrap_bio(self._server_in, self._server_out, server_side=True)
         for end in (self.client, self.server) * 3:
             try:

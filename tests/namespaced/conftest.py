@@ -9,7 +9,7 @@ import pytest
 from testbed.planespec import place
 from tests.namespaced import worlds
 from tests.namespaced.sidecars import SIDECARS, SidecarWorld
-from tests.namespaced.waypoints import DOOMED, WAYPOINTS, WaypointWorld, sniffing
+from tests.namespaced.waypoints import DOOMED, MIXED, WAYPOINTS, WaypointWorld, sniffing
 from tests.namespaced.worlds import World
 
 SIDECAR_OPTIONS = {"access_log": "stderr", "policy_drain_s": 0.5}
@@ -49,7 +49,7 @@ def sidecars() -> Iterator[SidecarWorld]:
 def ambient() -> Iterator[WaypointWorld]:
     """Two nodes, a ztunnel each, waypoints of every kind."""
     with worlds.world(
-        WAYPOINTS, plane="ambient", made=WaypointWorld,
+        WAYPOINTS, plane="ambient", made=WaypointWorld, options={"access_log": "stderr"},
         place=lambda topology, _: place("ambient", sniffing(topology)),
     ) as made:  # fmt: skip
         assert isinstance(made, WaypointWorld)
@@ -61,5 +61,13 @@ def ambient() -> Iterator[WaypointWorld]:
 def doomed_waypoint() -> Iterator[WaypointWorld]:
     """One service behind a waypoint of two replicas that the case may end."""
     with worlds.world(DOOMED, plane="ambient", made=WaypointWorld, options={"drain_deadline_s": 3.0}) as made:
+        assert isinstance(made, WaypointWorld)
+        yield made
+
+
+@pytest.fixture(params=["hybrid", "hybrid-hbone"])
+def mixed(request: pytest.FixtureRequest) -> Iterator[WaypointWorld]:
+    """A waypoint whose service's endpoint has a sidecar; one that takes tunnels in `hybrid-hbone`."""
+    with worlds.world(MIXED, plane=request.param, made=WaypointWorld) as made:
         assert isinstance(made, WaypointWorld)
         yield made

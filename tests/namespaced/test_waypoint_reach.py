@@ -8,6 +8,7 @@ import pytest
 
 from testbed.model.identity import Identity
 from tests.labs import needs_root
+from tests.namespaced.sidecars import peer
 from tests.namespaced.waypoints import WaypointWorld
 from tests.namespaced.worlds import of, policy, read_all
 
@@ -113,20 +114,20 @@ def test_what_an_authority_means(ambient: WaypointWorld, host: str, port: int, s
     kind, _, name = host.rpartition(":")
     address = {"vip": ambient.vip, "ip": ambient.ip, "pod": ambient.pod}.get(kind, lambda text: text)(name)
     identity = ambient.identity("client")
-    assert ambient.connect_status("client", ambient.pod("shared"), f"{address}:{port}", identity) == status
+    assert ambient.connect_status("outsider", ambient.pod("shared"), f"{address}:{port}", identity) == status
 
 
 @pytest.mark.parametrize(("port", "status"), [(8080, 200), (9, 200), (15008, 404), (15001, 404)])
 def test_an_authority_at_a_workloads_waypoint(ambient: WaypointWorld, port: int, status: int) -> None:
     """Any port of its workload but the proxies' own."""
     authority = f"{ambient.ip('vault')}:{port}"
-    assert ambient.connect_status("client", ambient.pod("own"), authority, ambient.identity("client")) == status
+    assert ambient.connect_status("outsider", ambient.pod("own"), authority, ambient.identity("client")) == status
 
 
 def test_a_refused_tunnel_leaves_the_connection_usable(ambient: WaypointWorld) -> None:
     """The next CONNECT by name is served, on the client's own identity."""
     with ambient.hbone(
-        "client", ambient.pod("shared"), "web.default.svc.cluster.local:80", ambient.identity("client")
+        "outsider", ambient.pod("shared"), "web.default.svc.cluster.local:80", ambient.identity("client")
     ) as (status, talk):
         assert status == 200
         assert talk(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").startswith(b"HTTP/1.1 200")
@@ -140,7 +141,7 @@ def test_strangers_get_no_tunnel(ambient: WaypointWorld, credentials: str) -> No
         return
     stranger = Identity("elsewhere.example", "default", "client")
     with pytest.raises((OSError, AssertionError)):
-        status = ambient.connect_status("client", ambient.pod("shared"), f"{ambient.vip('web')}:80", stranger)
+        status = ambient.connect_status("outsider", ambient.pod("shared"), f"{ambient.vip('web')}:80", stranger)
         assert status != 0
 
 
@@ -154,11 +155,12 @@ def test_the_application_sees_the_waypoints_address(ambient: WaypointWorld) -> N
 
 
 def test_the_destinations_ztunnel_sees_the_waypoint(ambient: WaypointWorld) -> None:
-    """Its access log names the waypoint's identity and workload as the source."""
-    with ambient.logs(
-        "ztunnel.node-b", "inbound", str(ambient.waypoint_identity("shared")), str(ambient.identity("web"))
-    ):
-        assert ambient.http("client", "web").status == 200
+    """As the source, by identity and by workload; the client's never reached it this way."""
+    assert ambient.http("client", "alone").status == 200
+    opened = "istio_tcp_connections_opened_total"
+    labels = {"reporter": "destination", "source_principal": str(ambient.waypoint_identity("lone"))}
+    assert ambient.counted("node-b", opened, source_workload="lone", destination_workload="web", **labels) >= 1
+    assert ambient.counted("node-b", opened, source_workload="client", **labels) == 0
 
 
 def test_an_l4_policy_may_admit_only_the_waypoint(ambient: WaypointWorld) -> None:
@@ -192,6 +194,16 @@ def test_endpoints_outside_the_mesh_are_dialled_in_the_clear(ambient: WaypointWo
     """As of a service with endpoints of both kinds."""
     assert ambient.http("client", "plain").served_by == "plain"
     assert {ambient.http("client", "mixed").served_by for _ in range(16)} == {"web", "plain"}
+
+
+def test_an_endpoint_with_a_sidecar(mixed: WaypointWorld) -> None:
+    """By HBONE if the sidecar listens there, and it sees the waypoint; else in the clear, which STRICT refuses."""
+    tunnels = mixed.deployment.placement.plane == "hybrid-hbone"
+    seen = {"source_principal": str(mixed.waypoint_identity("way")) if tunnels else "unknown"}
+    with mixed.through("way"), mixed.through("web", reporter="destination", **seen):
+        assert mixed.http("client", "web").served_by == "web"
+    with mixed.resources(peer("STRICT", namespace="istio-system")), mixed.through("way"):
+        assert mixed.http("client", "web").status == (200 if tunnels else 503)
 
 
 def test_a_waypoint_before_its_own_address_ends_in_an_error(ambient: WaypointWorld) -> None:

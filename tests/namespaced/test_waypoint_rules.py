@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+
 import pytest
 
 from tests.labs import needs_root
 from tests.namespaced.sidecars import fields_of, resource
 from tests.namespaced.waypoints import WaypointWorld, at, authorization
+from tests.namespaced.worlds import wait_for
 
 pytestmark = [pytest.mark.root, needs_root]
 SHARED = ("shared", "shared-2")
@@ -237,3 +241,24 @@ def test_what_the_application_is_told(ambient: WaypointWorld) -> None:
     )
     assert "x-forwarded-client-cert" not in fields
     assert fields["host"] == "tester"
+
+
+def test_the_access_log_names_client_and_endpoint(ambient: WaypointWorld) -> None:
+    """One line a request and a connection: what was asked, what came, who asked, who answered."""
+    client, web = str(ambient.identity("client")), f"{ambient.ip('web')}:8080"
+    cluster = "inbound-vip|80|http|web.default.svc.cluster.local"
+    with contextlib.ExitStack() as stack:
+        found = {pod: stack.enter_context(_lines(ambient, f"waypoint.{pod}", client)) for pod in SHARED}
+        assert ambient.http("client", "web", "/seen?status=418").status == 418
+        assert ambient.echo("client", ambient.vip("echo"), 90) == b"hello"
+        wait_for(lambda: sum(len(lines()) for lines in found.values()) == 2, "two lines")
+        both = [line for lines in found.values() for line in lines()]
+    request, connection = sorted(both, key=lambda line: '"- - -"' in line)
+    assert all(text in request for text in ('"GET /seen?status=418 HTTP/1.1" 418', web, cluster, ambient.ip("client")))
+    assert all(text in connection for text in ('"- - -" 0', " 5 5 ", f"{ambient.ip('echo')}:9000"))
+
+
+@contextlib.contextmanager
+def _lines(world: WaypointWorld, proxy: str, wanted: str) -> Iterator[Callable[[], list[str]]]:
+    before = len(world.log(proxy))
+    yield lambda: [line for line in world.log(proxy)[before:].splitlines() if wanted in line]

@@ -43,7 +43,7 @@ workloads:
     {node: node-b, serviceAccount: vault, app: {kind: http-echo, ports: [8080]},
      waypoint: {name: own, node: node-b, for: workload}}
   member: {node: node-b, namespace: whole, serviceAccount: member, app: {kind: http-echo, ports: [8080]}}
-  tester: {node: node-b, serviceAccount: tester, app: {kind: tcp-echo, ports: [3306, 7000, 8081]}}
+  tester: {node: node-b, serviceAccount: tester, app: {kind: tcp-echo, ports: [3306, 7000, 8081, 8082]}}
 services:
   web:
     ports: &http [{port: 80, targetPort: 8080, protocol: http}]
@@ -56,7 +56,7 @@ services:
   tester:
     ports:
       - {port: 80, targetPort: 8081, protocol: http}
-      - {port: 81, targetPort: 8081, protocol: grpc}
+      - {port: 81, targetPort: 8082, protocol: grpc}
       - {port: 3306, protocol: tcp}
     workloads: [tester]
     waypoint: *shared
@@ -81,6 +81,23 @@ services:
     ports: [{port: 80, targetPort: 8080, protocol: http}]
     workloads: [web]
     waypoint: {name: way, node: node-b, replicas: 2}
+links:
+  - {between: [node-a, node-b]}
+"""
+
+# A waypoint between an ambient client and an endpoint with a sidecar.
+MIXED = """
+name: mixed
+nodes: {node-a: {}, node-b: {}}
+workloads:
+  client: {node: node-a, serviceAccount: client, plane: ambient}
+  near: {node: node-b, serviceAccount: near, plane: ambient, app: {kind: http-echo, ports: [8080]}}
+  web: {node: node-b, serviceAccount: web, plane: sidecar, app: {kind: http-echo, ports: [8080]}}
+services:
+  web:
+    ports: [{port: 80, targetPort: 8080, protocol: http}]
+    workloads: [web]
+    waypoint: {name: way, node: node-b}
 links:
   - {between: [node-a, node-b]}
 """
@@ -223,4 +240,4 @@ def authorization(
     return resource("AuthorizationPolicy", spec, name=name, namespace=namespace)
 
 
-__all__ = ["DOOMED", "LIMIT_S", "WAYPOINTS", "WaypointWorld", "at", "authorization", "pss_mib", "sniffing"]
+__all__ = ["DOOMED", "LIMIT_S", "MIXED", "WAYPOINTS", "WaypointWorld", "at", "authorization", "pss_mib", "sniffing"]
