@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -83,8 +84,17 @@ def link_row(link: Link, reading: LinkReading) -> dict:
         "a": link.a,
         "b": link.b,
         "asked": {"a_to_b": as_json(link.a_to_b), "b_to_a": as_json(link.b_to_a), "rtt_ms": link.rtt_ms},
-        "measured": {"rtt_ms": reading.rtt_p50_ms, "rtt_p90_ms": reading.rtt_p90_ms, "loss": reading.loss},
+        "measured": {
+            "rtt_ms": _measured(reading.rtt_p50_ms),
+            "rtt_p90_ms": _measured(reading.rtt_p90_ms),
+            "loss": _measured(reading.loss),
+        },
     }
+
+
+def _measured(value: float) -> float | None:
+    """What was not measured (no probe came back) is null: JSON has no word for NaN."""
+    return None if math.isnan(value) else value
 
 
 def known_names(name: str, known: Iterable[str]) -> str:
