@@ -1,6 +1,6 @@
 """A lab that stays, found again: by its name, with what was written down about it, and attached to.
 
-What `lab.inspect` prints is written into the lab's folder when it comes up, as contracts.md shapes it.
+What `lab.inspect` prints is written into the lab's folder when it comes up.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def known_names(name: str, known: Iterable[str]) -> str:
 
 
 def describe(deployment: deploy.Deployment) -> dict:
-    """What contracts.md promises of `lab.inspect --json`, but for the links' measured values."""
+    """What `lab.inspect --json` prints, but for the links' measured values."""
     running, topology = deployment.lab, deployment.lab.topology
     netns = {name: sandbox.netns for name, sandbox in running.running.sandboxes.items()}
     pids = {name: process.pid for name, process in running.apps.items()}
