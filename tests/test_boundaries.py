@@ -66,6 +66,14 @@ class TestIdentitiesHeld:
 
         assert (found.result, found.value) == (Result.BROKEN, "z 2")
 
+    def test_a_proxy_that_does_not_reach_its_own_key_is_broken(self, tmp_path: Path, program: subprocess.Popen) -> None:
+        """Then something else than it was placed to do is measured."""
+        (tmp_path / "proxies" / "z").mkdir(parents=True)
+
+        found = boundaries.identities_held(deployment(tmp_path, apps={}, proxies={"z": program}))
+
+        assert (found.result, found.value) == (Result.BROKEN, "z 0")
+
     def test_an_application_that_reaches_a_key_is_broken(self, tmp_path: Path, program: subprocess.Popen) -> None:
         """It needs none at all."""
         key(tmp_path, "z", CLIENT)
