@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 
@@ -248,6 +249,25 @@ class TestBreaches:
         finding = judged(lay)["to-node-b/tls"]
 
         assert finding.result is Result.BROKEN and "TLS_CHACHA20_POLY1305_SHA256" in finding.evidence
+
+    def test_another_protocol_inside_tls_is_broken(self, tmp_path: Path) -> None:
+        """HBONE is h2 by agreement, not by luck."""
+
+        class Elsewhere(Authority):
+            def context(self, *given: object, **named: object) -> ssl.SSLContext:
+                context = super().context(*given, **named)  # type: ignore[arg-type]
+                context.set_alpn_protocols(["http/1.1"])
+                return context
+
+        exchange, keys = hbone(
+            Elsewhere(tmp_path), tmp_path, Tunnels(bodies=REQUESTS), client=CLIENT_ID, server=SERVER_ID
+        )
+        lay = laid()
+        lay.exchange(exchange, points=EVERYWHERE)
+
+        finding = judged(lay, keys=keys)["to-node-b/alpn"]
+
+        assert (finding.result, finding.value) == (Result.BROKEN, "http/1.1")
 
     def test_a_second_identity_in_a_certificate_is_broken(self, tunnel: Callable) -> None:
         """Who may be two may be taken for either."""
