@@ -65,9 +65,9 @@ def doomed_waypoint() -> Iterator[WaypointWorld]:
         yield made
 
 
-@pytest.fixture(params=["hybrid", "hybrid-hbone"])
+@pytest.fixture(params=["hybrid", "hybrid:listens_hbone=yes"])
 def mixed(request: pytest.FixtureRequest) -> Iterator[WaypointWorld]:
-    """A waypoint whose service's endpoint has a sidecar; one that takes tunnels in `hybrid-hbone`."""
+    """A waypoint whose service's endpoint has a sidecar; one that takes tunnels where it is asked to."""
     with worlds.world(MIXED, plane=request.param, made=WaypointWorld) as made:
         assert isinstance(made, WaypointWorld)
         yield made
