@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from testbed import claims, planespec, report, sweep, table, typeset
+from testbed import claims, honoured, planespec, report, sweep, table, typeset
 from testbed.claimlist import CLAIMS
 from testbed.errors import MachineError, TestbedError, UsageError
 from testbed.links.probe import choose
@@ -25,6 +25,7 @@ from testbed.model.topology import Topology
 from testbed.program import CHECKOUT
 from testbed.progress import Progress
 from testbed.registry import load
+from testbed.runtime import ownership
 from testbed.store import Plan, Run, as_json, translated
 from testbed.store import runs as stored_runs
 from testbed.trial import Gates
@@ -61,6 +62,10 @@ def run(
     if resume:
         must_be_the_same(Path(resume), planned, experiment, topology)
     blocks = sweep.plan_blocks(experiment, experiment.planes, seed)
+    undone = {plane: honoured.told(topology.policies, plane) for plane in experiment.planes}
+    for plane, lines in undone.items():
+        for line in lines:
+            print(f"not honoured under {plane}: {line}", file=sys.stderr)
     if dry_run:
         print(f"{experiment.name}: {experiment.question}\ntopology {topology.name}, seed {seed}, {len(blocks)} blocks:")
         for block in blocks:
@@ -68,6 +73,7 @@ def run(
         return 0
     gates = Gates()
     links = choose(link)
+    ownership.state_root()  # what cannot be written to speaks now
     if lacks := made_runtime.check() + links.check():
         raise MachineError("\n".join(lacks))  # before a folder is made that would stay empty
     plan = Plan(
@@ -79,7 +85,10 @@ def run(
         ),
         runtime=runtime_name,
         link_kind=links.name,
-        planes={plane: {"implementation": "planes (Python)", "version": _commit()} for plane in experiment.planes},
+        planes={
+            plane: {"implementation": "planes (Python)", "version": _commit(), "not honoured": "; ".join(lines) or "–"}
+            for plane, lines in undone.items()
+        },
         gate=asdict(gates),
         machine={**describe(), "weaker": "; ".join(made_runtime.weaker())},
         commit=_commit(),

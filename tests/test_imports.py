@@ -90,6 +90,21 @@ def test_what_every_proxy_is_made_of_imports_only_the_model() -> None:
     assert offenders(paths, ("planes.ztunnel", "planes.sidecar", "planes.waypoint", "planes.catalog")) == {}
 
 
+def test_what_l7_proxies_are_made_of_knows_no_proxy() -> None:
+    """`planes.l7` builds on `planes.mesh` alone; its sidecars and waypoints are built on it."""
+    others = ("ztunnel", "sidecar", "waypoint", "hybrid", "envoy", "catalog", "claims")
+
+    assert offenders(sources("planes/l7"), tuple(f"planes.{name}" for name in others)) == {}
+
+
+def test_a_plane_from_outside_needs_the_model_alone() -> None:
+    """What the page shows must not lean on the insides of the checkout."""
+    names = {name for path in sources("examples/own_plane/own_plane") for name in imported(path)}
+    ours = {name for name in names if name.split(".")[0] in ("testbed", "planes", "experiments", "topologies")}
+
+    assert {".".join(name.split(".")[:2]) for name in ours} <= {"testbed.model", "testbed.errors"}
+
+
 @pytest.mark.parametrize("path", [p for p in PURE if p.exists()], ids=lambda p: str(p.relative_to(ROOT)))
 def test_pure_modules_import_nothing_that_acts(path: Path) -> None:
     """No socket, clock, chance or process: these come in as arguments."""

@@ -429,21 +429,21 @@ class TestBytesThatAreNotHttp:
 
     def test_an_end_reaches_the_other_side(self, tmp_path: Path) -> None:
         """Either end; all that was written before it arrives."""
-        got, ended = bytearray(), threading.Event()
+        ended = []
 
         def application(sock: socket.socket) -> None:
+            size = 0
             while data := sock.recv(65536):
                 if data == b"close":
                     sock.sendall(b"z" * 500_000)
                     return
-                got.extend(data)
-            ended.set()
+                size += len(data)
+            ended.append(size)
 
         with mesh(tmp_path, "sidecar tcp") as made, made.serve(application):
             with made.connect() as sock:
                 sock.sendall(b"a" * 500_000)
-            assert ended.wait(5)
-            assert len(got) == 500_000
+            wait_for(lambda: 500_000 in ended)
             with made.connect() as sock:
                 sock.sendall(b"close")
                 size = 0

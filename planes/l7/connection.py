@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 
 from planes.l7.codec import Codec
+from planes.mesh import net
 
 HIGH_WATER_BYTES = 256 << 10
 LARGE_BYTES = 16 << 10
@@ -138,7 +139,7 @@ class HttpConnection(asyncio.Protocol):
         if held:
             self.transport.pause_reading()
         else:
-            self.transport.resume_reading()
+            net.resume_reading(self.loop, self.transport)
 
     def _write_eof(self) -> None:
         self._eof_written = True
@@ -156,8 +157,7 @@ class HttpConnection(asyncio.Protocol):
             if not self._eof_written:
                 self._write_eof()
             if self._reading_paused:
-                self._reading_paused = False
-                transport.resume_reading()
+                self._hold(False)
         else:
             transport.close()
 

@@ -95,7 +95,7 @@ class Endpoint(asyncio.Protocol):
     def resume_if_possible(self) -> None:
         if self._read_blocked and not self.lost and self.may_read():
             self._read_blocked = False
-            self.transport.resume_reading()
+            net.resume_reading(asyncio.get_running_loop(), self.transport)
 
     def finish_writing(self) -> None:
         """The other side has ended: FIN, after all that is queued."""
@@ -104,6 +104,9 @@ class Endpoint(asyncio.Protocol):
         self.eof_written = True
         if not self.eof_read:
             if not self.transport.can_write_eof():  # TLS: its libraries know no end of one direction alone
+                if self._read_blocked:  # whose shutdown wants to read the peer's answer to it
+                    self._read_blocked = False
+                    self.transport.resume_reading()
                 self.transport.close()
                 return
             try:
