@@ -6,7 +6,7 @@ from testbed import cli
 
 JSON = "print JSON for programs"
 NAME = "the lab's name; not needed while only one is up"
-PLANE = "plane name, or several with commas"
+PLANE = "plane name, or several with commas; options follow it: ambient:waypoint_node=node-a"
 DRY = "only say what would be done"
 LINK = "netem, wire or auto (netem where the kernel has it)"
 
@@ -46,7 +46,7 @@ def schema(c, write=False, dry_run=False):
 @task(
     help={
         "topology": "name of a shipped topology, or a file",
-        "plane": "plane to put on it",
+        "plane": "plane to put on it; options follow its name: ambient:waypoint_node=node-a",
         "runtime": "netns or auto",
         "link": LINK,
         "name": "name of the lab (the topology's)",
@@ -226,10 +226,10 @@ def report_build(c, run, dry_run=False):
     cli.exit_with(cli.report_build, run, dry_run=dry_run)
 
 
-@task(help={"before": "folder of a run", "after": "folder of a run"})
-def report_compare(c, before, after):
+@task(help={"before": "folder of a run", "after": "folder of a run", "json": JSON})
+def report_compare(c, before, after, json=False):
     """Differences between two runs."""
-    cli.exit_with(cli.report_compare, before, after)
+    cli.exit_with(cli.report_compare, before, after, as_json_text=json)
 
 
 @task

@@ -22,13 +22,17 @@ class CataloguedPlane:
     """A name and how it is placed; fits `testbed.seams.Plane`."""
 
     name: str
-    _place: Callable[[Topology], Placement]
+    _place: Callable[..., Placement]
+    options: tuple[str, ...] = ()
+    """Names of its own options, which `_place` takes as keywords."""
 
     def place(self, topology: Topology, options: Mapping[str, object]) -> Placement:
-        """Raises UsageError for an option, for the planes of today have none."""
-        if options:
-            raise UsageError(f"plane {self.name}: no option is called {sorted(options)[0]!r}; this plane takes none")
-        return self._place(topology)
+        """Raises UsageError for an option that the plane does not have, or a value that it cannot take."""
+        unknown = sorted(set(options) - set(self.options))
+        if unknown:
+            takes = ", ".join(self.options) or "none"
+            raise UsageError(f"plane {self.name}: no option is called {unknown[0]!r}; this plane takes: {takes}")
+        return self._place(topology, **options)
 
 
 def _place_none(topology: Topology) -> Placement:
@@ -45,20 +49,17 @@ def _place_ambient_l4(topology: Topology) -> Placement:
     )
 
 
-def _place_ambient(topology: Topology) -> Placement:
-    return _ambient("ambient", topology, ztunnels, lambda placed: placed)
+def _place_ambient(topology: Topology, **options: str) -> Placement:
+    return _ambient("ambient", topology, ztunnels, lambda placed: placed, **options)
 
 
 def _ambient(
-    plane: str, topology: Topology, ztunnels: Callable[..., Placement], as_made: Callable[[Placement], Placement]
-) -> Placement:
-    """Ztunnels, and waypoints for the services that ask for one."""
+    plane: str, topology: Topology, ztunnels: Callable[..., Placement], as_made: Callable[[Placement], Placement],
+    *, waypoint_node: str | None = None, waypoints: str = waypoint.State.READY,
+) -> Placement:  # fmt: skip
+    """Ztunnels, and waypoints for the services and workloads that ask for one."""
     captured = ambient_workloads(topology)
-    placed = waypoint.waypoints(topology)
-    view = _mesh_view(
-        topology, captured=captured, waypoints=waypoint.waypoint_of(placed),
-        extra_workloads=waypoint.view_entries(topology, placed), extra_services=waypoint.view_services(placed),
-    )  # fmt: skip
+    placed, view = waypoint.mesh_with_waypoints(topology, captured=captured, node=waypoint_node, state=waypoints)
     return (
         Placement(plane=plane)
         + ztunnels(topology, captured=captured, view=view)
@@ -77,9 +78,9 @@ def _place_envoy_ambient_l4(topology: Topology) -> Placement:
     )
 
 
-def _place_envoy_ambient(topology: Topology) -> Placement:
+def _place_envoy_ambient(topology: Topology, **options: str) -> Placement:
     """`ambient` with real Envoys in both roles."""
-    return _ambient("envoy-ambient", topology, envoy.ztunnels, envoy.instead)
+    return _ambient("envoy-ambient", topology, envoy.ztunnels, envoy.instead, **options)
 
 
 def _place_sidecar(topology: Topology) -> Placement:
@@ -101,12 +102,14 @@ def _sidecar(plane: str, topology: Topology, as_made: Callable[[Placement], Plac
     )
 
 
+WAYPOINT_OPTIONS = ("waypoint_node", "waypoints")
+"""A node for all waypoints instead of those they name; what the mesh knows of them (`planes.waypoint.place.State`)."""
+
 none = CataloguedPlane("none", _place_none)
-ambient = CataloguedPlane("ambient", _place_ambient)
+ambient = CataloguedPlane("ambient", _place_ambient, WAYPOINT_OPTIONS)
 sidecar = CataloguedPlane("sidecar", _place_sidecar)
 ambient_l4 = CataloguedPlane("ambient-l4", _place_ambient_l4)
 envoy_ambient_l4 = CataloguedPlane("envoy-ambient-l4", _place_envoy_ambient_l4)
-envoy_ambient = CataloguedPlane("envoy-ambient", _place_envoy_ambient)
+envoy_ambient = CataloguedPlane("envoy-ambient", _place_envoy_ambient, WAYPOINT_OPTIONS)
 envoy_sidecar = CataloguedPlane("envoy-sidecar", _place_envoy_sidecar)
-hybrid = CataloguedPlane("hybrid", mixed.place)
-hybrid_hbone = CataloguedPlane("hybrid-hbone", lambda topology: mixed.place(topology, listens_hbone=True))
+hybrid = CataloguedPlane("hybrid", mixed.place, ("listens_hbone", *WAYPOINT_OPTIONS))

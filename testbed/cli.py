@@ -68,9 +68,9 @@ def as_json(value: object) -> None:
 
 
 def schema(write: bool = False, dry_run: bool = False) -> int:
-    from testbed import topofile
+    from testbed import schemadefs, topofile
 
-    text = json.dumps(topofile.json_schema(), indent=1) + "\n"
+    text = schemadefs.as_text(topofile.json_schema()) + "\n"
     file = ROOT / "topologies" / "schema.json"
     if write and dry_run:
         print(f"would write {file}{'' if file.read_text() != text else ', which is the same already'}")
@@ -104,15 +104,24 @@ def quickstart(
 
 
 def experiment_list(as_json_text: bool = False) -> int:
+    """3 where an installed package's experiment cannot be loaded; the others are listed all the same."""
     from testbed.registry import load, names
     from testbed.store import as_json as plain
 
-    if as_json_text:
-        as_json([plain(load("experiment", name)) for name in names("experiment")])
-        return 0
+    found, broken = {}, []
     for name in names("experiment"):
-        print(f"{name:<20} {load('experiment', name).question}")
-    return 0
+        try:
+            found[name] = load("experiment", name)
+        except UsageError as error:
+            broken.append(error)
+    if as_json_text:
+        as_json([plain(experiment) for experiment in found.values()])
+    else:
+        for name, experiment in found.items():
+            print(f"{name:<20} {experiment.question}")
+    for error in broken:
+        say(str(error))
+    return 3 if broken else 0
 
 
 def experiment_run(
@@ -169,10 +178,14 @@ def report_build(run: str, dry_run: bool = False) -> int:
     return 0
 
 
-def report_compare(before: str, after: str) -> int:
-    from testbed import report, typeset
+def report_compare(before: str, after: str, as_json_text: bool = False) -> int:
+    from testbed import comparison, typeset
 
-    print(typeset.as_text(report.compare(Path(before), Path(after)), colour=typeset.wants_colour(sys.stdout)))
+    compared = comparison.compare(Path(before), Path(after))
+    if as_json_text:
+        as_json(dataclasses.asdict(compared))
+    else:
+        print(typeset.as_text(comparison.as_table(compared), colour=typeset.wants_colour(sys.stdout)))
     return 0
 
 

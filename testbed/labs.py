@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from testbed import captures, deploy, interrupts, lab, livelinks, sweep, topofile
+from testbed import captures, deploy, honoured, interrupts, lab, livelinks, planespec, sweep, topofile
 from testbed.errors import PeerError, UsageError
 from testbed.links.gauge import measure
 from testbed.links.probe import choose
@@ -53,7 +53,7 @@ def up(
     """
     topology = _topology(topology_name)
     name = name or topology.name
-    placement = load("plane", plane).place(topology, {})
+    placement = planespec.place(plane, topology)
     made_runtime = load("runtime", "netns" if runtime == "auto" else runtime)()
     root = ownership.state_root()
 
@@ -72,6 +72,8 @@ def up(
     if (code := shown_as_it_is()) is not None:
         return code
     links = choose(link)
+    for line in honoured.told(topology.policies, plane):
+        print(f"not honoured under {plane}: {line}", file=sys.stderr)
     if dry_run:
         print(
             f"would bring up lab {name}: {len(topology.nodes)} nodes, {len(topology.workloads)} workloads, "

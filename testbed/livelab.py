@@ -12,13 +12,12 @@ from pathlib import Path
 
 from testbed import deploy
 from testbed.errors import PeerError, UsageError
-from testbed.links.netem import NetemLinks
 from testbed.links.wire import WireLinks, start_in_lab
 from testbed.model.experiment import LinkReading
 from testbed.model.topology import GilbertElliott, Impairment, Link
 from testbed.registry import load
 from testbed.runtime import ownership
-from testbed.seams import LinkMaker
+from testbed.seams import LinkMaker, RunningLab
 from testbed.store import as_json
 
 ABOUT = "inspect.json"
@@ -71,10 +70,11 @@ def links_of(about: dict) -> list[Link]:
     return [Link(**{**row, **{side: impairment(row[side]) for side in sides}}) for row in about["links"]]
 
 
-def attach(name: str) -> tuple[LinkMaker, object]:
+def attach(name: str) -> tuple[LinkMaker, RunningLab]:
     about = about_of(ownership.state_root() / name)
     attached = load("runtime", about["runtime"])().attach(name)
-    maker: LinkMaker = WireLinks(start=start_in_lab) if about["link_kind"] == "wire" else NetemLinks()
+    made = load("link", about["link_kind"])
+    maker: LinkMaker = made(start=start_in_lab) if made is WireLinks else made()  # type: ignore[operator]
     return maker, attached
 
 

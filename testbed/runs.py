@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from testbed import claims, report, sweep, table, typeset
+from testbed import claims, honoured, planespec, report, sweep, table, typeset
 from testbed.claimlist import CLAIMS
 from testbed.errors import MachineError, TestbedError, UsageError
 from testbed.links.probe import choose
@@ -25,6 +25,7 @@ from testbed.model.topology import Topology
 from testbed.program import CHECKOUT
 from testbed.progress import Progress
 from testbed.registry import load
+from testbed.runtime import ownership
 from testbed.store import Plan, Run, as_json, translated
 from testbed.store import runs as stored_runs
 from testbed.trial import Gates
@@ -54,13 +55,17 @@ def run(
         stored = planned["plan"]["experiment"]
         experiment = sweep.with_overrides(experiment, rounds=stored["rounds"], planes=stored["planes"])
         seed, runtime_name, link = planned["seed"], planned["runtime"], planned["link_kind"]
-    for plane in experiment.planes:
-        load("plane", plane)  # an unknown name speaks before anything is built
     made_runtime = load("runtime", runtime_name)()
     topology = sweep.resolve(experiment)
+    for plane in experiment.planes:
+        planespec.place(plane, topology)  # an unknown name or option speaks before anything is built
     if resume:
         must_be_the_same(Path(resume), planned, experiment, topology)
     blocks = sweep.plan_blocks(experiment, experiment.planes, seed)
+    undone = {plane: honoured.told(topology.policies, plane) for plane in experiment.planes}
+    for plane, lines in undone.items():
+        for line in lines:
+            print(f"not honoured under {plane}: {line}", file=sys.stderr)
     if dry_run:
         print(f"{experiment.name}: {experiment.question}\ntopology {topology.name}, seed {seed}, {len(blocks)} blocks:")
         for block in blocks:
@@ -68,6 +73,7 @@ def run(
         return 0
     gates = Gates()
     links = choose(link)
+    ownership.state_root()  # what cannot be written to speaks now
     if lacks := made_runtime.check() + links.check():
         raise MachineError("\n".join(lacks))  # before a folder is made that would stay empty
     plan = Plan(
@@ -79,7 +85,10 @@ def run(
         ),
         runtime=runtime_name,
         link_kind=links.name,
-        planes={plane: {"implementation": "planes (Python)", "version": _commit()} for plane in experiment.planes},
+        planes={
+            plane: {"implementation": "planes (Python)", "version": _commit(), "not honoured": "; ".join(lines) or "–"}
+            for plane, lines in undone.items()
+        },
         proxies={plane: _proxies(plane, topology) for plane in experiment.planes},
         gate=asdict(gates),
         machine={**describe(), "weaker": "; ".join(made_runtime.weaker())},
@@ -131,7 +140,7 @@ def _proxies(plane: str, topology: Topology) -> list[dict[str, Any]]:
     """What the report draws: where a plane's proxies stand."""
     return [
         {"name": p.name, "role": p.role, "node": p.node, "sandbox": p.sandbox, "serves": list(p.serves)}
-        for p in load("plane", plane).place(topology, {}).proxies
+        for p in planespec.place(plane, topology).proxies
     ]
 
 

@@ -16,13 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from testbed import boundaries, deploy, interrupts, lab, proof, topofile, trial
+from testbed import boundaries, deploy, interrupts, lab, planespec, proof, topofile, trial
 from testbed.errors import MachineError, PeerError, TrialError, UsageError
 from testbed.links.gauge import measure
 from testbed.model.experiment import Experiment, LinkReading, Result
 from testbed.model.placement import Placement
 from testbed.model.topology import Impairment, Topology
-from testbed.registry import load
 from testbed.runtime import ownership
 from testbed.seams import LinkMaker, Progress, Runtime
 from testbed.store import Run
@@ -91,7 +90,7 @@ def run(
     say: Progress = lambda _line: None,
 ) -> None:
     """Everything that is not yet in the run's folder (so a resumed run goes on where it was)."""
-    placements = {plane: load("plane", plane).place(topology, {}) for plane in planes}
+    placements = {plane: planespec.place(plane, topology) for plane in planes}
     blocks = plan_blocks(experiment, planes, seed)
     done = into.whole_trials()
     failures = 0

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from testbed import policyfile
+from testbed import policyfile, schemadefs
 from testbed.yamlpos import LABEL, Item, Number, Reader, Record, Sequence, Shape, Table, Text
 
 MAX_DELAY_MS = 10_000.0
@@ -60,6 +60,17 @@ def _between(of: str) -> Sequence:
     return Sequence(what="between", of=Text(what=f"name of a {of}"), minimum=2, maximum=2)
 
 
+_WAYPOINT = Record(
+    what="waypoint",
+    fields={
+        "name": _name("name of a waypoint"),
+        "node": Text(what="name of a node"),
+        "replicas": Number(what="replicas", minimum=1, maximum=100, integer=True),
+        "for": Text(what="what a waypoint is for", choices=("all", "service", "workload")),
+    },
+    required=("node",),
+)
+
 _WORKLOAD = Record(
     what="workload",
     fields={
@@ -80,6 +91,7 @@ _WORKLOAD = Record(
         ),
         "plane": Text(what="plane of a workload", choices=("ambient", "none", "sidecar")),
         "labels": Table(what="labels", of=Text(what="label value"), key=r"^\S+$"),
+        "waypoint": _WAYPOINT,
     },
     one_of=("node", "nodes"),
 )
@@ -101,15 +113,7 @@ _SERVICE = Record(
             minimum=1,
         ),
         "workloads": Sequence(what="workloads", of=Text(what="name of a workload"), minimum=1),
-        "waypoint": Record(
-            what="waypoint",
-            fields={
-                "name": _name("name of a waypoint"),
-                "node": Text(what="name of a node"),
-                "replicas": Number(what="replicas", minimum=1, maximum=100, integer=True),
-            },
-            required=("node",),
-        ),
+        "waypoint": _WAYPOINT,
         "trafficDistribution": Text(
             what="traffic distribution", choices=("any", "local", "prefer-same-node", "prefer-same-zone")
         ),
@@ -144,6 +148,7 @@ DOCUMENT = Record(
         "trustDomain": Text(what="trust domain", pattern=r"^[a-z0-9]([-a-z0-9._]{0,253}[a-z0-9])?$"),
         "zones": Sequence(what="zones", of=_name("name of a zone")),
         "nodes": Table(what="nodes", of=Record(what="node", fields={"zone": Text(what="name of a zone")}), minimum=1),
+        "namespaces": Table(what="namespaces", of=Record(what="namespace", fields={"waypoint": _WAYPOINT})),
         "workloads": Table(what="workloads", of=_WORKLOAD),
         "services": Table(what="services", of=_SERVICE),
         "links": Sequence(
@@ -176,8 +181,10 @@ DOCUMENT = Record(
 
 def json_schema() -> dict[str, Any]:
     """What the structure of a topology file must be; names that refer to each other are beyond it."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Meshbed topology",
-        **DOCUMENT.schema(),
-    }
+    return schemadefs.shared(
+        {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "title": "Meshbed topology",
+            **DOCUMENT.schema(),
+        }
+    )

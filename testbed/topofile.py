@@ -32,6 +32,7 @@ from testbed.model.topology import (
     link_addresses,
     node_network,
     service_address,
+    waypoint_sandboxes,
     workload_address,
 )
 from testbed.seams import end_name
@@ -112,6 +113,7 @@ class _Builder:
         self.workload_names = tuple(self._known("workloads"))
         self.service_names = tuple(self._known("services"))
         self.sandboxes: dict[str, str] = {}
+        self.waypoints: dict[tuple[str, str], WaypointRef] = {}
 
     def _known(self, key: str) -> Iterable[str]:
         child = self.item.child(key)
@@ -185,6 +187,7 @@ class _Builder:
             if not spread or not self._refer_all(spread, "node", self.node_names):
                 continue
             app = self._app(item.child("app"))
+            waypoint = self._waypoint("workload", group, item)
             replicas = item.get("replicas", 1)
             for index in range(replicas):
                 name = group if replicas == 1 else f"{group}-{index}"
@@ -208,6 +211,7 @@ class _Builder:
                         app=app,
                         plane=item.get("plane"),
                         labels=tuple(sorted(labels.items())),
+                        waypoint=waypoint,
                     )
                 )
         return tuple(workloads)
@@ -239,7 +243,6 @@ class _Builder:
 
     def _services(self, workloads: tuple[Workload, ...]) -> tuple[Service, ...]:
         services = []
-        waypoints: dict[tuple[str, str], WaypointRef] = {}
         for index, (name, item) in enumerate(self.item.items("services")):
             namespace = item.get("namespace", "default")
             groups = [g for g in item.each("workloads") if self._refer(g, "workload", self.workload_names)]
@@ -255,7 +258,7 @@ class _Builder:
                     address=service_address(index),
                     ports=self._ports(item, behind),
                     endpoints=tuple(dict.fromkeys(w.name for w in behind)),
-                    waypoint=self._waypoint(name, namespace, item.child("waypoint"), waypoints),
+                    waypoint=self._waypoint("service", name, item),
                     traffic_distribution=item.get("trafficDistribution", "any"),
                 )
             )
@@ -279,19 +282,44 @@ class _Builder:
             ports[port] = ServicePort(port=port, target_port=target, protocol=entry.get("protocol", "tcp"))
         return tuple(ports.values())
 
-    def _waypoint(
-        self, service: str, namespace: str, item: Item | None, seen: dict[tuple[str, str], WaypointRef]
-    ) -> WaypointRef | None:
-        if item is None or not self._refer(item.child("node"), "node", self.node_names):
+    def _waypoint(self, kind: str, name: str, item: Item) -> WaypointRef | None:
+        """The service's or workload's own, else its namespace's if that is for its kind of traffic."""
+        namespace, own = item.get("namespace", "default"), item.child("waypoint")
+        whole = dict(self.item.items("namespaces")).get(namespace)
+        wanted = own if own is not None else whole.child("waypoint") if whole is not None else None
+        if wanted is None or not self._refer(wanted.child("node"), "node", self.node_names):
             return None
-        name = item.get("name", f"{service}-waypoint")
-        waypoint = WaypointRef(name=name, node=item.get("node"), replicas=item.get("replicas", 1))
-        if (namespace, name) not in seen:
-            self._claim(name, "waypoint", item.mark)
-        elif seen[namespace, name] != waypoint:
-            what = f"waypoint {name} is described in two ways (node {waypoint.node}, replicas {waypoint.replicas})"
-            self.problem(item.mark, what, "give it the same node and replicas everywhere, or another name")
-        return seen.setdefault((namespace, name), waypoint)
+        waypoint = WaypointRef(
+            name=wanted.get("name", "waypoint" if own is None else f"{name}-waypoint"),
+            node=wanted.get("node"),
+            replicas=wanted.get("replicas", 1),
+            handles=wanted.get("for", "service"),
+        )
+        if waypoint.handles not in ("all", kind):
+            if own is not None:
+                what = f"waypoint {waypoint.name} is for traffic to a {waypoint.handles} ({kind} {name})"
+                self.problem(own.mark, what, f"give it for: {kind} or for: all")
+            return None
+        return self._described(waypoint, namespace, wanted)
+
+    def _described(self, waypoint: WaypointRef, namespace: str, item: Item) -> WaypointRef:
+        seen = self.waypoints
+        if (namespace, waypoint.name) not in seen:
+            again = sum(name == waypoint.name for _, name in seen)
+            seen[namespace, waypoint.name] = waypoint
+            services = {(n, i.get("namespace", "default")) for n, i in self.item.items("services")}
+            if (waypoint.name, namespace) in services:
+                what = f"a service of namespace {namespace} has the waypoint's name ({waypoint.name!r})"
+                self.problem(item.mark, what, "a waypoint is a service, too; rename one")
+            for sandbox in waypoint_sandboxes(waypoint, namespace, first=not again):
+                self._claim(sandbox, "waypoint", item.mark)
+        elif seen[namespace, waypoint.name] != waypoint:
+            what = (
+                f"waypoint {waypoint.name} is described in two ways (node {waypoint.node}, replicas "
+                f"{waypoint.replicas}, for {waypoint.handles})"
+            )
+            self.problem(item.mark, what, "give it the same node, replicas and for everywhere, or another name")
+        return seen[namespace, waypoint.name]
 
     def _links(self) -> list[tuple[Link, yaml.Mark]]:
         links: list[tuple[Link, yaml.Mark]] = []

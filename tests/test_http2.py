@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import h2.events
+import hpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -275,6 +276,31 @@ def test_a_bad_field_of_a_refused_stream_stays_bad():
     assert len(server.requests) == 1
 
 
+def test_a_block_is_read_anew_when_the_table_has_changed():
+    """The same octets refer to another field once something was inserted."""
+    server = handshaken(Server())
+    good = frames.encode_fields(GET[:3]) + b"\x41\x04shop"
+    server.codec.receive(frames.headers(1, good, end=True, max_frame_size=16384))
+    again = frames.headers(3, b"\x82\x86\x84\xbe", end=True, max_frame_size=16384)
+    server.codec.receive(again + again.replace(b"\0\0\0\3", b"\0\0\0\5"))
+    other = frames.encode_fields(GET[:3]) + b"\x41\x04cart"
+    server.codec.receive(frames.headers(7, other, end=True, max_frame_size=16384))
+    server.codec.receive(again.replace(b"\0\0\0\3", b"\0\0\0\x09"))
+    assert [request.authority for request in server.requests] == [b"shop", b"shop", b"shop", b"cart", b"cart"]
+
+
+def test_a_peer_without_a_table_gets_none_used():
+    """SETTINGS_HEADER_TABLE_SIZE 0: told back in the next block, and every block can be read by itself."""
+    ours = client()
+    ours.receive(frames.settings([(frames.HEADER_TABLE_SIZE, 0)]))
+    taken(ours)
+    decoder = hpack.Decoder()
+    decoder.max_allowed_table_size = 0
+    for _ in range(4):
+        ours.open(get(fields=[(b"x", b"1")]), Heard())
+        assert (b"x", b"1") in [tuple(field) for field in decoder.decode(taken(ours)[9:], raw=True)]
+
+
 @pytest.mark.parametrize("wire", [
     data(b"abcd"), data(b"ab", end=True), data(b"ab") + data(b"cd"), head([(b"x-sum", b"1")]),
     data(b"abc") + data(b"d", end=True),
@@ -541,7 +567,9 @@ def test_a_held_sink_stops_its_sender_and_no_other():
     stalled, lively = ours.open(post(), Heard()), ours.open(post(), Heard())
     cross(ours, server.codec)
     chunk = b"x" * 16_384
-    while stalled.send_data(chunk):
+    for _ in range(100):
+        if not stalled.send_data(chunk):
+            break
         cross(ours, server.codec)
     cross(ours, server.codec)
     assert len(server.heard[0].body) == SERVER_LIMITS.stream_window_bytes
@@ -556,17 +584,25 @@ def test_a_held_sink_stops_its_sender_and_no_other():
     assert stalled.sink.writables == 0
 
 
+def test_many_held_sinks_do_not_stop_the_connection():
+    """More of them than the connection's window has room for."""
+    ours, server = pair(hold_at=1)
+    for _ in range(SERVER_LIMITS.connection_window_bytes // SERVER_LIMITS.stream_window_bytes + 4):
+        stream = ours.open(post(), Heard())
+        stream.send_data(b"x" * SERVER_LIMITS.stream_window_bytes)
+        cross(ours, server.codec)
+        assert len(server.heard[-1].body) == SERVER_LIMITS.stream_window_bytes
+
+
 def test_a_released_sink_lets_its_sender_go_on():
     """`writable` comes once the window is back and what waited is out, and every byte arrives in order."""
     ours, server = pair(hold_at=1)
     heard = Heard()
     stream = ours.open(post(), heard)
     sent = b""
-    number = 0
-    while True:
+    for number in range(100):
         chunk = b"%08d" % number * 2048
         sent += chunk
-        number += 1
         if not stream.send_data(chunk):
             break
         cross(ours, server.codec)

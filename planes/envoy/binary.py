@@ -1,4 +1,4 @@
-"""Where Envoy's own program is: in the PyPI package, whose `envoy` command is a Python wrapper (facts/envoy, trap 12)."""
+"""Where Envoy's program is: in the PyPI package, whose `envoy` command is a Python wrapper (facts/envoy, trap 12)."""
 
 from __future__ import annotations
 

@@ -13,6 +13,8 @@ from planes.l7.detect import Detected, detect
 
 PEEK_BYTES = 16 << 10
 ACCEPTED_PER_TURN = 64
+PAUSE_S = 0.1
+"""Out of descriptors: the socket stays readable, so asking again at once would be all the process does."""
 
 
 class Acceptor:
@@ -22,7 +24,7 @@ class Acceptor:
         self, loop: asyncio.AbstractEventLoop, listening: socket.socket, on_socket: Callable[[socket.socket], None]
     ) -> None:
         self._loop, self._listening, self._on_socket = loop, listening, on_socket
-        loop.add_reader(listening.fileno(), self._accept)
+        self._listen()
 
     def _accept(self) -> None:
         for _ in range(ACCEPTED_PER_TURN):
@@ -30,13 +32,22 @@ class Acceptor:
                 sock, _ = self._listening.accept()
             except (BlockingIOError, InterruptedError):
                 return
+            except ConnectionError:
+                continue  # it ended while it waited
             except OSError:
-                return  # out of descriptors, or a connection that ended while it waited: the next turn tries again
+                self._loop.remove_reader(self._listening.fileno())
+                self._loop.call_later(PAUSE_S, self._listen)
+                return
             sock.setblocking(False)
             self._on_socket(sock)
 
+    def _listen(self) -> None:
+        if self._listening.fileno() >= 0:
+            self._loop.add_reader(self._listening.fileno(), self._accept)
+
     def close(self) -> None:
         if self._listening.fileno() >= 0:
+            self._accept()  # who is connected already has been promised an answer
             self._loop.remove_reader(self._listening.fileno())
             self._listening.close()
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from planes.l7.dial import Way
+from planes.l7 import telemetry
+from planes.l7.dial import Security, Way
 from planes.mesh import net
 from planes.mesh.metrics import Meter, Peer, Reporter
 from planes.mesh.relay import Endpoint, Pipe, join
+from planes.mesh.route import Flag
+from planes.mesh.view import ServiceView
 
 if TYPE_CHECKING:
     from planes.l7.program import L7Program
@@ -58,40 +62,67 @@ class _Captured(asyncio.Protocol):
         chosen.connection_made(transport)
 
 
+Peers = tuple[Peer, Peer, ServiceView | None]
+"""Source, destination and service of a connection, for its metrics."""
+
+
 def pipe_to(
-    program: L7Program, way: Way | None, pipes: set[Pipe], *, reporter: str, downstream: Downstream
+    program: L7Program,
+    way: Way | None,
+    pipes: set[Pipe],
+    *,
+    reporter: str,
+    downstream: Downstream,
+    peers: Peers | None = None,
 ) -> Pipe:
-    """A TCP side that connects by `way` as soon as it is made, and relays."""
+    """A TCP side that connects by `way` as soon as it is made, and relays. Without `peers` little is told of them."""
 
     def made(endpoint: Endpoint) -> None:
         pipes.add(pipe)
         if way is not None:
-            program.spawn(_relay(program, pipe, way, pipes, reporter, downstream))
+            program.spawn(_relay(program, pipe, way, pipes, reporter, downstream, peers))
 
     pipe = Pipe(made)
     return pipe
 
 
 async def _relay(
-    program: L7Program, pipe: Pipe, way: Way, pipes: set[Pipe], reporter: str, downstream: Downstream
+    program: L7Program,
+    pipe: Pipe,
+    way: Way,
+    pipes: set[Pipe],
+    reporter: str,
+    downstream: Downstream,
+    peers: Peers | None,
 ) -> None:
-    local = Peer(workload=program.local)
-    other = Peer(workload=downstream.workload, principal=downstream.identity or None)
-    source, destination = (local, Peer()) if reporter == "source" else (other, local)
+    mtls = downstream.mtls if reporter != "source" else way.security is not Security.PLAIN
+    if peers is None:
+        local = Peer(workload=program.local)
+        other = Peer(workload=downstream.workload, principal=downstream.identity or None)
+        peers = (local, Peer(), None) if reporter == "source" else (other, local, None)
     try:
         upstream = await program.dialler.open(way, Pipe)
     except (OSError, ssl.SSLError, TimeoutError) as cause:
-        program.tcp_metrics.fail(Reporter(reporter), source, destination, None, mtls=downstream.mtls)
+        program.tcp_metrics.fail(Reporter(reporter), *peers, mtls=mtls, flag=Flag.CONNECT)
         program.warn(f"tcp {downstream.source[0]} to {way.authority}: {cause or type(cause).__name__}")
         pipes.discard(pipe)
         discard(pipe)
         return
-    meter: Meter = program.tcp_metrics.open(Reporter(reporter), source, destination, None, mtls=downstream.mtls)
+    meter: Meter = program.tcp_metrics.open(Reporter(reporter), *peers, mtls=mtls)
+    began_s = program.loop.time()
 
     def finished(endpoint: Endpoint) -> None:
         pipes.discard(pipe)
         meter.received_bytes, meter.sent_bytes = endpoint.bytes_read, endpoint.bytes_written
         meter.close()
+        if program.log is not None:
+            line = telemetry.tcp_line(
+                time_s=time.time(), received=endpoint.bytes_read, sent=endpoint.bytes_written,
+                duration_ms=(program.loop.time() - began_s) * 1000, upstream=way.authority,
+                downstream=downstream.source[0], peer=downstream.identity,
+                service=peers[2].hostname if peers[2] is not None else "",
+            )  # fmt: skip
+            program.log.write(line + "\n")
 
     assert isinstance(upstream, Pipe)
     pipe.on_done = finished

@@ -97,6 +97,9 @@ class Codec(Protocol):
     half_close: bool
     """HTTP/1 only, after a 101 or CONNECT: write EOF once `out` is written, go on reading. A transport that cannot
     (TLS) is left open till `closing`."""
+    unread: bool
+    """HTTP/1 only, with `closing`: the peer may still be sending. A server's shell reads on for a while, lest a RST
+    overtake the answer."""
     active: int
     """Exchanges that are not over."""
 

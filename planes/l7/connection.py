@@ -9,14 +9,27 @@ import asyncio
 from collections.abc import Callable
 
 from planes.l7.codec import Codec
+from planes.mesh import net
 
 HIGH_WATER_BYTES = 256 << 10
+LARGE_BYTES = 16 << 10
+"""A piece of a body from here on is written at once: gathering saves nothing then, and only a write tells whether the
+peer takes more (an event loop may read megabytes from one socket in a turn)."""
+LINGER_S = 1.0
+"""How long a server that has said its last word reads on: closing at once would turn unread bytes of the client into a
+RST, which may destroy the answer on its way (RFC 9112 9.6). Envoy's delayed_close_timeout."""
 
 
 class HttpConnection(asyncio.Protocol):
     """`codec` is set before bytes come: at once, or by `on_made` when the transport's TLS says which (ALPN)."""
 
+    __slots__ = (
+        "_eof_written", "_linger", "_on_lost", "_on_made", "_on_turn", "_reading_paused", "_scheduled", "codec",
+        "context", "loop", "lost", "reads", "secured", "seen", "served", "transport",
+    )  # fmt: skip
+
     codec: Codec
+    transport: asyncio.Transport
 
     def __init__(
         self,
@@ -27,17 +40,26 @@ class HttpConnection(asyncio.Protocol):
         on_lost: Callable[[HttpConnection], None] | None = None,
     ) -> None:
         self.loop = loop
-        self.transport: asyncio.Transport = None  # type: ignore[assignment]
+        self.codec = None  # type: ignore[assignment]
+        self.transport = None  # type: ignore[assignment]
         self.lost = False
+        self.secured = False
+        """Right above TLS."""
         self.context: object = None
         """What its owner knows of it: who the peer is, what policy says."""
+        self.served = 0
+        """Requests begun on it; its owner counts."""
+        self.reads = 0
+        self.seen: tuple[int, float] = (-1, 0.0)
+        """(reads, when) at the last look for idleness."""
         self._on_made, self._on_turn, self._on_lost = on_made, on_turn, on_lost
         self._scheduled = False
         self._reading_paused = False
         self._eof_written = False
+        self._linger: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
-        return f"<HttpConnection {getattr(self, 'codec', None)!r}>"
+        return f"<HttpConnection {self.codec!r}>"
 
     def wake(self) -> None:
         """For the codec: something of it changed outside of `receive`."""
@@ -50,22 +72,30 @@ class HttpConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
         self.transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        self.secured = transport.get_extra_info("ssl_object") is not None
         self._on_made(self)
 
     def data_received(self, data: bytes) -> None:
         codec = self.codec
+        self.reads += 1
         codec.receive(data)
-        if codec.out or codec.closing or codec.reading_held is not self._reading_paused:
-            self.wake()
+        if codec.reading_held is not self._reading_paused:
+            self._hold(codec.reading_held)  # at once: the event loop may have more reads in store for this very turn
+        if not self._scheduled and (codec.out or codec.closing):
+            self._scheduled = True
+            self.loop.call_soon(self.flush)
         if self._on_turn is not None:
             self._on_turn(self)
 
     def eof_received(self) -> bool:
+        if self._linger is not None:
+            self.transport.close()
+            return False
         self.codec.receive_eof()
         self.wake()
         if self._on_turn is not None:
             self._on_turn(self)
-        return True
+        return not self.secured  # a TLS transport closes with its peer whatever one says
 
     def pause_writing(self) -> None:
         self.codec.set_write_blocked(True)
@@ -77,7 +107,10 @@ class HttpConnection(asyncio.Protocol):
         if self.lost:
             return
         self.lost = True
-        if hasattr(self, "codec"):
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+        if self.codec is not None:
             self.codec.lost(str(error) if error is not None else "connection closed")
         if self._on_lost is not None:
             self._on_lost(self)
@@ -86,30 +119,54 @@ class HttpConnection(asyncio.Protocol):
 
     def flush(self) -> None:
         self._scheduled = False
-        codec, transport = self.codec, self.transport
-        if self.lost:
-            codec.out.clear()
-            return
+        codec = self.codec
         out = codec.out
+        if self.lost:
+            out.clear()
+            return
         if out:
-            transport.write(out[0] if len(out) == 1 else b"".join(out))
+            self.transport.write(out[0] if len(out) == 1 else b"".join(out))
             out.clear()
         if codec.closing:
-            if getattr(codec, "abort", False):
-                transport.abort()
-            else:
-                transport.close()
+            self._close()
         elif codec.reading_held is not self._reading_paused:
-            self._reading_paused = codec.reading_held
+            self._hold(codec.reading_held)
+        elif codec.half_close and not self._eof_written:
+            self._write_eof()
+
+    def _hold(self, held: bool) -> None:
+        self._reading_paused = held
+        if held:
+            self.transport.pause_reading()
+        else:
+            net.resume_reading(self.loop, self.transport)
+
+    def _write_eof(self) -> None:
+        self._eof_written = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def _close(self) -> None:
+        codec, transport = self.codec, self.transport
+        if self._linger is not None:
+            return
+        if codec.abort:
+            transport.abort()
+        elif codec.unread and not transport.is_closing():
+            self._linger = self.loop.call_later(LINGER_S, transport.close)
+            if not self._eof_written:
+                self._write_eof()
             if self._reading_paused:
-                transport.pause_reading()
-            else:
-                transport.resume_reading()
-        if getattr(codec, "half_close", False) and not self._eof_written and not codec.closing:
-            self._eof_written = True
-            if transport.can_write_eof():
-                transport.write_eof()
+                self._hold(False)
+        else:
+            transport.close()
 
     def abort(self) -> None:
-        if not self.lost:
+        if not self.lost and self.transport is not None:
             self.transport.abort()
+
+    def idle_s(self, now_s: float) -> float:
+        """For how long nothing has come, as seen by those who ask now and then; 0 with an exchange under way."""
+        if self.codec.active or self.reads != self.seen[0]:
+            self.seen = (self.reads, now_s)
+        return now_s - self.seen[1]

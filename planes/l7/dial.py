@@ -10,14 +10,19 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from weakref import WeakValueDictionary
 
+from planes.l7 import halfclose
 from planes.l7.connection import HttpConnection
+from planes.l7.group import CONNECT_LIMIT_S, UNLIMITED, Group
 from planes.l7.http1 import Http1Client
+from planes.l7.http2 import Http2Client
 from planes.l7.stream_transport import StreamTransport
 from planes.l7.upstream import Upstream
 from planes.mesh import frames, net, tls
 from planes.mesh.pool import Pool, PoolKey
 from planes.mesh.session import HboneSession
+from testbed.model.traffic import TrafficPolicy
 
 ALPN_HTTP1 = ("istio-http/1.1", "istio", "http/1.1")
 ALPN_HTTP2 = ("istio-h2", "istio", "h2")
@@ -68,47 +73,63 @@ class Dialler:
         self.loop = loop
         self.contexts = contexts
         self._baggage = baggage
-        self._upstreams: dict[Way, Upstream] = {}
+        self._upstreams: WeakValueDictionary[tuple[str, Way], Upstream] = WeakValueDictionary()
+        """Kept alive by who may choose them, and by their connections."""
+        self._groups: dict[str, tuple[TrafficPolicy, Group]] = {}
         self._tunnels = Pool()
         self.sessions: set[HboneSession] = set()
 
-    def upstream(self, way: Way) -> Upstream:
-        held = self._upstreams.get(way)
+    def group(self, name: str, policy: TrafficPolicy) -> Group:
+        """What the cluster of that name shares; its counts go on as long as its policy stays the same."""
+        held = self._groups.get(name)
+        if held is None or held[0] != policy:
+            held = self._groups[name] = (policy, Group(policy))
+        return held[1]
+
+    def upstream(self, way: Way, cluster: str = "", group: Group = UNLIMITED) -> Upstream:
+        """Clusters do not share connections, as in Envoy: each has its own limits."""
+        held = self._upstreams.get((cluster, way))
         if held is None:
-            held = self._upstreams[way] = Upstream(
+            held = self._upstreams[cluster, way] = Upstream(
                 self.loop, way, lambda upstream: self._connect(way, upstream), multiplexed=way.http2
             )
+        held.group = group
         return held
 
     async def _connect(self, way: Way, upstream: Upstream) -> HttpConnection:
         connection = HttpConnection(
             self.loop, on_made=lambda made: self._made(way, made), on_turn=upstream.turned, on_lost=upstream.lost
         )
-        await self.open(way, lambda: connection)
+        await self.open(way, lambda: connection, limit_s=upstream.group.connect_limit_s)
         return connection
 
     def _made(self, way: Way, connection: HttpConnection) -> None:
         if way.http2:
-            from planes.l7.http2 import Http2Client
-
             connection.codec = Http2Client(connection.wake)
             connection.wake()
         else:
             connection.codec = Http1Client(connection.wake)
 
-    async def open(self, way: Way, factory: net.ProtocolFactory) -> asyncio.BaseProtocol:
+    async def open(
+        self, way: Way, factory: net.ProtocolFactory, *, limit_s: float = CONNECT_LIMIT_S
+    ) -> asyncio.BaseProtocol:
         """Any protocol at the end of `way`. Raises OSError (ConnectionError, ssl.SSLError), TimeoutError."""
         if way.security is Security.HBONE:
-            return await self._through(way, factory)
+            return await self._through(way, factory, limit_s)
         sock = net.upstream(way.address, source=None)
         if way.security is Security.PLAIN:
             if way.source:
                 sock.bind((way.source, 0))
-            return await net.connect(self.loop, factory, sock, way.address)
+            return await net.connect(self.loop, factory, sock, way.address, timeout_s=limit_s)
         alpn = ALPN_TCP if way.tcp else ALPN_HTTP2 if way.http2 else ALPN_HTTP1
         context = self.contexts.client_for(alpn)
+        if way.tcp:
+            return await halfclose.connect(
+                self.loop, factory, sock, way.address, context, server_name=way.server_name or None,
+                refusal_of=lambda made: _refusal_of(made, way), timeout_s=limit_s,
+            )  # fmt: skip
         protocol = await net.connect(
-            self.loop, factory, sock, way.address, context, server_name=way.server_name or None
+            self.loop, factory, sock, way.address, context, server_name=way.server_name or None, timeout_s=limit_s
         )
         refusal = _refusal(protocol, way)
         if refusal is not None:
@@ -117,7 +138,7 @@ class Dialler:
 
     # -- tunnels -------------------------------------------------------------------------------------------------------
 
-    async def _through(self, way: Way, factory: net.ProtocolFactory) -> asyncio.BaseProtocol:
+    async def _through(self, way: Way, factory: net.ProtocolFactory, limit_s: float) -> asyncio.BaseProtocol:
         key = PoolKey(
             source_identity=self.contexts.uri, expected=way.expected, destination=way.tunnel, source_ip=""
         )
@@ -131,7 +152,7 @@ class Dialler:
         session.answers[stream.id] = lambda status, _: answer.done() or answer.set_result(status)
         session.schedule()
         try:
-            async with asyncio.timeout(net.CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(limit_s):
                 status = await answer
         except BaseException:
             transport.abort()
@@ -162,15 +183,19 @@ class Dialler:
     # -- housekeeping --------------------------------------------------------------------------------------------------
 
     def expire(self) -> None:
-        self._tunnels.expire(self.loop.time())
+        """Ends what is idle for too long."""
+        now_s = self.loop.time()
+        self._tunnels.expire(now_s)
+        for upstream in list(self._upstreams.values()):
+            upstream.end_idle(now_s)
 
     def drain(self) -> None:
-        for upstream in self._upstreams.values():
+        for upstream in list(self._upstreams.values()):
             upstream.close()
         self._tunnels.clear()
 
     def stop(self) -> None:
-        for upstream in self._upstreams.values():
+        for upstream in list(self._upstreams.values()):
             upstream.abort()
         for session in list(self.sessions):
             session.abort()
@@ -179,8 +204,15 @@ class Dialler:
 def _refusal(protocol: asyncio.BaseProtocol, way: Way) -> str | None:
     """Why the peer is turned away, before a byte is written to it."""
     transport: asyncio.Transport = protocol.transport  # type: ignore[attr-defined]
-    secured: ssl.SSLObject = transport.get_extra_info("ssl_object")
-    refusal = tls.client_refusal(tls.spiffe_uris(secured.getpeercert()), way.expected)
+    refusal = _refusal_of(transport, way)
     if refusal is not None:
         transport.abort()
+    return refusal
+
+
+def _refusal_of(transport: asyncio.Transport, way: Way) -> str | None:
+    secured: ssl.SSLObject = transport.get_extra_info("ssl_object")
+    refusal = tls.client_refusal(tls.spiffe_uris(secured.getpeercert()), way.expected)
+    if refusal is None and way.http2 and secured.selected_alpn_protocol() not in ("h2", *ALPN_HTTP2):
+        refusal = f"server chose {secured.selected_alpn_protocol() or 'no protocol'} of {', '.join(ALPN_HTTP2)}"
     return refusal

@@ -8,29 +8,22 @@ answered in Envoy's words (status, body, response flag).
 from __future__ import annotations
 
 import asyncio
-from enum import Enum
 from typing import Protocol
 
+from planes.l7.attempt import Attempt, Cause
 from planes.l7.codec import ServerStream
-from planes.l7.connection import HttpConnection
+from planes.l7.connection import LARGE_BYTES, HttpConnection
 from planes.l7.decision import Decision, Kind
 from planes.l7.message import Fields, Request, Response, field
-from planes.l7.retry import Failure, Retrial, RetryLimit
+from planes.l7.retry import Failure, Retrial
+from planes.l7.shadow import Shadow
 from planes.l7.upstream import Upstream
+from planes.l7.view import Cluster
 
 REPLAY_MAX_BYTES = 64 << 10
 """A request's body is kept for another attempt up to here; a longer one is sent once."""
 _TEXT = [(b"content-type", b"text/plain")]
-
-
-class Cause(Enum):
-    """Why an attempt ended without a response, as Envoy words it and flags it."""
-
-    CONNECT = (b"connection failure", "UF", Failure(connect_failed=True))
-    REFUSED = (b"remote refused stream reset", "UR", Failure(refused=True))
-    RESET = (b"connection termination", "UC", Failure())
-    TIMEOUT = (b"", "UT", Failure())
-    """Its own limit of time."""
+_OVERLOADED = [*_TEXT, (b"x-envoy-overloaded", b"true")]
 
 
 class Place(Protocol):
@@ -46,6 +39,10 @@ class Place(Protocol):
         """An endpoint for this attempt (`exchange.tried` holds those before); None: no healthy one."""
         ...
 
+    def mirror(self, exchange: Exchange, cluster: Cluster) -> Upstream | None:
+        """An endpoint for a copy."""
+        ...
+
     def outgoing(self, exchange: Exchange) -> Request:
         """The request as it goes upstream, edited."""
         ...
@@ -55,21 +52,38 @@ class Place(Protocol):
         ...
 
     def draw(self) -> float: ...
-    def retry_limit(self, exchange: Exchange) -> RetryLimit: ...
     def finished(self, exchange: Exchange) -> None:
         """After the last byte, both ways. For telemetry."""
         ...
+
+
+class Nobody:
+    """Takes what still comes for an exchange that is over. Also breaks the circle of exchange and stream."""
+
+    __slots__ = ()
+
+    def data(self, data: bytes | memoryview) -> None: ...
+    def ended(self, trailers: Fields) -> None: ...
+    def was_reset(self, reason: str, *, unprocessed: bool) -> None: ...
+    def writable(self) -> None: ...
+
+
+NOBODY = Nobody()
 
 
 class Exchange:
     """The downstream stream's sink."""
 
     __slots__ = (
+        "_answer_whole",
         "_attempt",
+        "_deadline",
         "_hold",
         "_kept",
         "_kept_bytes",
-        "_timer",
+        "_pause",
+        "_replayable",
+        "_shadows",
         "attempts",
         "connection",
         "decision",
@@ -98,10 +112,9 @@ class Exchange:
         self.stream = stream
         self.request = request
         self.started_s = place.loop.time()
-        self.decision: Decision = None  # type: ignore[assignment]
         self.upstream: Upstream | None = None
         """Of the last attempt."""
-        self.tried: list[Upstream] = []
+        self.tried: tuple[Upstream, ...] = ()
         self.attempts = 0
         self.request_done = not request.has_body and not request.upgrade
         self.trailers: Fields = []
@@ -118,40 +131,51 @@ class Exchange:
         self.retrial: Retrial | None = None
         """Made at the first failure."""
         self._attempt: Attempt | None = None
-        self._kept: list[bytes] | None = []
-        """The request's body so far; None once it is not to be sent again."""
+        self._answer_whole = False
+        """Of a tunnel whose other direction still runs."""
+        self._kept: list[bytes] | None = None
+        """The request's body so far, as long as it may have to be sent (again)."""
         self._kept_bytes = 0
+        self._replayable = True
         self._hold = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._shadows: list[Shadow] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        """The end of all attempts."""
+        self._pause: asyncio.TimerHandle | None = None
+        """An injected delay, or the wait before another attempt."""
         stream.sink = self
-        self._begin()
+        self.decision = decision = place.decide(self)
+        if decision.flag or decision.delay_s:
+            self._begin_late(decision)
+        else:
+            self._go_on()
 
     def __repr__(self) -> str:
         return f"<Exchange {self.request!r} {self.decision!r} {self.status or 'open'}>"
 
     # -- deciding ------------------------------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
-        decision = self.decision = self.place.decide(self)
-        if decision.flag:
-            self.flag = decision.flag
+    def _begin_late(self, decision: Decision) -> None:
+        self.flag = decision.flag
         if decision.delay_s:
             self._brake()
-            self._timer = self.place.loop.call_later(decision.delay_s, self._go_on)
+            self._pause = self.place.loop.call_later(decision.delay_s, self._go_on)
         else:
             self._go_on()
 
     def _go_on(self) -> None:
-        self._timer = None
+        self._pause = None
         decision = self.decision
         if decision.kind is Kind.RESPOND:
             self.answer(decision.status, decision.body, decision.flag, fields=decision.fields)
             return
         if decision.timeout_s is not None and self.request_done:
-            self._start_timeout()
-        self._attempt_once()
+            self._start_deadline()
+        self._try()
+        if decision.mirrors:
+            self._mirror()
 
-    def _attempt_once(self) -> None:
+    def _try(self) -> None:
         upstream = self.place.choose(self)
         if upstream is None:
             self.answer(503, b"no healthy upstream", "UH")
@@ -161,8 +185,21 @@ class Exchange:
         attempt = self._attempt = Attempt(self, upstream)
         if not self.request_done:
             self._brake()
-        upstream.active += 1
-        upstream.take(attempt)
+        attempt.start()
+
+    def _mirror(self) -> None:
+        shadows = []
+        for cluster in self.decision.mirrors:
+            upstream = self.place.mirror(self, cluster)
+            if upstream is not None and not self.request.upgrade and not self.over:
+                shadows.append(Shadow(self.place.outgoing(self), upstream))
+        for data in self._kept or ():
+            for shadow in shadows:
+                shadow.pass_on(data)
+        if self.request_done and self.request.has_body:
+            for shadow in shadows:
+                shadow.finish(self.trailers)
+        self._shadows = shadows
 
     # -- the request's side: sink of the downstream stream -------------------------------------------------------------
 
@@ -171,28 +208,50 @@ class Exchange:
         self.request_bytes += size
         if self.over:
             return
+        if self._shadows is not None:
+            for shadow in self._shadows:
+                shadow.pass_on(data)
         attempt = self._attempt
         stream = attempt.stream if attempt is not None else None
-        if self._kept is not None:
-            self._kept.append(bytes(data))
-            self._kept_bytes += size
-            if stream is not None and self._kept_bytes > REPLAY_MAX_BYTES:
-                self._kept = None
         if stream is None:
+            self._keep(data)
             self._brake()  # nobody to send it to yet
-        elif not stream.send_data(data):
+            return
+        if self._replayable and self.decision.retry is not None:
+            self._keep(data)
+            self._forget_long()
+        open_ = stream.send_data(data)
+        if size >= LARGE_BYTES:
+            attempt.connection.flush()  # type: ignore[union-attr]
+        if not open_:
             self._brake()
+
+    def _keep(self, data: bytes | memoryview) -> None:
+        if self._kept is None:
+            self._kept = []
+        self._kept.append(bytes(data))
+        self._kept_bytes += len(data)
+
+    def _forget_long(self) -> None:
+        """What has been sent is kept for another attempt only if there may be one, and it is short."""
+        if self._kept_bytes and (self._kept_bytes > REPLAY_MAX_BYTES or self.decision.retry is None):
+            self._kept = None
+            self._replayable = False
 
     def ended(self, trailers: Fields) -> None:
         if self.over:
             return
         self.request_done = True
         self.trailers = trailers
-        if self.decision is not None and self.decision.timeout_s is not None and self._timer is None:
-            self._start_timeout()
+        if self.attempts and self.decision.timeout_s is not None and not self._answer_whole:
+            self._start_deadline()
+        for shadow in self._shadows or ():
+            shadow.finish(trailers)
         attempt = self._attempt
         if attempt is not None and attempt.stream is not None:
             attempt.stream.end(trailers)
+        if self._answer_whole:
+            self._answer_done(())
 
     def was_reset(self, reason: str, *, unprocessed: bool) -> None:
         if self.over:
@@ -201,7 +260,7 @@ class Exchange:
         self.flag = "DC"
         attempt = self._attempt
         if attempt is not None:
-            attempt.give_up("downstream went away")
+            attempt.give_up("CANCEL")
         self._finish()
 
     def writable(self) -> None:
@@ -224,62 +283,87 @@ class Exchange:
 
     def sending(self, attempt: Attempt) -> None:
         """The attempt has its stream: what is there of the body follows the head."""
+        request = self.request
+        if not request.has_body and not request.upgrade:
+            return
         stream = attempt.stream
         assert stream is not None
         open_ = True
-        if self._kept:
-            for data in self._kept:
-                open_ = stream.send_data(data)
-            if self._kept_bytes > REPLAY_MAX_BYTES:
-                self._kept = None
-        if self.request_done and (self.request.has_body or self.request.upgrade):
+        for data in self._kept or ():
+            open_ = stream.send_data(data)
+        self._forget_long()
+        if self.request_done:
             stream.end(self.trailers)
         elif open_:
             self.release()
 
+    def interim(self, response: Response) -> None:
+        self.stream.send_head(response)
+
     def answered(self, attempt: Attempt, response: Response) -> None:
+        upstream = attempt.upstream
+        if upstream.group.detector is not None:
+            upstream.group.observe(upstream.host, response.status, self.place.loop.time())
         if self.decision.retry is not None and (response.status >= 400 or not response.has_body):
-            grpc = field(response.fields, b"grpc-status") if not response.has_body else None
-            failure = Failure(
-                status=response.status, grpc_status=int(grpc) if grpc is not None and grpc.isdigit() else None,
-                overloaded=response.status == 503 and field(response.fields, b"x-envoy-overloaded") is not None,
-            )  # fmt: skip
-            pause_s = self._another_try(failure) if failure.status != 200 or grpc not in (None, b"0") else None
+            pause_s = self._after_answer(response)
             if pause_s is not None:
                 attempt.give_up("retried")
-                self._retry(pause_s)
+                self._again_after(pause_s)
                 return
         self._kept = None
-        self._stop_timer()
+        self._replayable = False
         response = self.place.incoming(self, response)
         self.response = response
         self.status = response.status
         self.stream.send_head(response)
         if not response.has_body and response.status != 101 and not self._is_tunnel(response):
-            self._answer_done([])
+            self._answer_done(())
+
+    def _after_answer(self, response: Response) -> float | None:
+        """The pause before another try, if this answer is reason for one."""
+        status = response.status
+        grpc = None if response.has_body else field(response.fields, b"grpc-status")
+        if status < 400 and grpc in (None, b"0"):
+            return None
+        overloaded = status == 503 and field(response.fields, b"x-envoy-overloaded") is not None
+        grpc_status = int(grpc) if grpc is not None and grpc.isdigit() else None
+        return self._another_try(Failure(status=status, grpc_status=grpc_status, overloaded=overloaded))
 
     def _is_tunnel(self, response: Response) -> bool:
         return bool(self.request.upgrade or self.request.method == b"CONNECT") and response.status < 300
 
     def answer_data(self, attempt: Attempt, data: bytes | memoryview) -> None:
-        self.response_bytes += len(data)
-        if not self.stream.send_data(data) and attempt.stream is not None:
+        size = len(data)
+        self.response_bytes += size
+        open_ = self.stream.send_data(data)
+        if size >= LARGE_BYTES:
+            self.connection.flush()
+        if not open_ and attempt.stream is not None:
             attempt.stream.hold()
 
     def answer_ended(self, trailers: Fields) -> None:
         self.stream.end(trailers)
-        self._answer_done(trailers)
+        if not self.request_done and self.response is not None and self._is_tunnel(self.response):
+            self._answer_whole = True  # the other direction goes on until its own end
+        else:
+            self._answer_done(trailers)
 
-    def _answer_done(self, trailers: Fields) -> None:
-        for source in (trailers, self.response.fields if self.response is not None else ()):
-            for name, value in source:
-                if name == b"grpc-status":
-                    self.grpc_status = value
+    def _answer_done(self, trailers: Fields | tuple[()]) -> None:
+        for name, value in trailers:
+            if name == b"grpc-status":
+                self.grpc_status = value
+        if not self.grpc_status and self.response is not None:
+            self.grpc_status = field(self.response.fields, b"grpc-status") or b""
+        if not self.request_done and self._attempt is not None:
+            self._attempt.give_up("CANCEL")  # an early answer: the rest of the request has lost its purpose
         self._finish()
 
     def attempt_failed(self, cause: Cause, reason: str) -> None:
         """No response of this attempt, or no more of it, will come."""
         self.reason = reason
+        upstream = self.upstream
+        if upstream is not None and cause is not Cause.OVERFLOW and self.response is None:
+            upstream.group.observe(upstream.host, None, self.place.loop.time())
         if self.response is not None:
             self.flag = "UC"
             self.stream.reset(reason)
@@ -287,35 +371,33 @@ class Exchange:
             return
         pause_s = self._another_try(cause.value[2])
         if pause_s is not None:
-            self._retry(pause_s)
+            self._again_after(pause_s)
         elif cause is Cause.TIMEOUT:
             self.answer(504, b"upstream request timeout", "UT")
         else:
             text, flag, _ = cause.value
-            self.answer(503, b"upstream connect error or disconnect/reset before headers. reset reason: " + text, flag)
+            fields = _OVERLOADED if cause is Cause.OVERFLOW else None
+            body = b"upstream connect error or disconnect/reset before headers. reset reason: " + text
+            self.answer(503, body, flag, fields=fields)
 
     def _another_try(self, failure: Failure) -> float | None:
         """The pause before it; None: what came stands."""
-        if self.decision.retry is None:
+        if self.decision.retry is None or self.upstream is None:
             return None
         if self.retrial is None:
-            self.retrial = Retrial(self.decision.retry, self.place.retry_limit(self))
-        return self.retrial.again(failure, draw=self.place.draw, replayable=self._kept is not None)
+            self.retrial = Retrial(self.decision.retry, self.upstream.group.retries)
+        return self.retrial.again(failure, draw=self.place.draw, replayable=self._replayable)
 
-    def _retry(self, pause_s: float) -> None:
+    def _again_after(self, pause_s: float) -> None:
         assert self.upstream is not None
-        self.tried.append(self.upstream)
+        self.tried += (self.upstream,)
         self._attempt = None
-        self._stop_timer()  # the overall limit is counted from the request's end in any case
-        self._timer = self.place.loop.call_later(pause_s, self._again)
+        self._pause = self.place.loop.call_later(pause_s, self._again)
 
     def _again(self) -> None:
-        self._timer = None
-        if self.over:
-            return
-        if self.decision.timeout_s is not None:
-            self._start_timeout()
-        self._attempt_once()
+        self._pause = None
+        if not self.over:
+            self._try()
 
     # -- answers of the proxy itself -----------------------------------------------------------------------------------
 
@@ -323,10 +405,10 @@ class Exchange:
         """The proxy's own response, if there is none yet."""
         if self.over:
             return
-        self.flag = flag
+        self.flag = flag or self.flag
         self._kept = None
         head = list(fields) if fields else ([*_TEXT] if body else [])
-        if _is_grpc(self.request) and not fields:
+        if _is_grpc(self.request) and field(head, b"grpc-status") is None:
             # Envoy tells gRPC clients in their own way: trailers-only (RFC-less, but every gRPC client reads it).
             head = [(b"content-type", b"application/grpc"), (b"grpc-status", _GRPC_OF.get(status, b"2")),
                     (b"grpc-message", body)]  # fmt: skip
@@ -334,130 +416,60 @@ class Exchange:
         response = Response(status, head, has_body=bool(body), content_length=len(body))
         response = self.place.incoming(self, response)
         self.response, self.status = response, status
-        self.stream.send_head(response)
+        self.grpc_status = field(response.fields, b"grpc-status") or b""
+        stream = self.stream
+        stream.send_head(response)
         if body:
             if self.request.method != b"HEAD":
-                self.stream.send_data(body)
-            self.stream.end()
-        self.response_bytes = len(body)
+                stream.send_data(body)
+                self.response_bytes = len(body)
+            stream.end()
         self.release()
         self._finish()
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
-    def _start_timeout(self) -> None:
+    def _start_deadline(self) -> None:
         limit_s = self.decision.timeout_s
         assert limit_s is not None
-        left_s = self.started_s + limit_s - self.place.loop.time() if self.attempts else limit_s
-        self._timer = self.place.loop.call_later(max(left_s, 0.0), self._timed_out)
+        self._deadline = self.place.loop.call_later(limit_s, self._timed_out)
 
     def _timed_out(self) -> None:
-        self._timer = None
-        if self.over or self.response is not None:
+        """The whole took too long. A response under way is cut, as in Envoy: its length would be a lie."""
+        self._deadline = None
+        if self.over:
             return
-        if self._attempt is not None:
-            self._attempt.give_up("timeout")
-        self.answer(504, b"upstream request timeout", "UT")
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        attempt = self._attempt
+        if attempt is not None:
+            attempt.give_up("timeout")
+        if self.response is None:
+            self.answer(504, b"upstream request timeout", "UT")
+        elif self.response.status != 101:
+            self.flag = "UT"
+            self.stream.reset("timeout")
+            self._finish()
 
     def _finish(self) -> None:
         if self.over:
             return
         self.over = True
-        self._stop_timer()
-        self._kept = None
-        attempt = self._attempt
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        if self._shadows is not None and not self.request_done:
+            for shadow in self._shadows:
+                shadow.give_up()
+        self._kept = self._shadows = None
+        attempt, self._attempt = self._attempt, None
         if attempt is not None:
             attempt.done()
         if self.retrial is not None:
             self.retrial.over()
+        self.stream.sink = NOBODY
         self.place.finished(self)
-
-
-class Attempt:
-    """One try at one endpoint: waits for a connection, then is the upstream stream's sink."""
-
-    __slots__ = ("_timer", "exchange", "over", "stream", "upstream")
-
-    def __init__(self, exchange: Exchange, upstream: Upstream) -> None:
-        self.exchange = exchange
-        self.upstream = upstream
-        self.stream = None
-        self.over = False
-        self._timer: asyncio.TimerHandle | None = None
-        policy = exchange.decision.retry
-        if policy is not None and policy.per_try_timeout_s is not None:
-            self._timer = exchange.place.loop.call_later(policy.per_try_timeout_s, self._timed_out)
-
-    # -- waiting
-
-    def begin(self, connection: HttpConnection) -> None:
-        if self.over:
-            return
-        exchange = self.exchange
-        request = exchange.place.outgoing(exchange)
-        self.stream = connection.codec.open(request, self)  # type: ignore[attr-defined]
-        exchange.sending(self)
-
-    def no_connection(self, reason: str) -> None:
-        if not self.over:
-            self.done()
-            self.exchange.attempt_failed(Cause.CONNECT, reason)
-
-    # -- sink of the upstream stream
-
-    def interim(self, response: Response) -> None:
-        if not self.over:
-            self.exchange.stream.send_head(response)
-
-    def head(self, response: Response) -> None:
-        if not self.over:
-            if self._timer is not None:
-                self._timer.cancel()
-            self.exchange.answered(self, response)
-
-    def data(self, data: bytes | memoryview) -> None:
-        if not self.over:
-            self.exchange.answer_data(self, data)
-
-    def ended(self, trailers: Fields) -> None:
-        if not self.over:
-            self.exchange.answer_ended(trailers)
-
-    def was_reset(self, reason: str, *, unprocessed: bool) -> None:
-        if not self.over:
-            self.done()
-            self.exchange.attempt_failed(Cause.REFUSED if unprocessed else Cause.RESET, reason)
-
-    def writable(self) -> None:
-        if not self.over:
-            self.exchange.release()
-
-    # -- ends
-
-    def give_up(self, reason: str) -> None:
-        stream = self.stream
-        self.done()
-        if stream is not None:
-            stream.reset(reason)
-        else:
-            self.upstream.forget(self)
-
-    def done(self) -> None:
-        if self.over:
-            return
-        self.over = True
-        self.upstream.active -= 1
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _timed_out(self) -> None:
-        self.give_up("per try timeout")
-        self.exchange.attempt_failed(Cause.TIMEOUT, "per try timeout")
 
 
 _GRPC_OF = {400: b"13", 401: b"16", 403: b"7", 404: b"12", 429: b"14", 502: b"14", 503: b"14", 504: b"14"}

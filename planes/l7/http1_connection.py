@@ -121,6 +121,7 @@ class Http1Connection:
         self.closing = False
         self.abort = False
         self.half_close = False
+        self.unread = False
         self.active = 0
         self.breach: Breach | None = None
         """Why this side gave the connection up, for logs."""
@@ -195,7 +196,10 @@ class Http1Connection:
             raise Breach(414, "start line too long")
         if size >= HEAD_MAX_BYTES:
             raise Breach(431, "head too long")
-        if bare_line_feed(data, start):
+        new = start + self._searched
+        if data[new] == 0x0A and new > start:
+            new -= 1  # its CR was looked at before
+        if bare_line_feed(data, new):
             raise Breach(400, "bare LF")  # a head whose lines all end so would be waited for in vain
         if data[start] not in TCHAR:
             raise Breach(400, "no HTTP")
@@ -247,6 +251,7 @@ class Http1Connection:
 
     def _die(self) -> None:
         """Nothing more is read, no exchange follows."""
+        self.unread = self.unread or self._state in (BY_LENGTH, CHUNKED) or bool(self._rest)
         self._state = DEAD
         self._stream = None
         self._rest = b""

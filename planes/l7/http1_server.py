@@ -107,9 +107,10 @@ class Http1Server(Http1Connection):
 
     def __init__(
         self, on_request: Callable[[Http1ServerStream, Request], None], wake: Callable[[], None], *,
-        scheme: bytes = b"http",
+        scheme: bytes = b"http", eof_cancels: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(wake)
+        self._eof_cancels = eof_cancels
         self._on_request = on_request
         self._scheme = scheme
         self._drained_bytes = 0
@@ -217,10 +218,12 @@ class Http1Server(Http1Connection):
             self.out.append(write_error(breach.status))
         elif stream._sending == SEND_UNTIL_CLOSE:
             self.abort = True
+        self.unread = True
         self._reset_stream(str(breach))
 
     def receive_eof(self) -> None:
-        """A client that has shut its writing side still gets the answers to what it asked in full."""
+        """A client that has shut its writing side still gets the answers to what it asked in full; with `eof_cancels`
+        it is taken for gone, as by Envoy and nginx, since from here a close looks the same."""
         self._eof = True
         self._settle_eof()
 
@@ -228,12 +231,18 @@ class Http1Server(Http1Connection):
         if self._state == RAW:
             self._raw_ended()
         elif self._state == WAIT:
+            if self._eof_cancels:
+                self._reset_stream("the client closed the connection")
             self.last = self.last or not self._rest
         elif self._state != DEAD:
             self._reset_stream("the client ended the connection within its request")
 
     def lost(self, reason: str) -> None:
         self._reset_stream(reason)
+
+    def last_call(self) -> None:
+        """The next answer is the last; an idle connection stays open for it, since a request may be on its way."""
+        self._draining = True
 
     def drain(self) -> None:
         self._draining = True

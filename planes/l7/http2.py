@@ -2,7 +2,7 @@
 
 Reading order: `hpack_tables`, `hpack` (header compression) -> `http2_head` (heads, and what makes them malformed) ->
 `http2_stream` -> `http2_connection` (what both roles share) -> here. Source: RFC 9113, RFC 7541, RFC 8441.
-What is done of them is listed in docs/http-conformance-9113.md.
+What is done of them is listed in docs/http-conformance.md.
 """
 
 from __future__ import annotations
@@ -164,6 +164,8 @@ class Http2Client(L7Connection):
             stream.sink.interim(response)
             return
         stream.answered = True
+        if response.status >= 300:
+            stream.tunnel = False
         if self._block_ends:
             stream.received_end = True
             self._maybe_done(stream)
@@ -179,7 +181,7 @@ class Http2Client(L7Connection):
             if ended or status == 101:
                 raise Malformed(f"{status} with the end of the stream, or for an upgrade")
             response.has_body = False
-        elif stream.tunnel:
+        elif stream.tunnel and status < 300:
             self._answer_of_connect(stream, response)
         elif stream.bodiless or status == 204 or status == 304:
             stream.silent = not ended
@@ -189,9 +191,6 @@ class Http2Client(L7Connection):
 
     def _answer_of_connect(self, stream: L7ClientStream, response: Response) -> None:
         """2xx opens the tunnel: an announced length says nothing (RFC 9110 9.3.6), an upgrade is spelled 101 again."""
-        if response.status >= 300:
-            stream.tunnel = False
-            return
         response.content_length = None
         response.fields = [field for field in response.fields if field[0] != b"content-length"]
         if stream.upgrade:

@@ -26,6 +26,8 @@ _KNOWN_BLOCKS = 64
 
 class L7Connection(Http2Connection):
     streams: dict[int, L7Stream]  # type: ignore[assignment]
+    abort = half_close = unread = False
+    """HTTP/2 has its own ways to say these."""
 
     def __init__(self, *, client: bool, limits: Limits, wake: Callable[[], None]) -> None:
         super().__init__(client=client, limits=limits)
@@ -106,6 +108,7 @@ class L7Connection(Http2Connection):
     # -- for streams -----------------------------------------------------------------------------------------------
 
     def stir(self) -> None:
+        """Called just before `out` grows from nothing: a shell writes at the end of its turn, never inside `wake`."""
         if not self._receiving:
             self._wake()
 
@@ -225,7 +228,8 @@ class L7Connection(Http2Connection):
     def _fail_stream(self, number: int, code: int, events: list[Event], text: str = "") -> None:
         self.out.append(frames.rst_stream(number, code))
         self._remember(number)
-        self._count_early_reset()  # whoever makes us reset costs as much as whoever resets (CVE-2025-8671)
+        if not self.client:  # whoever makes us reset costs as much as whoever resets (CVE-2025-8671)
+            self._count_early_reset()
         stream = self.streams.get(number)
         if stream is not None:
             self._drop(stream, text or frames.error_name(code), unprocessed=False)

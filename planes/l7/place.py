@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from planes.l7.view import WAYPOINT_CLASS, L7Config, L7Port, L7Service, PortMode, Role, WorkloadLabels, write
+from planes.l7.view import WAYPOINT_CLASS, L7Config, L7Port, L7Service, PlainPort, PortMode, Role, WorkloadLabels, write
 from testbed.model.policy import AuthorizationPolicy, Mode, PeerAuthentication, peer_mode, selects
 from testbed.model.topology import ROOT_NAMESPACE, Service, Topology, Workload
 from testbed.model.traffic import DestinationRule, HttpRoute, VirtualService
@@ -19,7 +19,7 @@ def sidecar_config(topology: Topology, workload: Workload, *, outbound_any: bool
     """Every service and route, for it may call any; policies and modes of its own workload."""
     peers = _of(topology, PeerAuthentication)
     mode = peer_mode(peers, workload, None)
-    ports = {*workload.app.ports, *(port for peer in peers for port, _ in peer.port_modes)}
+    ports = {*workload.app.ports, *_target_ports(topology, workload), *(port for peer in peers for port, _ in peer.port_modes)}
     modes = {port: peer_mode(peers, workload, port) for port in sorted(ports)}
     return _config(
         topology,
@@ -32,6 +32,12 @@ def sidecar_config(topology: Topology, workload: Workload, *, outbound_any: bool
             p
             for p in _of(topology, AuthorizationPolicy)
             if not p.target_refs and selects(p.selector or (), p.namespace, workload, ROOT_NAMESPACE)
+        ),
+        plain_ports=tuple(
+            PlainPort(uid=f"{CLUSTER}//Pod/{w.namespace}/{w.name}", port=port)
+            for w in topology.workloads
+            for port in w.app.ports or _target_ports(topology, w)
+            if peer_mode(peers, w, port) is Mode.DISABLE
         ),
         mode=mode,
         port_modes=tuple(PortMode(port=port, mode=m) for port, m in modes.items() if m is not mode),
@@ -85,6 +91,10 @@ def _config(topology: Topology, **own: object) -> L7Config:
 
 def _of(topology: Topology, kind: type) -> list:
     return [r for r in topology.policies if isinstance(r, kind)]
+
+
+def _target_ports(topology: Topology, workload: Workload) -> tuple[int, ...]:
+    return tuple({p.target_port for s in topology.services if workload.name in s.endpoints for p in s.ports})
 
 
 def _key(service: Service) -> str:

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import IO
 
@@ -28,12 +28,22 @@ from testbed.errors import TestbedError, UsageError
 
 WATCH_EVERY_S = 0.25
 HOUSEKEEPING_EVERY_S = 10.0
+DRAIN_AT_LEAST_S = 0.25
+"""Handshakes and first bytes under way become connections that a drain knows of."""
+IDLE_GRACE_S = 1.0
+"""How long a drain leaves idle keep-alive connections open for a last request."""
 
 
 class Ended:
     """Something with connections that a drain waits for and an end cuts."""
 
+    def sweep(self, now_s: float) -> None:
+        """Now and then: end what is idle for too long."""
+
     def drain(self) -> None: ...
+    def press(self) -> None:
+        """Within a drain: what is idle has had its time."""
+
     def stop(self) -> None: ...
     @property
     def busy(self) -> bool:
@@ -47,6 +57,10 @@ class L7Program:
         self.loop = loop
         self.settings = settings
         self.mesh = self._read_view()
+        local = self.mesh.local(*settings.workload)
+        if local is None:
+            raise UsageError(f"workload {'/'.join(settings.workload)} is not in the view {settings.view}")
+        self.local: WorkloadView = local
         self.l7 = L7View.parse(settings.l7)
         self.table = RouteTable(self.l7)
         uri, files = next(iter(settings.identities.items()))
@@ -58,6 +72,8 @@ class L7Program:
         self.http_metrics = HttpMetrics()
         self.tcp_metrics = Metrics()
         self.parts: list[Ended] = []
+        self.on_renewal: list[Callable[[], Awaitable[None]]] = []
+        """Whoever listens with the identity's context takes the new one here."""
         self.ready = False
         self.draining = False
         self.ended = asyncio.Event()
@@ -76,13 +92,6 @@ class L7Program:
     def _view_stamp(self) -> tuple[int, int]:
         status = self.settings.view.stat()
         return status.st_mtime_ns, status.st_ino
-
-    @property
-    def local(self) -> WorkloadView:
-        found = self.mesh.local(*self.settings.workload)
-        if found is None:
-            raise UsageError(f"workload {'/'.join(self.settings.workload)} is not in the view")
-        return found
 
     def warn(self, text: str) -> None:
         print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {self.settings.name} {text}", file=sys.stderr, flush=True)
@@ -103,13 +112,15 @@ class L7Program:
 
     async def start(self) -> None:
         settings = self.settings
-        for port, routes in (
-            (settings.ready_port, {"/healthz/ready": self._readiness}),
-            (settings.stats_port, {"/metrics": self._metrics, "/stats/prometheus": self._metrics}),
-            (settings.admin_port, {"/config_dump": self._dump, "/quitquitquit": self._quit}),
+        metrics = {"/metrics": self._metrics, "/stats/prometheus": self._metrics}
+        for address, port, routes in (
+            (settings.open_address, settings.ready_port, {"/healthz/ready": self._readiness}),
+            (settings.open_address, settings.stats_port, metrics),
+            (settings.open_address, settings.envoy_stats_port, metrics),
+            (settings.admin_address, settings.admin_port, {"/config_dump": self._dump, "/quitquitquit": self._quit}),
         ):
             if port:
-                sock = net.listen(settings.admin_address, port)
+                sock = net.listen(address, port)
                 await net.serve(self.loop, lambda routes=routes: OneShot(routes), sock)
         await self.open()
         self.spawn(self._watch())
@@ -130,10 +141,13 @@ class L7Program:
             if stamp != self._stamp:
                 self._stamp = stamp
                 self.reload_view()
-            if self.loop.time() - last_s >= HOUSEKEEPING_EVERY_S:
-                last_s = self.loop.time()
+            now_s = self.loop.time()
+            if now_s - last_s >= HOUSEKEEPING_EVERY_S:
+                last_s = now_s
                 self.reload_certificates()
                 self.dialler.expire()
+                for part in self.parts:
+                    part.sweep(now_s)
 
     def reload(self) -> None:
         """SIGHUP: whatever is in the files now."""
@@ -147,19 +161,26 @@ class L7Program:
             l7 = raw.pop("l7", None)
             mesh = MeshView.parse(raw)
             view = L7View.parse(l7) if l7 is not None else self.l7
-        except (OSError, ValueError) as cause:
+            local = mesh.local(*self.settings.workload)
+            if local is None:
+                raise ValueError(f"workload {'/'.join(self.settings.workload)} is not in it")
+        except (OSError, ValueError, TestbedError) as cause:
             self.warn(f"new view refused, the old one stays: {cause}")
             return
-        self.mesh, self.l7 = mesh, view
+        self.mesh, self.l7, self.local = mesh, view, local
         self.table = RouteTable(view)
-        self._baggage = baggage.render(self.local)
+        self._baggage = baggage.render(local)
         self.reloaded()
 
     def reload_certificates(self) -> None:
         try:
-            self.contexts.reload()
+            changed = self.contexts.reload()
         except TestbedError as cause:
             self.warn(f"renewal: {cause}; the old certificate stays")
+            return
+        if changed:
+            for renew in self.on_renewal:
+                self.spawn(renew())
 
     # -- end -----------------------------------------------------------------------------------------------------------
 
@@ -172,8 +193,15 @@ class L7Program:
     async def _drain(self) -> None:
         for part in self.parts:
             part.drain()
-        give_up_s = self.loop.time() + self.settings.drain_deadline_s
-        while any(part.busy for part in self.parts) and self.loop.time() < give_up_s:
+        began_s = self.loop.time()
+        await asyncio.sleep(min(DRAIN_AT_LEAST_S, self.settings.drain_deadline_s))
+        while any(part.busy for part in self.parts):
+            spent_s = self.loop.time() - began_s
+            if spent_s >= self.settings.drain_deadline_s:
+                break
+            if spent_s >= IDLE_GRACE_S:
+                for part in self.parts:
+                    part.press()
             await asyncio.sleep(0.05)
         for part in self.parts:
             part.stop()

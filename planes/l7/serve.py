@@ -16,19 +16,20 @@ from planes.l7.connection import HttpConnection
 from planes.l7.decision import Decision, Kind
 from planes.l7.detect import Detected
 from planes.l7.exchange import Exchange
+from planes.l7.group import IDLE_LIMIT_S
 from planes.l7.http1 import Http1Server
+from planes.l7.http2 import Http2Server
+from planes.l7.members import Members
 from planes.l7.message import Request, Response, field
 from planes.l7.program import Ended, L7Program
-from planes.l7.retry import RetryLimit
 from planes.l7.upstream import Upstream
+from planes.l7.view import Cluster
 from planes.mesh import tls
 from planes.mesh.metrics import Peer
 from planes.mesh.view import ServiceView, WorkloadView
 from testbed.model.identity import Identity
 from testbed.model.l4policy import Connection
 from testbed.model.l7policy import Judge
-
-_NO_LIMIT = RetryLimit()
 
 
 @dataclass(slots=True, eq=False)
@@ -45,7 +46,9 @@ class Downstream:
     judge: Judge | None = None
     certificate_hash: str = ""
     labels: dict[object, telemetry.Labels] = dataclasses.field(default_factory=dict)
-    """By upstream, so that the next request of this connection need not work them out."""
+    """By upstream (of gRPC: and True), so that the next request of this connection need not work them out."""
+    upstreams: dict[bool, Upstream] = dataclasses.field(default_factory=dict)
+    """Where only one place is asked (the own application): that, by whether it is spoken to in HTTP/2."""
 
     def policy_facts(self, local_address: str, port: int, server_name: str = "") -> Connection:
         try:
@@ -67,6 +70,8 @@ class HttpSide(Ended):
         self.program = program
         self.loop: asyncio.AbstractEventLoop = program.loop
         self.connections: set[HttpConnection] = set()
+        self._members: Members | None = None
+        """Of a side that balances: which endpoints there are."""
         self._done: list[Exchange] = []
 
     # -- connections ---------------------------------------------------------------------------------------------------
@@ -78,8 +83,6 @@ class HttpSide(Ended):
             connection.context = downstream
             self.connections.add(connection)
             if detected is Detected.HTTP2:
-                from planes.l7.http2 import Http2Server
-
                 connection.codec = Http2Server(
                     lambda stream, request: self.exchange(connection, stream, request), connection.wake
                 )
@@ -87,10 +90,10 @@ class HttpSide(Ended):
             else:
                 connection.codec = Http1Server(
                     lambda stream, request: self.exchange(connection, stream, request), connection.wake,
-                    scheme=self.scheme,
+                    scheme=self.scheme, eof_cancels=True,
                 )  # fmt: skip
             if self.program.draining:
-                connection.codec.drain()
+                _last_call(connection)
 
         return HttpConnection(self.loop, on_made=made, on_lost=self.connections.discard)
 
@@ -112,6 +115,15 @@ class HttpSide(Ended):
     def draw(self) -> float:
         return self.program.draw()
 
+    def mirror(self, exchange: Exchange, cluster: Cluster) -> Upstream | None:
+        members = self._members
+        http2 = exchange.request.version == "2"
+        return members.choose(cluster, exchange, http2=http2) if members is not None else None
+
+    def arrives_secured(self, downstream: Downstream) -> bool:
+        """Whether the connection that carries the requests is TLS itself: what x-forwarded-proto tells."""
+        return downstream.mtls
+
     def client_certificate(self, downstream: Downstream) -> bytes | None:
         """An entry for x-forwarded-client-cert; None: the field is not this side's to pass on."""
         return None
@@ -121,7 +133,7 @@ class HttpSide(Ended):
         downstream: Downstream = exchange.connection.context  # type: ignore[assignment]
         if exchange.attempts == 1:  # once for all attempts: they share request id and span
             request.fields = edit.stamp(
-                request.fields, secure=downstream.mtls, random_bits=self.program.random_bits,
+                request.fields, secure=self.arrives_secured(downstream), random_bits=self.program.random_bits,
                 client_cert=self.client_certificate(downstream),
             )  # fmt: skip
         fields = edit.with_attempt(request.fields, exchange.attempts, decision.timeout_s)
@@ -145,9 +157,6 @@ class HttpSide(Ended):
             content_length=response.content_length, upgrade=response.upgrade,
         )  # fmt: skip
 
-    def retry_limit(self, exchange: Exchange) -> RetryLimit:
-        return _NO_LIMIT
-
     def finished(self, exchange: Exchange) -> None:
         # Counted after the turn in which the last bytes go out, as Envoy does: it is the next request that pays.
         if not self._done:
@@ -159,9 +168,10 @@ class HttpSide(Ended):
         now_s = self.loop.time()
         for exchange in done:
             downstream: Downstream = exchange.connection.context  # type: ignore[assignment]
-            held = downstream.labels.get(exchange.upstream)
+            key = (exchange.upstream, True) if exchange.grpc_status else exchange.upstream
+            held = downstream.labels.get(key)
             if held is None:
-                held = self._labels(exchange, downstream)
+                held = downstream.labels[key] = self._labels(exchange, downstream)
             duration_ms = (now_s - exchange.started_s) * 1000
             self.program.http_metrics.add(
                 held, exchange.status, exchange.flag, exchange.grpc_status, duration_ms=duration_ms,
@@ -172,12 +182,10 @@ class HttpSide(Ended):
 
     def _labels(self, exchange: Exchange, downstream: Downstream) -> telemetry.Labels:
         source, destination, service = self.described(exchange)
-        held = telemetry.Labels(
+        return telemetry.Labels(
             reporter=self.reporter, source=source, destination=destination, service=service,
             protocol="grpc" if exchange.grpc_status else "http", mtls=downstream.mtls,
         )  # fmt: skip
-        downstream.labels[exchange.upstream] = held
-        return held
 
     def _write(self, exchange: Exchange, downstream: Downstream, duration_ms: float) -> None:
         request, decision = exchange.request, exchange.decision
@@ -195,7 +203,18 @@ class HttpSide(Ended):
 
     # -- ends ----------------------------------------------------------------------------------------------------------
 
+    def sweep(self, now_s: float) -> None:
+        for connection in list(self.connections):
+            if connection.idle_s(now_s) >= IDLE_LIMIT_S:
+                connection.codec.drain()
+                connection.wake()
+
     def drain(self) -> None:
+        """The answers under way, or the next ones, say that they are the last: closing could cross a request."""
+        for connection in list(self.connections):
+            _last_call(connection)
+
+    def press(self) -> None:
         for connection in list(self.connections):
             connection.codec.drain()
             connection.wake()
@@ -206,7 +225,16 @@ class HttpSide(Ended):
 
     @property
     def busy(self) -> bool:
-        return any(connection.codec.active for connection in self.connections)
+        return bool(self.connections)
+
+
+def _last_call(connection: HttpConnection) -> None:
+    codec = connection.codec
+    if isinstance(codec, Http1Server):
+        codec.last_call()
+    else:
+        codec.drain()
+        connection.wake()
 
 
 def deny(verdict_reason: str) -> Decision:

@@ -56,7 +56,12 @@ class Settings:
     admin_port: int = 15000
     stats_port: int = 15020
     ready_port: int = 15021
-    """A port of 0 switches that listener off."""
+    envoy_stats_port: int = 0
+    """15090 of a sidecar. A port of 0 switches that listener off."""
+    open_address: str = "127.0.0.1"
+    """Where metrics and readiness listen; Istio's sidecars answer the whole network there (facts/hbone 1.1)."""
+    policy_drain_s: float = 45.0
+    """What a new policy refuses of TCP connections that are open ends after this long (`drainDuration`)."""
 
 
 def load(file: Path) -> Settings:

@@ -99,8 +99,11 @@ class StreamTransport(asyncio.Transport):
 
     def abort(self) -> None:
         if not self._over:
+            self._drop_kept()
+            self._over = True
             self.session.connection.reset(self.stream, frames.CANCEL)
             self.session.schedule()
+            self.session.stream_done()
         self._closing = True
         self._lost(None)
 
@@ -151,9 +154,10 @@ class StreamTransport(asyncio.Transport):
             self._lost(None if clean else ConnectionResetError(f"tunnel reset: {frames.error_name(code)}"))
 
     def writable(self) -> None:
-        if self._writing_paused:
+        if self._writing_paused and not self.session.write_blocked:
             self._writing_paused = False
             self._protocol.resume_writing()
+        self._check_over()
 
     def pause(self) -> None:
         """The session's transport is full: all its tunnels pause."""

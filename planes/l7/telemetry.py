@@ -145,6 +145,18 @@ def log_line(
     )
 
 
+def tcp_line(
+    *, time_s: float, received: int, sent: int, duration_ms: float, upstream: str, downstream: str, peer: str,
+    service: str,
+) -> str:  # fmt: skip
+    """The same for a connection that is not HTTP: no request, no status."""
+    stamp = datetime.fromtimestamp(time_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return (
+        f'[{stamp}] "- - -" 0 - - {received} {sent} {duration_ms:.0f} - - {_quote(upstream.encode())} '
+        f"{service or '-'} {downstream} - {peer or '-'}"
+    )
+
+
 def _quote(value: bytes) -> str:
     text = value.decode("latin-1").replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() and c.isascii() else f"\\x{ord(c):02x}" for c in text) + '"'

@@ -24,10 +24,24 @@ class Tunnels(Ended):
     ) -> None:
         self._program, self._target, self._serve = program, target, serve
         self.sessions: set[HboneSession] = set()
-        self._server: asyncio.AbstractServer | None = None
+        self._secured: tuple[socket.socket, asyncio.AbstractServer] | None = None
+        """The listening socket, ours, and who accepts from a duplicate of it."""
+        program.on_renewal.append(self._renew)
 
     async def listen(self, sock: socket.socket) -> None:
-        self._server = await net.serve(self._program.loop, self._session, sock, self._program.contexts.server)
+        """Accepts with the identity's present context; called again with one's own socket after a renewal."""
+        old = self._secured
+        server = await net.serve(self._program.loop, self._session, sock.dup(), self._program.contexts.server)
+        if self._secured is not old or self._program.draining:  # renewed again, or closed, meanwhile
+            server.close()
+            return
+        self._secured = (sock, server)
+        if old is not None:
+            old[1].close()
+
+    async def _renew(self) -> None:
+        if self._secured is not None:
+            await self.listen(self._secured[0])
 
     def _session(self) -> HboneSession:
         own_domain = tls.trust_domain(self._program.uri)
@@ -60,8 +74,10 @@ class Tunnels(Ended):
         held.schedule()
 
     def drain(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        held, self._secured = self._secured, None
+        if held is not None:
+            held[1].close()
+            held[0].close()
         for session in list(self.sessions):
             session.drain()
 

@@ -11,15 +11,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from planes.l7.balance import Host
 from planes.l7.connection import HttpConnection
-
-CONNECTIONS_MAX = 1 << 20
-H2_CONNECTING_MAX = 1
-"""Attempts under way at once where one connection serves many requests."""
+from planes.l7.group import UNLIMITED, Group
 
 
 class Waiter(Protocol):
-    """A request that wants a connection."""
+    """A request that wants a connection. Whoever gives up says so by `forget`."""
 
     def begin(self, connection: HttpConnection) -> None: ...
     def no_connection(self, reason: str) -> None: ...
@@ -33,17 +31,18 @@ class Upstream:
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, key: object, connect: Connect, *, multiplexed: bool,
-        connections_max: int = CONNECTIONS_MAX,
+        group: Group = UNLIMITED,
     ) -> None:  # fmt: skip
         self.key = key
         self.multiplexed = multiplexed
-        self.active = 0
-        """Requests sent or waiting: what least-request balancing compares."""
+        self.group = group
+        self.host: Host | None = None
+        """What the balancer counts requests on."""
         self.connections: set[HttpConnection] = set()
         self._loop = loop
         self._connect = connect
-        self._connections_max = connections_max
-        self._free: list[HttpConnection] = []
+        self._free: dict[HttpConnection, None] = {}
+        """Those that take a request now, the last used last: that one is taken first, so the others can end idle."""
         self._waiting: deque[Waiter] = deque()
         self._connecting = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -51,51 +50,66 @@ class Upstream:
     def __repr__(self) -> str:
         return f"<Upstream {self.key} connections {len(self.connections)} waiting {len(self._waiting)}>"
 
-    def take(self, waiter: Waiter) -> None:
-        """`waiter` begins at once on a usable connection, or later on a new one."""
+    @property
+    def unused(self) -> bool:
+        return not (self.connections or self._waiting or self._connecting)
+
+    def take(self, waiter: Waiter) -> bool:
+        """`waiter` begins at once on a usable connection, or later on a new one. False: too many wait already."""
         free = self._free
         while free:
-            connection = free[-1]
+            connection, _ = free.popitem()
             if connection.lost or not connection.codec.usable:  # type: ignore[attr-defined]
-                free.pop()
                 continue
-            if not self.multiplexed:
-                free.pop()
-            waiter.begin(connection)
-            return
+            if self.multiplexed:
+                free[connection] = None
+            self._begin(waiter, connection)
+            return True
+        circuit = self.group.circuit
+        if circuit is not None and not circuit.wait():
+            return False
         self._waiting.append(waiter)
         self._connect_for_waiting()
+        return True
 
     def forget(self, waiter: Waiter) -> None:
         """It has given up waiting."""
         if waiter in self._waiting:
             self._waiting.remove(waiter)
-
-    def made(self, connection: HttpConnection) -> None:
-        self.connections.add(connection)
-        self.turned(connection)
+            self._waited()
 
     def turned(self, connection: HttpConnection) -> None:
         """Something happened on `connection`: it may be usable (again)."""
-        while not connection.lost and connection.codec.usable:  # type: ignore[attr-defined]
-            if self._waiting:
-                self._waiting.popleft().begin(connection)
-                continue
-            if connection not in self._free:
-                self._free.append(connection)
+        if connection in self._free or connection.lost:
             return
+        waiting = self._waiting
+        while connection.codec.usable:  # type: ignore[attr-defined]
+            if not waiting:
+                self._free[connection] = None
+                return
+            waiter = waiting.popleft()
+            self._waited()
+            self._begin(waiter, connection)
 
     def lost(self, connection: HttpConnection) -> None:
-        self.connections.discard(connection)
-        if connection in self._free:
-            self._free.remove(connection)
-        self._connect_for_waiting()
+        if connection in self.connections:
+            self.connections.discard(connection)
+            self._disconnected()
+        self._free.pop(connection, None)
+        if self._waiting:
+            self._connect_for_waiting()
+
+    def end_idle(self, now_s: float) -> None:
+        """Closes what nobody has used for too long."""
+        limit_s = self.group.idle_limit_s
+        for connection in list(self._free):
+            if limit_s and connection.idle_s(now_s) >= limit_s:
+                self._retire(connection)
 
     def close(self) -> None:
         """No new requests; connections end with what they carry."""
         for connection in list(self.connections):
-            connection.codec.drain()
-            connection.wake()
+            self._retire(connection)
 
     def abort(self) -> None:
         for connection in list(self.connections):
@@ -103,10 +117,35 @@ class Upstream:
         for task in list(self._tasks):
             task.cancel()
 
+    def _begin(self, waiter: Waiter, connection: HttpConnection) -> None:
+        connection.served += 1
+        waiter.begin(connection)
+        if connection.served == self.group.requests_per_connection:
+            self._retire(connection)
+
+    def _retire(self, connection: HttpConnection) -> None:
+        self._free.pop(connection, None)
+        connection.codec.drain()
+        connection.wake()
+
+    def _waited(self) -> None:
+        if self.group.circuit is not None:
+            self.group.circuit.waited()
+
+    def _disconnected(self) -> None:
+        if self.group.circuit is not None:
+            self.group.circuit.connections -= 1
+
     def _connect_for_waiting(self) -> None:
-        wanted = min(len(self._waiting), H2_CONNECTING_MAX if self.multiplexed else len(self._waiting))
-        room = self._connections_max - len(self.connections)
-        while self._connecting < min(wanted, room):
+        # One attempt is enough where a connection serves many.
+        wanted = min(len(self._waiting), 1) if self.multiplexed else len(self._waiting)
+        circuit = self.group.circuit
+        while self._connecting < wanted:
+            if circuit is not None:
+                # Every endpoint is allowed its first connection, as in Envoy: else its requests might wait for ever.
+                if not circuit.may_connect and (self.connections or self._connecting):
+                    return
+                circuit.connections += 1
             self._connecting += 1
             task = self._loop.create_task(self._open())
             self._tasks.add(task)
@@ -115,17 +154,25 @@ class Upstream:
     async def _open(self) -> None:
         try:
             connection = await self._connect(self)
-        except (OSError, ConnectionError, TimeoutError) as cause:
+        except BaseException as cause:
             self._connecting -= 1
-            failed = list(self._waiting) if self.multiplexed else [self._waiting.popleft()] if self._waiting else []
-            if self.multiplexed:
-                self._waiting.clear()
-            for waiter in failed:
-                waiter.no_connection(str(cause) or type(cause).__name__)
+            self._disconnected()
+            self._refuse(str(cause) or type(cause).__name__)
+            if not isinstance(cause, (OSError, TimeoutError)):
+                raise  # ours to mend, but nobody is left waiting
             return
-        except BaseException:
-            self._connecting -= 1
-            raise
         self._connecting -= 1
-        self.made(connection)
+        if connection.lost:  # in the turn in which it was made
+            self._disconnected()
+            self._refuse("connection closed")
+        else:
+            self.connections.add(connection)
+            self.turned(connection)
         self._connect_for_waiting()
+
+    def _refuse(self, reason: str) -> None:
+        """An attempt failed: where it would have served all, all hear so."""
+        for _ in range(len(self._waiting) if self.multiplexed else min(1, len(self._waiting))):
+            waiter = self._waiting.popleft()
+            self._waited()
+            waiter.no_connection(reason)

@@ -64,6 +64,14 @@ class WorkloadLabels:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlainPort:
+    """A port of a workload with a sidecar that PeerAuthentication keeps out of mutual TLS (DISABLE)."""
+
+    uid: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PortMode:
     port: int
     mode: Mode
@@ -85,6 +93,8 @@ class L7Config:
     """Keys of the services it stands before (waypoint) or whose endpoint its workload is (sidecar)."""
     workload_labels: tuple[WorkloadLabels, ...] = ()
     """Of the endpoints of services that have subsets."""
+    plain_ports: tuple[PlainPort, ...] = ()
+    """What automatic mutual TLS leaves alone."""
     virtual_services: tuple[VirtualService, ...] = ()
     http_routes: tuple[HttpRoute, ...] = ()
     destination_rules: tuple[DestinationRule, ...] = ()
@@ -134,6 +144,7 @@ class L7View:
         self.by_address: Mapping[str, L7Service] = {s.address: s for s in reversed(config.services)}
         self._labels = {w.uid: dict(w.labels) for w in config.workload_labels}
         self._modes = {m.port: m.mode for m in config.port_modes}
+        self.plain_ports = frozenset((p.uid, p.port) for p in config.plain_ports)
         self._policies: dict[str | None, PolicySet] = {}
         self._clusters: dict[tuple[str, int, str], Cluster | None] = {}
 

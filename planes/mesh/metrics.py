@@ -39,6 +39,7 @@ _PLAN_LIMIT = 4096
 class Reporter(StrEnum):
     SOURCE = "source"
     DESTINATION = "destination"
+    WAYPOINT = "waypoint"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,11 @@ from pathlib import Path
 
 from testbed.errors import UsageError
 
+SIDECAR_SUITES = "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:" + (
+    "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256"
+)
+"""Of TLS 1.2, as Istio's sidecars take them (facts/hbone 4.2)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyFiles:
@@ -54,6 +59,9 @@ class IdentityContexts:
         held = self._more.get((role, alpn))
         if held is None:
             held = _server_context(self._keylog) if role == ssl.PROTOCOL_TLS_SERVER else _context(role, self._keylog)
+            if role == ssl.PROTOCOL_TLS_SERVER:  # Istio's sidecars take 1.2; what they offer each other is 1.3
+                held.minimum_version = ssl.TLSVersion.TLSv1_2
+                held.set_ciphers(SIDECAR_SUITES)
             held.set_alpn_protocols(list(alpn))
             self._load(held)
             self._more[role, alpn] = held

@@ -21,7 +21,7 @@ from planes.l7.serve import Downstream, HttpSide
 from planes.l7.upstream import Upstream
 from planes.l7.view import Cluster
 from planes.mesh import net
-from planes.mesh.metrics import Peer
+from planes.mesh.metrics import Peer, Reporter
 from planes.mesh.relay import Pipe
 from planes.mesh.view import ServiceView, WorkloadView
 
@@ -49,7 +49,7 @@ class Outbound(HttpSide):
         destination = original_destination(transport, program.settings.original_destination)
         source = transport.get_extra_info("peername")[:2]
         ip, port = destination
-        if port in program.settings.ports.own:
+        if port in program.settings.ports.own and (ip in program.local.addresses or ip.startswith("127.")):
             program.warn(f"loop: {ip}:{port} is a port of the proxy itself")
             return None
         downstream = Downstream(source=source, destination=destination, workload=program.local)
@@ -80,15 +80,35 @@ class Outbound(HttpSide):
         return self._tcp(transport, downstream, cluster)
 
     def _tcp(self, transport: asyncio.Transport, downstream: Downstream, cluster: Cluster | None) -> asyncio.Protocol:
-        """Bytes as they are: to an endpoint of a service, or where the connection was going."""
-        way: Way | None = Way(security=Security.PLAIN, address=downstream.destination)
+        """Bytes as they are: to an endpoint of a service, or, if any is let out, where the connection was going."""
+        program = self.program
+        way: Way | None = None
+        workload: WorkloadView | None = None
+        service: ServiceView | None = None
         if cluster is not None:
-            picked = self._members.pick(cluster, self.draw, tcp=True)
-            way = picked.way if picked is not None else None
-        pipe = pipe_to(self.program, way, self._pipes, reporter="source", downstream=downstream)
+            service = program.mesh.service_by_key(cluster.service_key)
+            picked = self._members.pick(cluster, self.draw, tcp=True, source_ip=downstream.source[0])
+            if picked is not None:
+                way, workload = picked.way, picked.workload
+        elif program.l7.config.outbound_any:
+            way = Way(security=Security.PLAIN, address=downstream.destination)
+            workload = program.mesh.workload_at(program.local.network, downstream.destination[0])
+        mtls = way is not None and way.security is not Security.PLAIN
+        peers = (
+            Peer(workload=program.local, principal=program.uri if mtls else None),
+            Peer(workload=workload, principal=str(workload.identity) if mtls and workload is not None else None),
+            service,
+        )
+        pipe = pipe_to(program, way, self._pipes, reporter="source", downstream=downstream, peers=peers)
         if way is None:
-            self.loop.call_soon(discard, pipe)
+            program.tcp_metrics.fail(Reporter.SOURCE, *peers, mtls=False)
+            self.loop.call_soon(self._discard, pipe)
         return pipe
+
+    def _discard(self, pipe: Pipe) -> None:
+        """Nowhere to go: Istio's black hole, or no healthy endpoint."""
+        self._pipes.discard(pipe)
+        discard(pipe)
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -102,11 +122,15 @@ class Outbound(HttpSide):
         http2 = exchange.request.version == "2" or self.program.settings.http2_upstream
         if decision.kind is Kind.PASSTHROUGH:
             downstream: Downstream = exchange.connection.context  # type: ignore[assignment]
-            return self.program.dialler.upstream(
-                Way(security=Security.PLAIN, address=downstream.destination, http2=exchange.request.version == "2")
-            )
+            http2 = exchange.request.version == "2" and not exchange.request.upgrade
+            held = downstream.upstreams.get(http2)
+            if held is None:
+                way = Way(security=Security.PLAIN, address=downstream.destination, http2=http2)
+                held = downstream.upstreams[http2] = self.program.dialler.upstream(way)
+            return held
         assert decision.cluster is not None
-        return self._members.choose(decision.cluster, exchange, http2=http2)
+        source_ip = exchange.connection.context.source[0]  # type: ignore[attr-defined]
+        return self._members.choose(decision.cluster, exchange, http2=http2, source_ip=source_ip)
 
     def described(self, exchange: Exchange) -> tuple[Peer, Peer, ServiceView | None]:
         local = self.program.local
@@ -124,11 +148,11 @@ class Outbound(HttpSide):
     # -- ends ----------------------------------------------------------------------------------------------------------
 
     def drain(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        super().drain()
+        """What the workload calls is not drained: it may call until its sidecar ends, as in Istio."""
 
     def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
         super().stop()
         for pipe in list(self._pipes):
             pipe.drop()

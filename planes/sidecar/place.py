@@ -9,8 +9,18 @@ from testbed.model.placement import Capture, CaptureKind, Placement, Proxy
 from testbed.model.topology import Topology
 
 
-def sidecars(topology: Topology, *, injected: Collection[str], view: dict, listens_hbone: bool = False) -> Placement:
-    """`injected` are names of workloads; `view` is the LOCAL one. `listens_hbone`: they take tunnels, too."""
+def sidecars(
+    topology: Topology,
+    *,
+    injected: Collection[str],
+    view: dict,
+    listens_hbone: bool = False,
+    outbound_any: bool = True,
+) -> Placement:
+    """`injected` are names of workloads; `view` is the LOCAL one. `listens_hbone`: they take tunnels, too.
+
+    Without `outbound_any` what no service or route knows is not reached at all (REGISTRY_ONLY).
+    """
     uids = [w["uid"] for w in view["workloads"] if w["name"] in injected]
     proxies, captures = [], []
     for workload in topology.workloads:
@@ -29,8 +39,10 @@ def sidecars(topology: Topology, *, injected: Collection[str], view: dict, liste
                 view=view,
                 options={
                     "workload": f"{workload.namespace}/{workload.name}",
-                    "l7": l7_view(topology, workload=workload),
+                    "l7": l7_view(topology, workload=workload, outbound_any=outbound_any),
                     "sidecars": uids,
+                    "open_address": "0.0.0.0",
+                    "envoy_stats_port": 15090,
                     **({"listens_hbone": True} if listens_hbone else {}),
                 },
             )

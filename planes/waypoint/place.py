@@ -1,21 +1,33 @@
-"""Where waypoints go: what the services of a topology ask for, on the node they name, each an identity of its own.
+"""Where waypoints go: what services and workloads of a topology ask for, on the node they name, each an identity of its
+own.
 
-Services of one namespace that name the same waypoint share it: that is how one waypoint serves a namespace, a service
-or the services of one account.
+Those of one namespace that name the same waypoint share it: that is how one waypoint serves a namespace, a service, or
+the workloads of one service account.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from planes.l7.place import l7_view
-from planes.ztunnel.place import CLUSTER
+from planes.ztunnel.place import CLUSTER, mesh_view
 from testbed.errors import UsageError
 from testbed.model.identity import Identity
 from testbed.model.placement import Placement, Proxy
-from testbed.model.topology import Service, Topology
+from testbed.model.topology import Service, Topology, WaypointRef, Workload, waypoint_sandboxes
+
+
+class State(StrEnum):
+    """What the mesh knows of the waypoints that are asked for (facts/hbone 7, row 4)."""
+
+    READY = "ready"
+    LEFT_OUT = "left-out"
+    """Not ready, and istiod leaves them out: traffic goes direct, their policies are not enforced."""
+    MISSING = "missing"
+    """Named in what ztunnels know, and not to be found there: traffic is refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +40,9 @@ class Waypoint:
     pods: tuple[tuple[str, str], ...]
     """(name, address) of each replica; the name is unique in the lab."""
     services: tuple[Service, ...]
+    """Whose address it takes."""
+    workloads: tuple[Workload, ...] = ()
+    """Whose own address it takes."""
 
     def identity(self, trust_domain: str) -> Identity:
         return Identity(trust_domain, self.namespace, self.name)
@@ -38,30 +53,49 @@ class Waypoint:
 
 
 def waypoints(topology: Topology, *, node: str | None = None) -> tuple[Waypoint, ...]:
-    """All that services ask for; `node` puts every one there instead. Raises UsageError for a contradiction."""
-    wanted: dict[tuple[str, str], list[Service]] = {}
-    for service in topology.services:
-        if service.waypoint is not None:
-            wanted.setdefault((service.namespace, service.waypoint.name), []).append(service)
+    """All that is asked for; `node` puts every one there instead. Raises UsageError for a contradiction."""
     if node is not None and all(n.name != node for n in topology.nodes):
         raise UsageError(f"no node is called {node!r}; there are {', '.join(n.name for n in topology.nodes)}")
-    taken: dict[str, int] = {}
-    found = []
-    for (namespace, name), services in wanted.items():
-        first = services[0].waypoint
-        assert first is not None
-        where = node or first.node
-        network = ipaddress.ip_network(topology.node(where).network)
-        base = name if sum(n == name for _, n in wanted) == 1 else f"{name}-{namespace}"
-        pods = []
-        for number in range(first.replicas):  # from the end of the node's network: workloads begin at its start
-            taken[where] = taken.get(where, 0) + 1
-            address = str(network.broadcast_address - taken[where])
-            pods.append((base if number == 0 else f"{base}-{number + 1}", address))
+    wanted: dict[tuple[str, str], tuple[WaypointRef, list[Workload], list[Service]]] = {}
+    for workload in topology.workloads:
+        if workload.waypoint is not None:
+            _wanted(wanted, workload.namespace, workload.waypoint)[1].append(workload)
+    for service in topology.services:
+        if service.waypoint is not None:
+            _wanted(wanted, service.namespace, service.waypoint)[2].append(service)
+    used = {w.address for w in topology.workloads}
+    found: list[Waypoint] = []
+    for (namespace, name), (ref, workloads, services) in wanted.items():
+        where = node or ref.node
+        first = all(held.name != name for held in found)
+        pods = tuple(
+            (pod, _address(topology, where, used)) for pod in waypoint_sandboxes(ref, namespace, first=first)
+        )
         found.append(
-            Waypoint(name=name, namespace=namespace, node=where, pods=tuple(pods), services=tuple(services))
+            Waypoint(
+                name=name,
+                namespace=namespace,
+                node=where,
+                pods=pods,
+                services=tuple(services),
+                workloads=tuple(workloads),
+            )
         )
     return tuple(found)
+
+
+def _wanted(wanted: dict, namespace: str, ref: WaypointRef) -> tuple:
+    return wanted.setdefault((namespace, ref.name), (ref, [], []))
+
+
+def _address(topology: Topology, node: str, used: set[str]) -> str:
+    """From the end of the node's network: workloads begin at its start."""
+    hosts = list(ipaddress.ip_network(topology.node(node).network).hosts())
+    address = next((str(host) for host in reversed(hosts[1:]) if str(host) not in used), None)
+    if address is None:
+        raise UsageError(f"node {node} has no address left for a waypoint; put it on another node")
+    used.add(address)
+    return address
 
 
 def view_entries(topology: Topology, placed: Sequence[Waypoint]) -> tuple[dict, ...]:
@@ -102,6 +136,26 @@ def waypoint_of(placed: Sequence[Waypoint]) -> dict[str, str]:
     return {s.name: f"{w.namespace}/{w.hostname}" for w in placed for s in w.services}
 
 
+def workload_waypoint_of(placed: Sequence[Waypoint]) -> dict[str, str]:
+    """As `waypoint_of`, for traffic to a workload's own address."""
+    return {s.name: f"{w.namespace}/{w.hostname}" for w in placed for s in w.workloads}
+
+
+def mesh_with_waypoints(
+    topology: Topology, *, captured: Collection[str], node: str | None = None, state: str = State.READY
+) -> tuple[tuple[Waypoint, ...], dict]:
+    """Waypoints to be placed, and the view of a mesh that knows them as `state` says."""
+    if state not in list(State):
+        raise UsageError(f"waypoints cannot be {state!r}; they are one of {', '.join(State)}")
+    asked = waypoints(topology, node=node)
+    named, placed = () if state == State.LEFT_OUT else asked, asked if state == State.READY else ()
+    view = mesh_view(
+        topology, captured=captured, waypoints=waypoint_of(named), workload_waypoints=workload_waypoint_of(named),
+        extra_workloads=view_entries(topology, placed), extra_services=view_services(placed),
+    )  # fmt: skip
+    return placed, view
+
+
 def proxies(topology: Topology, placed: Sequence[Waypoint], view: dict) -> Placement:
     """`view` is the LOCAL one that the ztunnels have, too."""
     found = []
@@ -115,7 +169,7 @@ def proxies(topology: Topology, placed: Sequence[Waypoint], view: dict) -> Place
                     node=waypoint.node,
                     sandbox=pod,
                     program="planes.waypoint",
-                    serves=tuple(s.name for s in waypoint.services),
+                    serves=tuple(s.name for s in (*waypoint.services, *waypoint.workloads)),
                     identities=(waypoint.identity(topology.trust_domain),),
                     view=view,
                     options={"workload": f"{waypoint.namespace}/{pod}", "l7": l7},

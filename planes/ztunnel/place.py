@@ -32,18 +32,24 @@ def mesh_view(
     *,
     captured: Collection[str],
     waypoints: Mapping[str, str] | None = None,
+    workload_waypoints: Mapping[str, str] | None = None,
     extra_workloads: tuple[dict, ...] = (),
     extra_services: tuple[dict, ...] = (),
 ) -> dict:
     """The whole mesh in LOCAL shape. `captured` workloads take HBONE.
 
     `waypoints` is service name to its waypoint, as `namespace/hostname` or `network/address`; services not in it are
-    reached directly, whatever the topology wishes. The extras are the waypoints themselves, in LOCAL shape.
+    reached directly, whatever the topology wishes. `workload_waypoints` is the same for workloads. The extras are the
+    waypoints themselves, in LOCAL shape.
     """
     policies, attached = policies_for_view(topology)
     return {
         "workloads": [
-            *(_workload(topology, w, w.name in captured, attached.get(w.name, [])) for w in topology.workloads),
+            *(
+                _workload(topology, w, w.name in captured, attached.get(w.name, []))
+                | _through((workload_waypoints or {}).get(w.name))
+                for w in topology.workloads
+            ),
             *extra_workloads,
         ],
         "services": [*(_service(s, (waypoints or {}).get(s.name)) for s in topology.services), *extra_services],
@@ -86,9 +92,11 @@ def _service(service: Service, waypoint: str | None) -> dict:
     if service.traffic_distribution in _PREFERENCES:
         mode, preferences = _PREFERENCES[service.traffic_distribution]
         view["loadBalancer"] = {"mode": mode, "routingPreferences": preferences, "healthPolicy": "OnlyHealthy"}
-    if waypoint is not None:
-        view["waypoint"] = {"destination": waypoint, "hboneMtlsPort": 15008}
-    return view
+    return view | _through(waypoint)
+
+
+def _through(waypoint: str | None) -> dict:
+    return {} if waypoint is None else {"waypoint": {"destination": waypoint, "hboneMtlsPort": 15008}}
 
 
 def _ports(ports: tuple[ServicePort, ...]) -> dict[str, int]:

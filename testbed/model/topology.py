@@ -98,6 +98,8 @@ class Workload:
     None = the lab's.
     """
     labels: tuple[tuple[str, str], ...] = ()
+    waypoint: WaypointRef | None = None
+    """For traffic to its own address, whatever waypoint its services have."""
 
     def identity(self, trust_domain: str = DEFAULT_TRUST_DOMAIN) -> Identity:
         return Identity(trust_domain, self.namespace, self.service_account)
@@ -113,11 +115,13 @@ class ServicePort:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaypointRef:
-    """A service served by a waypoint: which one (name), on which node its proxies run, how many."""
+    """A service or workload served by a waypoint: which one (name), on which node its proxies run, how many."""
 
     name: str
     node: str
     replicas: int = 1
+    handles: str = "service"
+    """Istio's `waypoint-for`: traffic addressed to a `service`, to a `workload`'s own address, or `all`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,3 +222,9 @@ def service_address(index: int) -> str:
 def link_addresses(index: int) -> tuple[str, str]:
     base = ipaddress.ip_address("172.16.0.0") + 2 * index
     return str(base), str(base + 1)
+
+
+def waypoint_sandboxes(waypoint: WaypointRef, namespace: str, *, first: bool) -> tuple[str, ...]:
+    """Names of a waypoint's replicas in the lab; a later one of the same name (in another namespace) says where."""
+    base = waypoint.name if first else f"{waypoint.name}-{namespace}"
+    return tuple(base if number == 1 else f"{base}-{number}" for number in range(1, waypoint.replicas + 1))

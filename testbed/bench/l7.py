@@ -1,0 +1,493 @@
+"""What an L7 hop costs: sidecars (HTTP/1.1 and HTTP/2 between them) and a waypoint, ours beside Envoy.
+
+Everything is on loopback: client → proxy → mTLS → proxy → application, or client → ztunnel → waypoint → ztunnel →
+application with our ztunnels around either waypoint. Per round, in random order, every role of both implementations is
+saturated with keep-alive connections, then called at 400/s in an open loop. Small GETs; CPU is the process's own clock.
+The added latency is over a direct call in the same round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from testbed.bench.proxy import (
+    CLIENT_URI,
+    SERVER_URI,
+    TRUST_DOMAIN,
+    cpu_s,
+    envoy_binary,
+    pss_mb,
+    wait_for_port,
+    write_certificates,
+)
+
+WAYPOINT_URI = f"spiffe://{TRUST_DOMAIN}/ns/default/sa/waypoint"
+HOST = "web.default.svc.cluster.local"
+KEY = f"default/{HOST}"
+BODY_BYTES = 128
+OPEN_LOOP_PER_S = 400
+REQUEST = f"GET /small HTTP/1.1\r\nhost: {HOST}\r\nuser-agent: bench\r\naccept: */*\r\n\r\n".encode()
+ANSWER = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\nserver: app\r\ncontent-length: %d\r\n\r\n" % BODY_BYTES
+    + b"x" * BODY_BYTES
+)
+
+
+# -- configurations
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Net:
+    """A role's own addresses; nothing is bound to `vip`."""
+
+    client: str
+    server: str
+    waypoint: str
+    vip: str
+
+    @classmethod
+    def of(cls, prefix: str) -> Net:
+        """`prefix`: three octets of loopback."""
+        return cls(client=f"{prefix}.1", server=f"{prefix}.2", waypoint=f"{prefix}.3", vip=f"{prefix}.9")
+
+
+def view(net: Net, *, target_port: int, through_waypoint: bool) -> dict:
+    """LOCAL shape: two workloads, one service, and its waypoint if it has one."""
+
+    def workload(name: str, address: str, **more: object) -> dict:
+        return {
+            "uid": f"Kubernetes//Pod/default/{name}", "name": name, "namespace": "default", "serviceAccount": name,
+            "trustDomain": TRUST_DOMAIN, "workloadIps": [address], "node": "bench", "workloadName": name,
+            "workloadType": "deployment", "canonicalName": name, "canonicalRevision": "v1", "clusterId": "Kubernetes",
+            "status": "Healthy", "services": {}, "protocol": "HBONE" if through_waypoint else "TCP", **more,
+        }  # fmt: skip
+
+    service: dict = {
+        "name": "web", "namespace": "default", "hostname": HOST, "vips": [f"/{net.vip}"],
+        "ports": {"80": target_port},
+    }  # fmt: skip
+    workloads = [
+        workload("client", net.client),
+        workload("server", net.server, services={KEY: {"80": target_port}}),
+    ]
+    if through_waypoint:
+        service["waypoint"] = {"destination": f"/{net.waypoint}", "hboneMtlsPort": 15008}
+        workloads.append(workload("waypoint", net.waypoint))
+    return {"workloads": workloads, "services": [service], "policies": []}
+
+
+def l7_config(net: Net, role: str, name: str, *, target_port: int, protocol: str = "http") -> dict:
+    service = {
+        "name": "web", "namespace": "default", "hostname": HOST, "address": net.vip,
+        "ports": [{"port": 80, "target_port": target_port, "protocol": protocol}],
+    }  # fmt: skip
+    serves = [] if name == "client" else [KEY]
+    return {
+        "role": role, "name": name, "namespace": "default", "trust_domain": TRUST_DOMAIN, "services": [service],
+        "serves": serves,
+    }  # fmt: skip
+
+
+def proxy_config(
+    net: Net, role: str, name: str, *, target_port: int, protocol: str = "http", **options: object
+) -> dict:
+    """config.json of our sidecar, waypoint or ztunnel for the workload `name`."""
+    uri = {"client": CLIENT_URI, "server": SERVER_URI, "waypoint": WAYPOINT_URI}[name]
+    with_waypoint = role != "sidecar"
+    held = {
+        "address": getattr(net, name), "admin_port": 0, "stats_port": 0, "ready_port": 0, "access_log": "off",
+        **options,
+    }  # fmt: skip
+    if role == "ztunnel":
+        held["original_source"] = False
+    else:
+        l7 = l7_config(net, role, name, target_port=target_port, protocol=protocol)
+        held |= {"workload": f"default/{name}", "l7": l7}
+    if role == "sidecar":
+        held["sidecars"] = [f"Kubernetes//Pod/default/{each}" for each in ("client", "server")]
+    return {
+        "name": f"{role}-{name}", "role": role, "node": "bench", "workload": f"default/{name}",
+        "view": view(net, target_port=target_port, through_waypoint=with_waypoint),
+        "identities": {uri: {"certificate": f"{name}.pem", "key": f"{name}.key", "roots": "roots.pem"}},
+        "options": held,
+    }  # fmt: skip
+
+
+def write_config(folder: Path, home: Path, config: dict) -> Path:
+    """As the deployer lays it out; certificates are those of `folder`."""
+    home.mkdir()
+    for file in (*folder.glob("*.pem"), *folder.glob("*.key")):
+        home.joinpath(file.name).symlink_to(file)
+    if config["role"] != "ztunnel":
+        home.joinpath("view.json").write_text(json.dumps(config["view"]))
+        config = {**config, "view": "view.json"}
+    home.joinpath("config.json").write_text(json.dumps(config))
+    return home / "config.json"
+
+
+# -- chains of processes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """A role of an implementation, running."""
+
+    target: tuple[str, int]
+    measured: dict[str, int]
+    """Pids of the processes that are judged, by what they are."""
+    processes: list[subprocess.Popen[bytes]]
+
+
+ROLES = ("sidecar http/1.1", "sidecar http/2", "waypoint")
+
+
+def _ours(folder: Path, role: str, name: str, config: dict) -> subprocess.Popen[bytes]:
+    home = folder / f"{config['role']}-{name}-{config['options']['address']}"
+    file = write_config(folder, home, config)
+    return subprocess.Popen([sys.executable, "-m", f"planes.{role}", "--config", str(file)])
+
+
+def _envoy(folder: Path, name: str, config: dict) -> subprocess.Popen[bytes]:
+    file = folder / f"envoy-{name}.json"
+    file.write_text(json.dumps(config))
+    argv = [str(envoy_binary()), "-c", str(file), "--disable-hot-restart", "--concurrency", "1", "-l", "error"]
+    return subprocess.Popen(argv)
+
+
+def _sidecars(folder: Path, implementation: str, net: Net, *, http2: bool = False, protocol: str = "http") -> Chain:
+    if implementation == "envoy":
+        make = import_module("planes.envoy.loopback")
+        server = _envoy(folder, f"server-{net.server}", make.sidecar_inbound(
+            make.identity(SERVER_URI, folder, "server"), listen=(net.server, 15006), trust_domain=TRUST_DOMAIN,
+            application=(net.server, 8080),
+        ))  # fmt: skip
+        client = _envoy(folder, f"client-{net.client}", make.sidecar_outbound(
+            make.identity(CLIENT_URI, folder, "client"), listen=(net.client, 15001), host=HOST,
+            dial=(net.server, 15006), expected=SERVER_URI, http2=http2,
+        ))  # fmt: skip
+    else:
+        # Nothing captures on loopback: the client's side is told that the service's port is the server's 15006.
+        server = _ours(folder, "sidecar", "server", proxy_config(
+            net, "sidecar", "server", target_port=8080, protocol=protocol, original_destination=[net.server, 8080]
+        ))  # fmt: skip
+        client = _ours(folder, "sidecar", "client", proxy_config(
+            net, "sidecar", "client", target_port=15006, protocol=protocol, original_destination=[net.vip, 80],
+            http2_upstream=http2,
+        ))  # fmt: skip
+    return Chain(
+        target=(net.client, 15001), measured={"out": client.pid, "in": server.pid}, processes=[server, client]
+    )
+
+
+def _waypoint(folder: Path, implementation: str, net: Net) -> Chain:
+    if implementation == "envoy":
+        make = import_module("planes.envoy.loopback")
+        waypoint = _envoy(folder, f"waypoint-{net.waypoint}", make.waypoint(
+            make.identity(WAYPOINT_URI, folder, "waypoint"), listen=(net.waypoint, 15008), authority=f"{net.vip}:80",
+            trust_domain=TRUST_DOMAIN, target=f"{net.server}:8080", dial=(net.server, 15008), expected=SERVER_URI,
+        ))  # fmt: skip
+    else:
+        waypoint = _ours(folder, "waypoint", "waypoint", proxy_config(
+            net, "waypoint", "waypoint", target_port=8080
+        ))  # fmt: skip
+    around = [
+        _ours(folder, "ztunnel", "server", proxy_config(net, "ztunnel", "server", target_port=8080)),
+        _ours(folder, "ztunnel", "client", proxy_config(
+            net, "ztunnel", "client", target_port=8080, original_destination=[net.vip, 80]
+        )),
+    ]  # fmt: skip
+    return Chain(target=(net.client, 15001), measured={"waypoint": waypoint.pid}, processes=[waypoint, *around])
+
+
+@contextlib.contextmanager
+def chain(folder: Path, implementation: str, role: str, net: Net) -> Iterator[Chain]:
+    """A role of an implementation, started and ready; its application is the caller's, on port 8080 of `net.server`."""
+    made = None
+    try:
+        if role == "waypoint":
+            made = _waypoint(folder, implementation, net)
+        elif role == "sidecar tcp":
+            made = _sidecars(folder, implementation, net, protocol="tcp")
+        else:
+            made = _sidecars(folder, implementation, net, http2=role.endswith("2"))
+        wait_for_port(made.target)
+        if role == "waypoint":
+            wait_for_port((net.waypoint, 15008))
+            wait_for_port((net.server, 15008))
+        else:
+            wait_for_port((net.server, 15006))
+        yield made
+    finally:
+        for process in made.processes if made is not None else ():
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def application(net: Net) -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, "-m", "testbed.bench.l7", "serve", net.server, "8080"])
+    try:
+        wait_for_port((net.server, 8080))
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+# -- the application and its callers
+
+
+class Application(asyncio.Protocol):
+    """Answers every small request alike; counts what is posted to it, and says how much it was."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport: asyncio.Transport = transport  # type: ignore[assignment]
+        self.head = b""
+        self.left = 0
+        self.posted = 0
+
+    def data_received(self, data: bytes) -> None:
+        if self.left:
+            self._post(len(data))
+            return
+        data = self.head + data
+        if data.startswith(b"POST"):
+            head, split, rest = data.partition(b"\r\n\r\n")
+            if not split:
+                self.head = data
+                return
+            self.head = b""
+            length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
+            self.left = self.posted = int(length.split(b":")[1])
+            self._post(len(rest))
+            return
+        count = data.count(b"\r\n\r\n")
+        self.head = b"" if data.endswith(b"\r\n\r\n") else data[data.rfind(b"\r\n\r\n") + 4 if count else 0 :]
+        if count:
+            self.transport.write(ANSWER * count)
+
+    def _post(self, size: int) -> None:
+        self.left -= size
+        if not self.left:
+            text = str(self.posted).encode()
+            self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(text), text))
+
+
+class Caller(asyncio.Protocol):
+    """One keep-alive connection with at most one request under way."""
+
+    def __init__(self, answered: Callable[[Caller], None]) -> None:
+        self.answered = answered
+        self.sent_s = 0.0
+        self.got = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport: asyncio.Transport = transport  # type: ignore[assignment]
+
+    def ask(self, due_s: float) -> None:
+        self.sent_s = due_s
+        self.transport.write(REQUEST)
+
+    def data_received(self, data: bytes) -> None:
+        self.got += data
+        at = self.got.find(b"\r\n\r\n")
+        if at >= 0 and len(self.got) >= at + 4 + BODY_BYTES:
+            if not self.got.startswith(b"HTTP/1.1 200"):
+                raise RuntimeError(f"answer: {self.got[:200]!r}")
+            self.got = b""
+            self.answered(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.answered = lambda _: None
+
+
+async def saturate(chain: Chain, *, connections: int, window_s: float) -> tuple[float, dict[str, float]]:
+    """(requests per second, µs of CPU per request and process), closed loop."""
+    loop = asyncio.get_running_loop()
+    counted = 0
+
+    def answered(caller: Caller) -> None:
+        nonlocal counted
+        counted += 1
+        caller.ask(0)
+
+    made = [await loop.create_connection(lambda: Caller(answered), *chain.target) for _ in range(connections)]
+    for _, caller in made:
+        caller.ask(0)
+    await asyncio.sleep(0.7)
+    start, before, began_s = counted, {k: cpu_s(pid) for k, pid in chain.measured.items()}, loop.time()
+    await asyncio.sleep(window_s)
+    requests, spent_s = counted - start, loop.time() - began_s
+    used = {k: (cpu_s(pid) - before[k]) / max(requests, 1) * 1e6 for k, pid in chain.measured.items()}
+    for transport, _ in made:
+        transport.abort()
+    await asyncio.sleep(0.2)
+    if not requests:
+        raise RuntimeError(f"no request came back from {chain.target}")
+    return requests / spent_s, used
+
+
+async def open_loop(target: tuple[str, int], *, rate_per_s: int, window_s: float) -> float:
+    """The median of milliseconds from when a request was due to its answer, evenly spaced over idle connections."""
+    loop = asyncio.get_running_loop()
+    free: list[Caller] = []
+    taken_ms: list[float] = []
+
+    def answered(caller: Caller) -> None:
+        taken_ms.append((time.perf_counter() - caller.sent_s) * 1000)
+        free.append(caller)
+
+    made = [await loop.create_connection(lambda: Caller(answered), *target) for _ in range(8)]
+    for _, caller in made:
+        caller.ask(0)
+    await asyncio.sleep(0.3)
+    taken_ms.clear()
+    began_s = time.perf_counter()  # uvloop's own clock goes in milliseconds
+    for number in range(int(rate_per_s * window_s)):
+        due_s = began_s + number / rate_per_s
+        wait_s = due_s - time.perf_counter()
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
+        if free:
+            free.pop(0).ask(max(due_s, time.perf_counter() - 0.001))  # a timer of one millisecond is not the proxy's
+    await asyncio.sleep(0.2)
+    for transport, _ in made:
+        transport.abort()
+    await asyncio.sleep(0.05)
+    return statistics.median(taken_ms)
+
+
+def post(chain: Chain, megabytes: int) -> tuple[float, dict[str, float]]:
+    """(MB/s, µs of CPU per MiB and process) of one long request body."""
+    import socket
+
+    before = {k: cpu_s(pid) for k, pid in chain.measured.items()}
+    chunk = b"y" * (1 << 18)
+    with socket.create_connection(chain.target) as sock:
+        began_s = time.perf_counter()
+        sock.sendall(f"POST /bulk HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: {megabytes << 20}\r\n\r\n".encode())
+        for _ in range(megabytes * 4):
+            sock.sendall(chunk)
+        got = b""
+        while not got.endswith(str(megabytes << 20).encode()):
+            data = sock.recv(4096)
+            if not data:
+                raise RuntimeError(f"bulk: {got!r}")
+            got += data
+        spent_s = time.perf_counter() - began_s
+    used = {k: (cpu_s(pid) - before[k]) / megabytes * 1e6 for k, pid in chain.measured.items()}
+    return megabytes * 1.048576 / spent_s, used
+
+
+# -- rounds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    role: str
+    implementation: str
+    requests_per_s: float
+    us: dict[str, float]
+    added_p50_ms: float
+    bulk_mb_per_s: float
+    bulk_us: dict[str, float]
+    pss_mb: dict[str, float]
+
+
+def run(
+    *, rounds: int = 3, window_s: float = 1.5, connections: int = 16, roles: tuple[str, ...] = ROLES,
+    implementations: tuple[str, ...] = ("meshbed", "envoy"), megabytes: int = 128,
+) -> list[Reading]:  # fmt: skip
+    uvloop = import_module("uvloop")
+    if envoy_binary() is None:
+        implementations = tuple(i for i in implementations if i != "envoy")
+    readings: list[Reading] = []
+    with tempfile.TemporaryDirectory(prefix="meshbed-bench-") as text, contextlib.ExitStack() as stack:
+        folder = Path(text)
+        write_certificates(folder, {"client": CLIENT_URI, "server": SERVER_URI, "waypoint": WAYPOINT_URI})
+        pairs = [(role, implementation) for role in roles for implementation in implementations]
+        running = {}
+        for number, pair in enumerate(pairs):
+            net = Net.of(f"127.79.{1 + number}")
+            stack.enter_context(application(net))
+            running[pair] = stack.enter_context(chain(folder, pair[1], pair[0], net))
+        time.sleep(0.5)
+        idle = {pair: {k: pss_mb(pid) for k, pid in held.measured.items()} for pair, held in running.items()}
+        direct = (Net.of("127.79.1").server, 8080)
+        for number in range(rounds):
+            base_ms = uvloop.run(open_loop(direct, rate_per_s=OPEN_LOOP_PER_S, window_s=window_s))
+            for pair in random.sample(pairs, len(pairs)):
+                held = running[pair]
+                rps, us = uvloop.run(saturate(held, connections=connections, window_s=window_s))
+                p50_ms = uvloop.run(open_loop(held.target, rate_per_s=OPEN_LOOP_PER_S, window_s=window_s))
+                speed, bulk_us = post(held, megabytes)
+                print(f"round {number + 1}/{rounds} {pair[0]} {pair[1]}: {rps:,.0f} rps, "
+                      f"{', '.join(f'{k} {v:.1f}' for k, v in us.items())} µs, p50 {p50_ms:.3f} ms "
+                      f"(direct {base_ms:.3f}), {speed:,.0f} MB/s", file=sys.stderr)  # fmt: skip
+                readings.append(
+                    Reading(
+                        role=pair[0], implementation=pair[1], requests_per_s=rps, us=us,
+                        added_p50_ms=p50_ms - base_ms, bulk_mb_per_s=speed, bulk_us=bulk_us, pss_mb=idle[pair],
+                    )
+                )  # fmt: skip
+    return readings
+
+
+def table(readings: list[Reading]) -> str:
+    """Medians per role and process, ours beside Envoy's, with the ratio."""
+    rows: dict[tuple[str, str], dict[str, float]] = {}
+
+    def add(role: str, quantity: str, values: Callable[[Reading], float]) -> None:
+        for implementation in {r.implementation for r in readings}:
+            chosen = [values(r) for r in readings if r.role == role and r.implementation == implementation]
+            if chosen:
+                rows.setdefault((role, quantity), {})[implementation] = statistics.median(chosen)
+
+    for role in dict.fromkeys(r.role for r in readings):
+        add(role, "requests/s, saturated", lambda r: r.requests_per_s)
+        for name in next(r for r in readings if r.role == role).us:
+            add(role, f"{name}: CPU µs/request", lambda r, name=name: r.us[name])
+            add(role, f"{name}: CPU µs/MiB", lambda r, name=name: r.bulk_us[name])
+            add(role, f"{name}: idle PSS MB", lambda r, name=name: r.pss_mb[name])
+        add(role, f"added p50 at {OPEN_LOOP_PER_S}/s, ms", lambda r: r.added_p50_ms)
+        add(role, "one request body, MB/s", lambda r: r.bulk_mb_per_s)
+    lines = ["| role | quantity | meshbed | envoy | ratio |", "|---|---|---:|---:|---:|"]
+    for (role, quantity), values in rows.items():
+        ours, theirs = values.get("meshbed"), values.get("envoy")
+        ratio = f"{ours / theirs:.2f}" if ours and theirs else ""
+        shown = [f"{v:,.3f}" if "ms" in quantity else f"{v:,.1f}" if v is not None else "" for v in (ours or 0, theirs)
+                 if v is not None]  # fmt: skip
+        lines.append(f"| {role} | {quantity} | {' | '.join(shown)}{' |' if len(shown) < 2 else ''} | {ratio} |")
+    return "\n".join(lines)
+
+
+def serve(address: str, port: int) -> None:
+    loop = import_module("uvloop").new_event_loop()
+    loop.run_until_complete(loop.create_server(Application, address, port))
+    loop.run_forever()
+
+
+def main(arguments: list[str]) -> None:
+    if arguments[:1] == ["serve"]:
+        serve(arguments[1], int(arguments[2]))
+        return
+    rounds = int(arguments[0]) if arguments else 3
+    roles = tuple(r for r in ROLES if not arguments[1:2] or arguments[1] in r)
+    implementations = tuple(arguments[2].split(",")) if arguments[2:3] else ("meshbed", "envoy")
+    print(table(run(rounds=rounds, roles=roles, implementations=implementations)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
