@@ -36,6 +36,8 @@ _DIRECT = Decision(Kind.PASSTHROUGH, route="direct-http")
 _DIRECT.retry = DEFAULT_RETRY
 _MEMO_LIMIT = 4096
 """Ports of workloads come from clients; beyond this many the memory is begun anew."""
+_FORGET_FROM = 64
+"""Connections that have ended are forgotten when there are more of them than this and those that are open."""
 
 
 class Inbound(HttpSide):
@@ -46,13 +48,17 @@ class Inbound(HttpSide):
         self._tunnels = Tunnels(program, self._target, self._tunnelled)
         self._members = Members(program, speaks_mtls=False)
         self._pipes: set[Pipe] = set()
+        self._downstreams: dict[Pipe, Downstream] = {}
+        """Of the pipes, and of some that have ended."""
         self._destinations: dict[tuple[str, int], Destination] = {}
 
     async def listen(self, sock: socket.socket) -> None:
         await self._tunnels.listen(sock)
 
     def reloaded(self) -> None:
-        """The next request of every connection meets the new policies, routes and endpoints."""
+        """The next request of every connection meets the new policies, routes and endpoints, where Envoy lets it end
+        under the old ones. What is not HTTP and no longer allowed ends after `policy_drain_s`.
+        """
         self._members = Members(self.program, speaks_mtls=False)
         self._destinations.clear()
         for connection in self.connections:
@@ -60,6 +66,16 @@ class Inbound(HttpSide):
             downstream.upstreams.clear()
             downstream.labels.clear()
             downstream.judge = self._judge(downstream)
+        self._downstreams = {pipe: d for pipe, d in self._downstreams.items() if pipe in self._pipes}
+        for pipe, downstream in self._downstreams.items():
+            if not self._may_pass(downstream):
+                self.loop.call_later(self.program.settings.policy_drain_s, self._end_refused, pipe, downstream)
+
+    def _end_refused(self, pipe: Pipe, downstream: Downstream) -> None:
+        """Unless it has ended, or a still newer policy lets it pass."""
+        if pipe in self._pipes and not self._may_pass(downstream):
+            self._pipes.discard(pipe)
+            pipe.drop()
 
     # -- tunnels -------------------------------------------------------------------------------------------------------
 
@@ -105,7 +121,7 @@ class Inbound(HttpSide):
     def _tcp(self, downstream: Downstream) -> asyncio.Protocol:
         program, destination = self.program, self._destination(downstream)
         key = destination.service_key if destination is not None else None
-        allowed = program.l7.policies(key).decide_tcp(self._facts(downstream)).allowed
+        allowed = self._may_pass(downstream)
         way, workload = self._tcp_way(destination, downstream) if destination is not None else (None, None)
         peers = self._peers(downstream, workload, program.mesh.service_by_key(key) if key is not None else None)
         if not allowed or way is None:
@@ -115,7 +131,16 @@ class Inbound(HttpSide):
         pipe = pipe_to(program, way, self._pipes, reporter=self.reporter, downstream=downstream, peers=peers)
         if way is None:
             self.loop.call_soon(self._refuse, pipe)
+        else:
+            self._downstreams[pipe] = downstream
+            if len(self._downstreams) > 2 * len(self._pipes) + _FORGET_FROM:
+                self._downstreams = {p: d for p, d in self._downstreams.items() if p in self._pipes}
         return pipe
+
+    def _may_pass(self, downstream: Downstream) -> bool:
+        destination = self._destination(downstream)
+        key = destination.service_key if destination is not None else None
+        return self.program.l7.policies(key).decide_tcp(self._facts(downstream)).allowed
 
     def _tcp_way(
         self, destination: Destination, downstream: Downstream

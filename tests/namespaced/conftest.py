@@ -9,7 +9,7 @@ import pytest
 from testbed.planespec import place
 from tests.namespaced import worlds
 from tests.namespaced.sidecars import SIDECARS, SidecarWorld
-from tests.namespaced.waypoints import DOOMED, MIXED, WAYPOINTS, WaypointWorld, sniffing
+from tests.namespaced.waypoints import DOOMED, MIXED, WAYPOINTS, WaypointWorld, sniffing, told
 from tests.namespaced.worlds import World
 
 SIDECAR_OPTIONS = {"access_log": "stderr", "policy_drain_s": 0.5}
@@ -49,8 +49,8 @@ def sidecars() -> Iterator[SidecarWorld]:
 def ambient() -> Iterator[WaypointWorld]:
     """Two nodes, a ztunnel each, waypoints of every kind."""
     with worlds.world(
-        WAYPOINTS, plane="ambient", made=WaypointWorld, options={"access_log": "stderr"},
-        place=lambda topology, _: place("ambient", sniffing(topology)),
+        WAYPOINTS, plane="ambient", made=WaypointWorld,
+        place=lambda topology, _: told(place("ambient", sniffing(topology)), access_log="stderr", policy_drain_s=0.5),
     ) as made:  # fmt: skip
         assert isinstance(made, WaypointWorld)
         made.made_ready()
@@ -65,9 +65,9 @@ def doomed_waypoint() -> Iterator[WaypointWorld]:
         yield made
 
 
-@pytest.fixture(params=["hybrid", "hybrid-hbone"])
+@pytest.fixture(params=["hybrid", "hybrid:listens_hbone=yes"])
 def mixed(request: pytest.FixtureRequest) -> Iterator[WaypointWorld]:
-    """A waypoint whose service's endpoint has a sidecar; one that takes tunnels in `hybrid-hbone`."""
+    """A waypoint whose service's endpoint has a sidecar; one that takes tunnels where it is asked to."""
     with worlds.world(MIXED, plane=request.param, made=WaypointWorld) as made:
         assert isinstance(made, WaypointWorld)
         yield made

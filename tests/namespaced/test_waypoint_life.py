@@ -183,12 +183,12 @@ def test_a_drain_finishes_what_it_has(doomed_waypoint: WaypointWorld) -> None:
 def test_a_replica_drains_under_load_without_a_lost_request(doomed_waypoint: WaypointWorld) -> None:
     """Left out of the view first, as istiod does, then ended: the other one takes over."""
     mesh = doomed_waypoint
-    with Load(mesh) as load:
+    with contextlib.ExitStack() as view, Load(mesh) as load:
         load.more(5)
-        with mesh.edited(unhealthy("way-2"), "ztunnel.node-a", "ztunnel.node-b"):
-            mesh.waypoint("way-2").signal(signal.SIGTERM)
-            assert mesh.waypoint("way-2").wait(8) == 0
-            load.more(8)
+        view.enter_context(mesh.edited(unhealthy("way-2"), "ztunnel.node-a", "ztunnel.node-b"))
+        mesh.waypoint("way-2").signal(signal.SIGTERM)
+        assert mesh.waypoint("way-2").wait(8) == 0
+        load.more(8)
     assert set(load.statuses) == {200}
 
 

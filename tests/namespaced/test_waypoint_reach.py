@@ -198,7 +198,7 @@ def test_endpoints_outside_the_mesh_are_dialled_in_the_clear(ambient: WaypointWo
 
 def test_an_endpoint_with_a_sidecar(mixed: WaypointWorld) -> None:
     """By HBONE if the sidecar listens there, and it sees the waypoint; else in the clear, which STRICT refuses."""
-    tunnels = mixed.deployment.placement.plane == "hybrid-hbone"
+    tunnels = "listens_hbone" in mixed.deployment.placement.plane
     seen = {"source_principal": str(mixed.waypoint_identity("way")) if tunnels else "unknown"}
     with mixed.through("way"), mixed.through("web", reporter="destination", **seen):
         assert mixed.http("client", "web").served_by == "web"

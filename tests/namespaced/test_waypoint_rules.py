@@ -10,7 +10,7 @@ import pytest
 from tests.labs import needs_root
 from tests.namespaced.sidecars import fields_of, resource
 from tests.namespaced.waypoints import WaypointWorld, at, authorization
-from tests.namespaced.worlds import wait_for
+from tests.namespaced.worlds import read_all, wait_for
 
 pytestmark = [pytest.mark.root, needs_root]
 SHARED = ("shared", "shared-2")
@@ -115,6 +115,23 @@ def test_a_new_policy_judges_the_next_request_of_an_open_connection(ambient: Way
             assert ask("/secret").status == 403
             assert ask("/").status == 200
         assert ask("/secret").status == 200
+
+
+def test_a_new_policy_ends_open_tcp_after_the_drain(ambient: WaypointWorld) -> None:
+    """What it refuses goes on for `policy_drain_s` and then ends; what it allows stays."""
+    client = str(ambient.identity("client")).removeprefix("spiffe://")
+    rules = [{"from": [{"source": {"principals": [client]}}]}]
+    with (
+        ambient.connect("client", ambient.vip("echo"), 90) as kept,
+        ambient.connect("other", ambient.vip("echo"), 90) as ended,
+    ):
+        for sock in (kept, ended):
+            sock.sendall(b"before")
+            assert sock.recv(10) == b"before"
+        with ambient.resources(authorization(at("Service", "echo"), rules=rules)):
+            assert read_all(ended) == b""
+            kept.sendall(b"after")
+            assert kept.recv(10) == b"after"
 
 
 @pytest.mark.parametrize("mode", ["STRICT", "PERMISSIVE", "DISABLE"])

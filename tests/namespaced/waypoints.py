@@ -21,7 +21,7 @@ from testbed.planespec import place
 from testbed.runtime.enter import in_netns
 from testbed.seams import Process
 from tests.namespaced.sidecars import SidecarWorld, resource
-from tests.namespaced.worlds import LIMIT_S, wait_for
+from tests.namespaced.worlds import wait_for
 
 # `client` and `other` call; `outsider` and `plain` are not in the mesh. `shared` stands before several services with
 # two replicas, `lone` before another service of the namespace, `own` before `vault`'s own address, `whole` before all
@@ -112,6 +112,15 @@ def sniffing(topology: Topology) -> Topology:
         for s in topology.services
     )
     return dataclasses.replace(topology, services=services)
+
+
+def told(placement: Placement, **options: object) -> Placement:
+    """The waypoints have these options."""
+    proxies = (
+        dataclasses.replace(p, options={**p.options, **options}) if p.role == "waypoint" else p
+        for p in placement.proxies
+    )
+    return dataclasses.replace(placement, proxies=tuple(proxies))
 
 
 @dataclass(slots=True)
@@ -238,6 +247,3 @@ def authorization(
     if selector is not None:
         spec["selector"] = {"matchLabels": selector}
     return resource("AuthorizationPolicy", spec, name=name, namespace=namespace)
-
-
-__all__ = ["DOOMED", "LIMIT_S", "MIXED", "WAYPOINTS", "WaypointWorld", "at", "authorization", "pss_mib", "sniffing"]
