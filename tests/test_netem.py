@@ -132,7 +132,7 @@ def test_the_limit_follows_the_rate_and_the_time() -> None:
 
 def test_an_unknown_maker_is_refused_with_the_known_ones() -> None:
     """The wrong word is answered by the right ones."""
-    with pytest.raises(UsageError, match="auto, netem, wire"):
+    with pytest.raises(UsageError, match="known: netem, wire"):
         probe.choose("tc")
 
 
