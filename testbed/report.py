@@ -169,6 +169,7 @@ def _latency(run: Run, summary: table.Summary, measurements: Sequence[Measuremen
 
 
 def _ecdf(run: Run, summary: table.Summary, measurements: Sequence[Measurement]) -> dict[str, list[float]]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     plane_of = {m.trial: m.plane for m in measurements}
@@ -176,7 +177,10 @@ def _ecdf(run: Run, summary: table.Summary, measurements: Sequence[Measurement])
     values: dict[str, list[float]] = {p: [] for p in summary.planes}
     for trial, path in run.request_files().items():
         if trial in plane_of and trial not in bad and path.exists():
-            columns = pq.read_table(path, columns=["intended_s", "last_byte_s", "error"])
+            try:
+                columns = pq.read_table(path, columns=["intended_s", "last_byte_s", "error"])
+            except (pa.ArrowException, OSError) as error:
+                raise UsageError(f"{path}: does not read as requests ({error}); restore it from a copy") from error
             rows = zip(*(columns.column(c).to_pylist() for c in ("intended_s", "last_byte_s", "error")), strict=True)
             values[plane_of[trial]] += [(last - intended) * 1000 for intended, last, error in rows if not error]
     return values

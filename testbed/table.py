@@ -41,6 +41,8 @@ BOUNDARIES = {
 }
 MIN_ROUNDS = 3
 """Below this an interval over rounds says nothing and is not printed."""
+FULL_ROUNDS = 5
+"""Below this it is printed with what it can promise (all rounds lie on one side of the median once in 2^(n-1))."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +214,7 @@ def build(summary: Summary, findings: Sequence[Finding]) -> Table:
 def _latency(summary: Summary, notes: _Notes) -> Block:
     rows = []
     for plane in summary.planes:
-        row = [Cell(lines=(plane,))]
+        row = [Cell(lines=(plane,), note=_few_rounds(summary, plane, notes))]
         for metric in ("latency_p50", "latency_p90", "latency_p99"):
             value = summary.median(plane, metric, "client")
             row.append(_number(value) if value is not None else notes.missing(_why(summary, plane, metric)))
@@ -221,6 +223,18 @@ def _latency(summary: Summary, notes: _Notes) -> Block:
         rows.append(tuple(row))
     head = ("plane", "p50 ms", "p90 ms", "p99 ms", "added p50 ms [95 %]", "added p99 ms [95 %]", "trials")
     return Block(title="Latency, from the intended send time to the last byte", head=head, rows=tuple(rows))
+
+
+def _few_rounds(summary: Summary, plane: str, notes: _Notes) -> int | None:
+    """What an interval over so few rounds can promise at most, where that is less than its head says."""
+    added = summary.added(plane, "latency_p50")
+    rounds = len(added.per_round) if added else 0
+    if not MIN_ROUNDS <= rounds < FULL_ROUNDS:
+        return None
+    return notes.number(
+        f"{rounds} rounds pair with {BASE}: an interval over so few is at most their whole range, which misses the "
+        f"true median in {2 ** (1 - rounds):.0%} of cases, not in 5 %"
+    )
 
 
 def _added(summary: Summary, plane: str, metric: str, notes: _Notes) -> Cell:

@@ -158,6 +158,16 @@ def test_captures_with_secrets_put_a_red_notice_on_the_page(tmp_path: Path) -> N
     assert ("class", "warning") in page.attributes
 
 
+def test_spoilt_requests_are_named(tmp_path: Path) -> None:
+    """The file and the mend, not a traceback of the library that reads it."""
+    run = synthetic.make_run(tmp_path)
+    spoilt = next(iter(run.request_files().values()))
+    spoilt.write_bytes(b"x")
+
+    with pytest.raises(UsageError, match=rf"{spoilt.name}: does not read as requests .*restore it"):
+        report.build(run.path)
+
+
 def test_a_run_without_a_single_trial_still_reports(tmp_path: Path) -> None:
     """Killed at once: the page says that nothing was measured and that the run is not finished."""
     plan = store.Plan(topology=synthetic.topology(), seed=1, block_order=(), runtime="netns", link_kind="wire")
