@@ -21,6 +21,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "ambient": "planes.catalog:ambient",
         "sidecar": "planes.catalog:sidecar",
         "hybrid": "planes.catalog:hybrid",
+        "hybrid-hbone": "planes.catalog:hybrid_hbone",
         "envoy-ambient-l4": "planes.catalog:envoy_ambient_l4",
         "envoy-ambient": "planes.catalog:envoy_ambient",
         "envoy-sidecar": "planes.catalog:envoy_sidecar",

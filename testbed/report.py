@@ -26,7 +26,7 @@ def build(run_path: Path | str) -> Path:
     """Writes both files and returns the report's path. The run may still be unfinished; the page then says so."""
     run = Run.open(run_path)
     measurements, findings = run.measurements(), run.findings()
-    summary = table.summarise(measurements)
+    summary = table.summarise(measurements, order=run.info["plan"]["experiment"]["planes"])
     named = run.info["plan"]["experiment"].get("claims", ())
     built = table.build(summary, findings)
     built = claims.with_claims(built, named, summary, findings, run.info.get("planes", {}))
@@ -88,7 +88,12 @@ def _page(
         "<h2>What packets proved</h2>",
         "<p>A closed padlock: packets proved encryption there. Open: they proved cleartext. <b>?</b>: no evidence.</p>",
         *(
-            drawing.draw(info["plan"]["topology"], [f for f in findings if f.plane == p], title=f"plane {p}")
+            drawing.draw(
+                info["plan"]["topology"],
+                [f for f in findings if f.plane == p],
+                title=f"plane {p}",
+                proxies=info.get("proxies", {}).get(p, ()),
+            )
             for p in planes
             if p != table.AA
         ),

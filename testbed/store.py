@@ -49,6 +49,8 @@ class Plan:
     link_kind: str
     planes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Plane name -> what ran under it: `{"implementation": "planes.ztunnel", "version": "0.1.0"}`."""
+    proxies: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """Plane name -> its proxies: `name`, `role`, `node`, `sandbox`, `serves`."""
     gate: Mapping[str, float] = field(default_factory=dict)
     """The limits beyond which a trial does not count, fixed before the run."""
     machine: Mapping[str, Any] = field(default_factory=dict)

@@ -30,8 +30,8 @@ BOUNDARIES = {
     "boundary.plaintext-visible": "plaintext visible",
     "boundary.plaintext-to-strict": "plaintext to STRICT",
     "boundary.wrong-identity": "other trust domain",
-    "boundary.forged-identity": "forged identity",
     "boundary.wrong-identity-waypoint": "… at the waypoint",
+    "boundary.forged-identity": "forged identity",
     "boundary.l4-denied": "denied by L4 policy",
     "boundary.l4-denied-direct": "… past the proxy",
     "boundary.foreign-authority": "other pod's authority",
@@ -62,7 +62,7 @@ class Added:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     planes: tuple[str, ...]
-    """`none` first, its A/A twin second, then in the order measured."""
+    """`none` first, its A/A twin second, then in the experiment's order."""
     frame: pd.DataFrame
     """Rows of valid trials only; components folded to their role (`ztunnel.node-a` -> `ztunnel`)."""
     valid: Mapping[str, int]
@@ -109,10 +109,12 @@ class Summary:
         return found
 
 
-def summarise(measurements: Sequence[Measurement]) -> Summary:
+def summarise(measurements: Sequence[Measurement], order: Sequence[str] = ()) -> Summary:
+    """`order` is that of the experiment's planes; each round measures them in another."""
     broken = {m.trial: m.reason or "no reason given" for m in reversed(measurements) if not m.valid}
     planes = list(dict.fromkeys(m.plane for m in measurements))
-    planes.sort(key=lambda p: (p != BASE, p != AA))
+    rank = {plane: number for number, plane in enumerate(order)}
+    planes.sort(key=lambda p: (p != BASE, p != AA, rank.get(p, len(rank))))
     of_plane: dict[str, set[str]] = defaultdict(set)
     for m in measurements:
         of_plane[m.plane].add(m.trial)

@@ -23,6 +23,8 @@ PURE = (
         "http2")),
     ROOT / "testbed" / "links" / "delayline.py",
     ROOT / "testbed" / "links" / "pacing.py",
+    ROOT / "testbed" / "nftmessages.py",
+    ROOT / "testbed" / "schemadefs.py",
     ROOT / "planes" / "catalog.py",
     ROOT / "planes" / "ztunnel" / "place.py",
 )  # fmt: skip

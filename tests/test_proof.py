@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from planes import catalog
-from testbed import boundaries, deploy, lab, proof, sweep, topofile, trial
+from testbed import boundaries, deploy, lab, planespec, proof, sweep, topofile, trial
 from testbed.deploy import Deployment
 from testbed.errors import PeerError, UsageError
 from testbed.links.probe import choose
@@ -243,13 +243,13 @@ links:
 
 @pytest.mark.root
 @needs_root
-@pytest.mark.parametrize("plane", ["hybrid", "hybrid_hbone"])
+@pytest.mark.parametrize("plane", ["hybrid", "hybrid:listens_hbone=yes"])
 def test_every_kind_to_every_kind(plane: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What each pair claims is what packets show, in both directions, around waypoints and through their replicas."""
     monkeypatch.setenv("MESHBED_STATE", str(tmp_path / "state"))
     (tmp_path / "matrix.yml").write_text(MATRIX)
     topology = topofile.load(tmp_path / "matrix.yml")
-    placement = getattr(catalog, plane).place(topology, {})
+    placement = planespec.place(plane, topology)
     seen, wrong = {}, []
     with up(topology, placement, tmp_path) as deployment:
         for client in ("from-none", "from-sidecar", "from-ambient"):
@@ -269,7 +269,7 @@ def test_every_kind_to_every_kind(plane: str, tmp_path: Path, monkeypatch: pytes
         **{("none", server): "clear" for server in ("none", "sidecar", "ambient", "behind")},
         ("sidecar", "none"): "clear", ("sidecar", "sidecar"): "mtls",
         ("sidecar", "ambient"): "hbone", ("sidecar", "behind"): "hbone",
-        ("ambient", "none"): "clear", ("ambient", "sidecar"): "hbone" if plane == "hybrid_hbone" else "clear",
+        ("ambient", "none"): "clear", ("ambient", "sidecar"): "clear" if plane == "hybrid" else "hbone",
         ("ambient", "ambient"): "hbone", ("ambient", "behind"): "hbone",
     }  # fmt: skip
     assert {c.encryption for c in placement.claims} == set(Encryption)

@@ -49,12 +49,13 @@ def place(
     placed, view = waypoint.mesh_with_waypoints(topology, captured=ambient, node=waypoint_node, state=waypoints)
     if listens:
         view = _with_native_tunnels(view, {(w.namespace, w.name) for w in topology.workloads if w.name in injected})
+    plane = "hybrid-hbone" if listens else "hybrid"
     return (
-        Placement(plane="hybrid")
+        Placement(plane=plane)
         + ztunnels(topology, captured=ambient, view=view)
         + sidecars(topology, injected=injected, view=view, listens_hbone=listens)
         + waypoint.proxies(topology, placed, view)
-        + Placement(plane="hybrid", claims=claims(topology, of, waypoints=placed, listens_hbone=listens))
+        + Placement(plane=plane, claims=claims(topology, of, waypoints=placed, listens_hbone=listens))
     )
 
 

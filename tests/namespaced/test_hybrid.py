@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.root, needs_root]
 _ETH_ALL = 3
 
 
-PLAIN, LISTENING = "hybrid", "hybrid:listens_hbone=yes"
+PLAIN, LISTENING = "hybrid", "hybrid-hbone"
 WORLDS = {"plain": PLAIN, "listens-hbone": LISTENING}
 both_worlds = pytest.mark.parametrize("hybrid", list(WORLDS.values()), ids=list(WORLDS), indirect=True)
 
@@ -249,5 +249,5 @@ def test_the_view_publishes_what_sidecars_listen_on(hybrid: SidecarWorld) -> Non
     """HBONE and nativeTunnel with the option; else TCP."""
     ztunnel = next(p for p in hybrid.deployment.placement.proxies if p.role == "ztunnel")
     entry = worlds.of(json.loads(json.dumps(ztunnel.view))["workloads"], "to-sidecar")
-    listening = "listens_hbone" in hybrid.deployment.placement.plane
+    listening = hybrid.deployment.placement.plane == LISTENING
     assert (entry["protocol"], entry.get("nativeTunnel", False)) == (("HBONE", True) if listening else ("TCP", False))
