@@ -1,4 +1,4 @@
-"""The main job in a few minutes: what does mutual TLS through a shared L4 proxy cost, and what does it hide?
+"""The main job in a few minutes: what do sidecars, ztunnels, waypoints and mixtures cost, and what do they hide?
 
 Two zones at a small RTT, every plane in turn, the same open-loop load, proof from packets, boundaries tried.
 """
@@ -9,12 +9,12 @@ EXPERIMENT = Experiment(
     name="quickstart",
     question="What does each data plane add in latency, CPU and memory, and what can be read on the wire?",
     topology="two-zones",
-    planes=("none", "ambient-l4"),
+    planes=("none", "sidecar", "ambient-l4", "ambient", "hybrid"),
     client="client",
     target="server",
     load=Load(
-        kind="open", rate_rps=200, arrival="poisson", connections=8, warmup_s=1.0, window_s=5.0, response_bytes=256
+        kind="open", rate_rps=200, arrival="poisson", connections=8, warmup_s=1.0, window_s=4.0, response_bytes=256
     ),
     rounds=5,
-    claims=("l4-suffices-for-mtls", "hbone-carries-metadata"),
+    claims=("two-l4-one-l7", "ambient-slower", "l4-suffices-for-mtls", "hbone-carries-metadata"),
 )

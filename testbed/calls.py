@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from testbed.deploy import Deployment
 from testbed.lab import http_get
-from testbed.model.experiment import Finding, Result
+from testbed.model.experiment import DOCUMENTED, Finding, Result
 from testbed.model.identity import Identity
 from testbed.model.placement import Proxy
 from testbed.model.topology import Service, Workload
@@ -26,6 +26,7 @@ HBONE_PORT = 15008
 SECRET = "/secret"
 """The path of `server` that two-zones.policies.yml denies to everybody."""
 ISTIO_ALPN = ("istio-http/1.1", "istio", "http/1.1")
+_AROUND = "a sidecar goes around the waypoint of whom it calls"
 NEEDED = frozenset({"vault", "intruder", "server"})
 """Workloads of these names must be there: a STRICT one, one whom policy does not allow, and a pod beside."""
 
@@ -52,7 +53,7 @@ class Boundary:
     stopped: bool
     """What must be found."""
     because: str = ""
-    """Where it must pass: why nothing stops it."""
+    """Where it must pass although policy says otherwise: why. Empty: nobody is there who could stop it."""
     control: str = ""
     """Attempt of one who may; it must pass. Empty where passing is what must be found: that is its own proof."""
 
@@ -181,14 +182,13 @@ class _Trial:
 
     def boundaries(self, vault: Stand) -> Iterator[Boundary]:
         meshed = vault.kind != "none"
-        bare = "nothing here could stop it"
         yield Boundary(
             name="plaintext-to-strict", what="a plaintext call to a STRICT workload", tried="clear", stopped=meshed,
-            because=bare, control="right",
+            control="right",
         )  # fmt: skip
         yield Boundary(
             name="l4-denied", what=f"a call as {self.intruder} that policy does not allow", tried="denied",
-            stopped=meshed, because=bare, control="allowed",
+            stopped=meshed, control="allowed",
         )  # fmt: skip
         if meshed:
             for name, what, tried in (
@@ -213,18 +213,16 @@ class _Trial:
         server, client = stand(self.proxies, "server"), stand(self.proxies, self.client)
         by_waypoint = self.waypoint is not None and client.kind == "ambient"
         if server.kind == "none":
-            because = "nothing here could stop it"
+            because = ""
         elif self.waypoint is None:
             because = "no L7 proxy is on the way: of a DENY about HTTP a ztunnel keeps nothing"
         else:
-            because = (
-                f"whoever has a {client.kind if client.kind != 'none' else 'bare'} client goes around the waypoint"
-            )
+            because = "who has no ztunnel goes around the waypoint" if client.kind != "sidecar" else _AROUND
         yield Boundary(
             name="l7-denied", what=f"GET {SECRET}, which L7 policy denies,", tried="service-secret",
             stopped=server.kind == "sidecar" or by_waypoint, because=because, control="service",
         )  # fmt: skip
-        if self.waypoint is not None:
+        if self.waypoint is not None and server.kind != "none":
             because = "a call to the pod's address goes around the waypoint of its service"
         yield Boundary(
             name="l7-denied-pod-ip", what=f"GET {SECRET} by the pod's own address", tried="pod-secret",
@@ -268,7 +266,8 @@ def _found(deployment: Deployment, boundary: Boundary, outcomes: Outcomes) -> Fi
     refused = not passes(outcome)
     control = not refused or not boundary.control or passes(outcomes[boundary.control])
     result = Result.HOLDS if refused == boundary.stopped else Result.BROKEN
-    ending = "is refused" if boundary.stopped else f"passes, as documented: {boundary.because}"
+    passing = f"{DOCUMENTED}{boundary.because}" if boundary.because else ", as nothing here could stop it"
+    ending = "is refused" if boundary.stopped else f"passes{passing}"
     return Finding(
         id=f"boundary.{boundary.name}",
         plane=deployment.placement.plane,
@@ -302,7 +301,7 @@ def _allow_of_l7(deployment: Deployment, ledger: Stand, client: Stand, outcomes:
     else:
         # 401 to one whom the trust domain knows: it is policy that refuses, not a dead route.
         right = not passes(read) and not passes(write) and direct["connect_status"] == 401
-        statement = "GET and POST are refused, as documented: a ztunnel drops a rule about HTTP and then allows nobody"
+        statement = f"GET and POST are refused{DOCUMENTED}a ztunnel drops a rule about HTTP, then allows nobody"
     result = Result.HOLDS if right else Result.BROKEN
     tries = "; ".join(f"{name}: {_told(outcomes[name])}" for name in ("ledger-read", "ledger-write", "ledger-direct"))
     values = [f"{verb} {seen(outcome)}" for verb, outcome in (("GET", read), ("POST", write))]

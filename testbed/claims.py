@@ -105,7 +105,122 @@ def _segments(findings: Sequence[Finding]) -> int:
     return len({f.segment for f in findings})
 
 
+def _frames(claim: Claim, summary: table.Summary, findings: Sequence[Finding]) -> Judged:
+    """Of the waypoint's own leg where a plane had one; between ztunnels it is half of what was said."""
+
+    def told(legs: str) -> Callable[[Sequence[Finding]], str]:
+        return lambda found: (
+            f"on all {_segments(found)} wire segments, decrypted{legs}: HTTP/2, CONNECT with authority and baggage"
+        )
+
+    to_waypoint = [f for f in findings if f.plane == "ambient" and "waypoint" in f.id]
+    if to_waypoint:
+        judged = _from_packets("ambient", ("alpn", "hbone"), told(", to the waypoint and from it"))
+        return judged(claim, summary, [f for f in findings if f.plane == "ambient"])
+    half = told("; but between ztunnels: the waypoint's half takes a plane that has one")
+    return _from_packets("ambient-l4", ("alpn", "hbone"), half, best=Verdict.UNDECIDED)(claim, summary, findings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """One metric, ambient with a waypoint minus sidecar, paired by round."""
+
+    name: str
+    unit: str
+    added: table.Added
+    share: float | None
+    """Of the sidecar's value."""
+
+    @property
+    def sign(self) -> int:
+        """-1: less for certain, 1: more for certain, 0: the interval covers both."""
+        low, high = self.added.low, self.added.high
+        return 0 if low is None or high is None else -1 if high < 0 else 1 if low > 0 else 0
+
+    @property
+    def text(self) -> str:
+        low, high = self.added.low, self.added.high
+        span = "[–]" if low is None or high is None else f"[{table.signed(low)}, {table.signed(high)}]"
+        relative = "" if self.share is None else f" ({self.share:+.0%})".replace("-", "−")
+        return f"{self.name} {table.signed(self.added.value)} {span} {self.unit}{relative}"
+
+
+_METRICS = (
+    ("p50", "latency_p50", "ms", "client"),
+    ("p90", "latency_p90", "ms", "client"),
+    ("p99", "latency_p99", "ms", "client"),
+    ("CPU", "cpu_per_1000_requests", "ms/1,000", None),
+    ("memory", "memory_pss", "MiB", None),
+)
+
+
+def compare(summary: table.Summary, names: Sequence[str]) -> list[Compared]:
+    """Of the planes `ambient` and `sidecar`; what was not measured under both is not in it."""
+    found = []
+    for name, metric, unit, component in _METRICS:
+        added = summary.added("ambient", metric, component, base="sidecar") if name in names else None
+        if added is not None:
+            base = summary.median("sidecar", metric, component)
+            share = added.value / base if base else None
+            found.append(Compared(name=name, unit=unit, added=added, share=share))
+    return found
+
+
+def _unmeasured(claim: Claim, summary: table.Summary, wanted: Sequence[str], got: Sequence[Compared]) -> Judged | None:
+    missing = [name for name in wanted if name not in {c.name for c in got}]
+    if missing:
+        told = f"takes {', '.join(missing)} of ambient and sidecar from the same rounds; this run has not got them"
+        return Judged(claim=claim, verdict=Verdict.NO_EVIDENCE, measured=told)
+    if all(c.added.low is None for c in got):
+        told = f"an interval takes {table.MIN_ROUNDS} rounds with both planes; ambient − sidecar: " + _listed(got)
+        return Judged(claim=claim, verdict=Verdict.UNDECIDED, measured=told, plane="ambient")
+    return None
+
+
+def _listed(compared: Sequence[Compared]) -> str:
+    return "; ".join(c.text for c in compared)
+
+
+def _two_l4_one_l7(claim: Claim, summary: table.Summary, _findings: Sequence[Finding]) -> Judged:
+    """Cost less, in latency and in CPU: all of it must be less; refuted where some is more and none less."""
+    names = ("p50", "p99", "CPU")
+    compared = compare(summary, names)
+    if (judged := _unmeasured(claim, summary, names, compared)) is not None:
+        return judged
+    signs = {c.sign for c in compared}
+    verdict = (
+        Verdict.CONFIRMED if signs == {-1} else Verdict.REFUTED if 1 in signs and -1 not in signs else Verdict.UNDECIDED
+    )
+    measured = f"ambient with a waypoint minus sidecar, co-located: {_listed(compared)}"
+    return Judged(claim=claim, verdict=verdict, measured=measured, plane="ambient")
+
+
+NEARLY_EVERY = 0.8
+
+
+def _ambient_slower(claim: Claim, summary: table.Summary, _findings: Sequence[Finding]) -> Judged:
+    """Worse by nearly every metric: by four of five. Refuted once more than one of five is not worse for certain."""
+    names = tuple(name for name, *_ in _METRICS)
+    compared = compare(summary, names)
+    if (judged := _unmeasured(claim, summary, names, compared)) is not None:
+        return judged
+    worse = sum(c.sign == 1 for c in compared)
+    better = sum(c.sign == -1 for c in compared)
+    needed = NEARLY_EVERY * len(compared)
+    verdict = (
+        Verdict.CONFIRMED
+        if worse >= needed
+        else Verdict.REFUTED
+        if len(compared) - better < needed
+        else Verdict.UNDECIDED
+    )
+    told = f"worse in {worse}, better in {better} of {len(compared)} for certain; ambient − sidecar: "
+    return Judged(claim=claim, verdict=verdict, measured=told + _listed(compared), plane="ambient")
+
+
 JUDGES: dict[str, Judge] = {
+    "two-l4-one-l7": _two_l4_one_l7,
+    "ambient-slower": _ambient_slower,
     "l4-suffices-for-mtls": _from_packets(
         "ambient-l4",
         ("hidden", "delivered", "tls", "identity"),
@@ -114,13 +229,5 @@ JUDGES: dict[str, Judge] = {
             "TLS 1.3, SPIFFE identities both ways"
         ),
     ),
-    "hbone-carries-metadata": _from_packets(
-        "ambient-l4",
-        ("alpn", "hbone"),
-        lambda found: (
-            f"on all {_segments(found)} wire segments, decrypted: HTTP/2, CONNECT with authority and baggage; "
-            "but between ztunnels: the waypoint's half takes a plane that has one"
-        ),
-        best=Verdict.UNDECIDED,
-    ),
+    "hbone-carries-metadata": _frames,
 }

@@ -1,6 +1,6 @@
 """The verbs as plain functions; `tasks.py` shares them.
 
-Each returns its exit code (contracts.md); data to stdout, the rest to stderr.
+Each returns its exit code (README, "Verbs"); data to stdout, the rest to stderr.
 """
 
 from __future__ import annotations

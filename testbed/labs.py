@@ -111,7 +111,8 @@ def up(
         print(json.dumps(about, indent=1))
     else:
         livelinks.print_readings(readings)
-    print(f"\nlab {name} is up: ./inv lab.exec client -- …, ./inv lab.inspect, ./inv lab.down", file=sys.stderr)
+    where = topology.workloads[0].name if topology.workloads else topology.nodes[0].name
+    print(f"\nlab {name} is up: ./inv lab.exec {where} -- …, ./inv lab.inspect, ./inv lab.down", file=sys.stderr)
     if about["keylog"]:
         print("its proxies log their TLS secrets: for labs only, captures of it can be read", file=sys.stderr)
     return 3 if any(not reading.within_tolerance for reading in readings) else 0

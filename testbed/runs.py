@@ -89,6 +89,7 @@ def run(
             plane: {"implementation": "planes (Python)", "version": _commit(), "not honoured": "; ".join(lines) or "–"}
             for plane, lines in undone.items()
         },
+        proxies={plane: _proxies(plane, topology) for plane in experiment.planes},
         gate=asdict(gates),
         machine={**describe(), "weaker": "; ".join(made_runtime.weaker())},
         commit=_commit(),
@@ -135,6 +136,14 @@ def run(
     return code
 
 
+def _proxies(plane: str, topology: Topology) -> list[dict[str, Any]]:
+    """What the report draws: where a plane's proxies stand."""
+    return [
+        {"name": p.name, "role": p.role, "node": p.node, "sandbox": p.sandbox, "serves": list(p.serves)}
+        for p in planespec.place(plane, topology).proxies
+    ]
+
+
 def must_be_the_same(path: Path, planned: Mapping[str, Any], experiment: Experiment, topology: Topology) -> None:
     """Rows of two different questions must not meet in one table. Raises UsageError naming what differs."""
     stored, now = planned["plan"]["experiment"], as_json(experiment)
@@ -146,6 +155,10 @@ def must_be_the_same(path: Path, planned: Mapping[str, Any], experiment: Experim
         raise UsageError(f"{path} was made with another {', '.join(differing)}; start a new run")
 
 
+def _summary(stored: Run, measurements: Sequence[Measurement]) -> table.Summary:
+    return table.summarise(measurements, order=stored.info["plan"]["experiment"]["planes"])
+
+
 def show(path: Path, *, as_json_text: bool = False) -> int:
     """The table of a run on stdout, and the code that a script may rely on (see `verdict`)."""
     stored = Run.open(path)
@@ -153,7 +166,7 @@ def show(path: Path, *, as_json_text: bool = False) -> int:
     code = verdict(measurements, findings)
     if as_json_text:
         named = stored.info["plan"]["experiment"].get("claims", ())
-        judged = claims.judge(named, table.summarise(measurements), findings)
+        judged = claims.judge(named, _summary(stored, measurements), findings)
         rows = {
             "run": stored.info,
             "exit_code": code,
@@ -167,7 +180,7 @@ def show(path: Path, *, as_json_text: bool = False) -> int:
             )
         )
         return code
-    summary = table.summarise(measurements)
+    summary = _summary(stored, measurements)
     named = stored.info["plan"]["experiment"].get("claims", ())
     built = table.build(summary, findings)
     made = claims.with_claims(built, named, summary, findings, stored.info.get("planes", {}))
@@ -182,7 +195,7 @@ def newest_claims(root: Path, *, as_json_text: bool = False) -> int:
         try:
             stored = Run.open(path)
             named = [id_ for id_ in stored.info["plan"]["experiment"].get("claims", ()) if id_ in CLAIMS]
-            judged = claims.judge(named, table.summarise(stored.measurements()), stored.findings())
+            judged = claims.judge(named, _summary(stored, stored.measurements()), stored.findings())
         except TestbedError as error:
             print(f"passed over: {error}", file=sys.stderr)
             continue

@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import struct
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,8 @@ class Plan:
     link_kind: str
     planes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Plane name -> what ran under it: `{"implementation": "planes.ztunnel", "version": "0.1.0"}`."""
+    proxies: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """Plane name -> its proxies: `name`, `role`, `node`, `sandbox`, `serves`."""
     gate: Mapping[str, float] = field(default_factory=dict)
     """The limits beyond which a trial does not count, fixed before the run."""
     machine: Mapping[str, Any] = field(default_factory=dict)
@@ -217,7 +220,7 @@ class Run:
             raise UsageError(f"run {self.path} is open for reading only")
         before = _committed(self._entries)[file]
         journal_before = os.fstat(self._journal_fd).st_size
-        entry = entry | {"file": file, "bytes": before + len(data)}
+        entry = entry | {"file": file, "bytes": before + len(data), "crc32": zlib.crc32(data)}
 
         def write() -> None:
             fd = os.open(self.path / file, os.O_WRONLY | os.O_CLOEXEC)
@@ -251,16 +254,21 @@ class Run:
         if missing := set(COLUMNS) - set(rows.fieldnames or ()):
             raise UsageError(f"{self.path}/measurements.csv lacks the columns {', '.join(sorted(missing))}")
         convert = {"round": int, "block": int, "value": float, "valid": "true".__eq__}
-        return [Measurement(**{c: convert.get(c, str)(row[c]) for c in COLUMNS}) for row in rows]
+        try:
+            return [Measurement(**{c: convert.get(c, str)(row[c]) for c in COLUMNS}) for row in rows]
+        except (ValueError, TypeError) as error:
+            raise self._edited("measurements.csv", f"line {rows.line_num} does not read ({error})") from error
 
     def findings(self) -> list[Finding]:
         found = []
-        for text in self._committed_bytes("findings.jsonl").decode().splitlines():
-            values = json.loads(text)
-            known = {f.name for f in dataclasses.fields(Finding)}
-            values = {k: v for k, v in values.items() if k in known}
-            values |= {"result": Result(values["result"]), "packets": tuple(values.get("packets", ()))}
-            found.append(Finding(**values))
+        known = {f.name for f in dataclasses.fields(Finding)}
+        for number, text in enumerate(self._committed_bytes("findings.jsonl").decode().split("\n")[:-1], 1):
+            try:
+                values = {k: v for k, v in json.loads(text).items() if k in known}
+                values |= {"result": Result(values["result"]), "packets": tuple(values.get("packets", ()))}
+                found.append(Finding(**values))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise self._edited("findings.jsonl", f"line {number} does not read ({error})") from error
         return found
 
     def request_files(self) -> dict[str, Path]:
@@ -273,13 +281,24 @@ class Run:
 
     def _committed_bytes(self, file: str) -> bytes:
         size = _committed(self._entries)[file]
-        data = (self.path / file).read_bytes()
+        try:
+            data = (self.path / file).read_bytes()
+        except FileNotFoundError as error:
+            raise self._edited(file, "it is gone") from error
         if len(data) < size:
-            raise UsageError(
-                f"{self.path / file} has {len(data)} bytes, its journal says {size}: it was cut or edited "
-                "after the run; restore it from a copy"
-            )
+            raise self._edited(file, f"it has {len(data)} bytes, its journal says {size}")
+        start = self._entries[0]["sizes"].get(file, 0)
+        for entry in self._entries[1:]:
+            if entry.get("file") == file:
+                written = entry.get("crc32")  # runs of before had none
+                if written not in (None, zlib.crc32(data[start : entry["bytes"]])):
+                    raise self._edited(file, f"bytes {start} to {entry['bytes']} are not those that were written")
+                start = entry["bytes"]
         return data[:size]
+
+    def _edited(self, file: str, seen: str) -> UsageError:
+        """The journal is no seal: it shows what slipped, not who meant it."""
+        return UsageError(f"{self.path / file}: {seen}; it was cut or edited after the run, restore it from a copy")
 
 
 def _settle(draft: Path, home: Path, wanted: str, info: dict[str, Any], *, only: bool) -> str:
@@ -346,6 +365,8 @@ def _read_info(path: Path) -> dict[str, Any]:
         newer = isinstance(version, int) and version > FORMAT
         mend = "use the version that wrote it, or a newer one" if newer else "was it written by this testbed?"
         raise UsageError(f"{path}/run.json has format {version!r}, this version reads format {FORMAT}; {mend}")
+    if lacking := {"run", "experiment", "started", "resumed", "plan"} - info.keys():
+        raise UsageError(f"{path}/run.json lacks {', '.join(sorted(lacking))}; restore it from a copy")
     return info
 
 

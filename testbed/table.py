@@ -19,7 +19,7 @@ from functools import cache
 import pandas as pd
 
 from testbed import stats
-from testbed.model.experiment import Finding, Measurement, Result
+from testbed.model.experiment import DOCUMENTED, Finding, Measurement, Result
 
 BASE = "none"
 AA = "none (A/A)"
@@ -30,17 +30,19 @@ BOUNDARIES = {
     "boundary.plaintext-visible": "plaintext visible",
     "boundary.plaintext-to-strict": "plaintext to STRICT",
     "boundary.wrong-identity": "other trust domain",
-    "boundary.forged-identity": "forged identity",
     "boundary.wrong-identity-waypoint": "… at the waypoint",
+    "boundary.forged-identity": "forged identity",
     "boundary.l4-denied": "denied by L4 policy",
     "boundary.l4-denied-direct": "… past the proxy",
-    "boundary.foreign-authority": "another pod's authority",
+    "boundary.foreign-authority": "other pod's authority",
     "boundary.l7-denied": "denied by L7 policy",
     "boundary.l7-denied-pod-ip": "… by pod address",
     "boundary.l7-allow": "L7 ALLOW, no waypoint",
 }
 MIN_ROUNDS = 3
 """Below this an interval over rounds says nothing and is not printed."""
+FULL_ROUNDS = 5
+"""Below this it is printed with what it can promise (all rounds lie on one side of the median once in 2^(n-1))."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +62,7 @@ class Added:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     planes: tuple[str, ...]
-    """`none` first, its A/A twin second, then in the order measured."""
+    """`none` first, its A/A twin second, then in the experiment's order."""
     frame: pd.DataFrame
     """Rows of valid trials only; components folded to their role (`ztunnel.node-a` -> `ztunnel`)."""
     valid: Mapping[str, int]
@@ -81,11 +83,11 @@ class Summary:
         values = list(self.rounds(plane, metric, component).values())
         return statistics.median(values) if values else None
 
-    def added(self, plane: str, metric: str, component: str | None = "client") -> Added | None:
-        """None where no round has both this plane and `none`."""
-        base, mine = self.rounds(BASE, metric, component), self.rounds(plane, metric, component)
-        per_round = {r: mine[r] - base[r] for r in sorted(base.keys() & mine.keys())}
-        if not per_round or plane == BASE:
+    def added(self, plane: str, metric: str, component: str | None = "client", base: str = BASE) -> Added | None:
+        """Against `base`, paired; None where no round has both."""
+        theirs, mine = self.rounds(base, metric, component), self.rounds(plane, metric, component)
+        per_round = {r: mine[r] - theirs[r] for r in sorted(theirs.keys() & mine.keys())}
+        if not per_round or plane == base:
             return None
         differences = list(per_round.values())
         low, high = interval(differences)
@@ -107,10 +109,12 @@ class Summary:
         return found
 
 
-def summarise(measurements: Sequence[Measurement]) -> Summary:
+def summarise(measurements: Sequence[Measurement], order: Sequence[str] = ()) -> Summary:
+    """`order` is that of the experiment's planes; each round measures them in another."""
     broken = {m.trial: m.reason or "no reason given" for m in reversed(measurements) if not m.valid}
     planes = list(dict.fromkeys(m.plane for m in measurements))
-    planes.sort(key=lambda p: (p != BASE, p != AA))
+    rank = {plane: number for number, plane in enumerate(order)}
+    planes.sort(key=lambda p: (p != BASE, p != AA, rank.get(p, len(rank))))
     of_plane: dict[str, set[str]] = defaultdict(set)
     for m in measurements:
         of_plane[m.plane].add(m.trial)
@@ -131,8 +135,12 @@ def summarise(measurements: Sequence[Measurement]) -> Summary:
 
 
 def _folded(m: Measurement) -> str:
-    """CPU and memory of `ztunnel.node-a` and `ztunnel.node-b` are one column; a link keeps its whole name."""
-    return m.component.partition(".")[0] if m.metric in ("cpu_per_1000_requests", "memory_pss") else m.component
+    """CPU and memory of `ztunnel.node-a` and `ztunnel.node-b` are one column, and those of a real Envoy stand in that
+    of the role it has; a link keeps its whole name."""
+    if m.metric not in ("cpu_per_1000_requests", "memory_pss"):
+        return m.component
+    role = m.component.partition(".")[0]
+    return "ztunnel" if role == "envoy" else role.removeprefix("envoy-")
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
@@ -208,7 +216,7 @@ def build(summary: Summary, findings: Sequence[Finding]) -> Table:
 def _latency(summary: Summary, notes: _Notes) -> Block:
     rows = []
     for plane in summary.planes:
-        row = [Cell(lines=(plane,))]
+        row = [Cell(lines=(plane,), note=_few_rounds(summary, plane, notes))]
         for metric in ("latency_p50", "latency_p90", "latency_p99"):
             value = summary.median(plane, metric, "client")
             row.append(_number(value) if value is not None else notes.missing(_why(summary, plane, metric)))
@@ -217,6 +225,18 @@ def _latency(summary: Summary, notes: _Notes) -> Block:
         rows.append(tuple(row))
     head = ("plane", "p50 ms", "p90 ms", "p99 ms", "added p50 ms [95 %]", "added p99 ms [95 %]", "trials")
     return Block(title="Latency, from the intended send time to the last byte", head=head, rows=tuple(rows))
+
+
+def _few_rounds(summary: Summary, plane: str, notes: _Notes) -> int | None:
+    """What an interval over so few rounds can promise at most, where that is less than its head says."""
+    added = summary.added(plane, "latency_p50")
+    rounds = len(added.per_round) if added else 0
+    if not MIN_ROUNDS <= rounds < FULL_ROUNDS:
+        return None
+    return notes.number(
+        f"{rounds} rounds pair with {BASE}: an interval over so few is at most their whole range, which misses the "
+        f"true median in {2 ** (1 - rounds):.0%} of cases, not in 5 %"
+    )
 
 
 def _added(summary: Summary, plane: str, metric: str, notes: _Notes) -> Cell:
@@ -228,8 +248,8 @@ def _added(summary: Summary, plane: str, metric: str, notes: _Notes) -> Cell:
     if added.low is None or added.high is None:
         rounds = len(added.per_round)
         few = notes.number(f"an interval needs {MIN_ROUNDS} rounds with both planes; there are fewer")
-        return Cell(lines=(f"{_signed(added.value)} [–] n={rounds}",), tone="weak", note=few)
-    text = f"{_signed(added.value)} [{_signed(added.low)}, {_signed(added.high)}]"
+        return Cell(lines=(f"{signed(added.value)} [–] n={rounds}",), tone="weak", note=few)
+    text = f"{signed(added.value)} [{signed(added.low)}, {signed(added.high)}]"
     limit = summary.resolution_ms.get(metric, 0.0)
     if plane != AA and (added.includes_zero or abs(added.value) <= limit):
         return Cell(
@@ -251,11 +271,12 @@ def _trials(summary: Summary, plane: str, notes: _Notes) -> Cell:
 
 def _cost(summary: Summary, notes: _Notes) -> Block:
     cpu, memory = summary.components("cpu_per_1000_requests"), summary.components("memory_pss")
-    columns: list[tuple[str, str, str | None]] = [("CPU: proxies", "cpu_per_1000_requests", None)]
-    columns += [(f"CPU: {c}", "cpu_per_1000_requests", c) for c in cpu]
-    columns += [("PSS: proxies", "memory_pss", None)]
-    proxies = [c for c in memory if c not in NOT_PROXIES]
-    columns += [(f"PSS: {c}", "memory_pss", c) for c in proxies] if len(proxies) > 1 else []
+    columns: list[tuple[str, str, str | None]] = []
+    for short, metric, components in (("CPU", "cpu_per_1000_requests", cpu), ("PSS", "memory_pss", memory)):
+        proxies = [c for c in components if c not in NOT_PROXIES]
+        columns.append((f"{short}: proxies", metric, None))
+        columns += [(f"{short}: {c}", metric, c) for c in proxies] if len(proxies) > 1 else []  # one kind is the sum
+        columns += [(f"{short}: {c}", metric, c) for c in components if c in NOT_PROXIES] if short == "CPU" else []
     rows = []
     for plane in summary.planes:
         row = [Cell(lines=(plane,))]
@@ -286,7 +307,7 @@ def _boundaries(summary: Summary, findings: Sequence[Finding], notes: _Notes) ->
         row = [Cell(lines=(BOUNDARIES.get(id_, id_.removeprefix("boundary.").replace("-", " ")),))]
         row += [boundary_cell([f for f in findings if f.id == id_ and f.plane == p], notes) for p in planes]
         rows.append(tuple(row))
-    proved = [Cell(lines=("claims judged from packets",))]
+    proved = [Cell(lines=("judged from packets",))]
     for plane in planes:
         results = Counter(f.result for f in findings if f.plane == plane and not f.id.startswith("boundary."))
         words = [f"{results[r]} {w}" for r, w in _RESULT_WORDS.items() if results[r]]
@@ -317,7 +338,8 @@ def boundary_cell(findings: Sequence[Finding], notes: _Notes) -> Cell:
         prefix = {Result.BROKEN: "BROKEN: ", Result.NO_EVIDENCE: "? "}.get(result, "")
         names = [s for s in dict.fromkeys(segments) if s]
         where = ", ".join(names) if len(names) < 3 else f"{len(names)} places"
-        lines.append(prefix + (f"{where}: " if where and places else "") + value)
+        where = "" if len(groups) == 1 and where in ("components", "wire") else where
+        lines.append(prefix + (f"{where}: " if where and places else "") + value.replace("not applicable: ", "n/a: "))
     results = {f.result for f in findings}
     if Result.BROKEN in results:
         statements = "; ".join(
@@ -327,7 +349,8 @@ def boundary_cell(findings: Sequence[Finding], notes: _Notes) -> Cell:
     if Result.NO_EVIDENCE in results:
         why = next(f.evidence for f in findings if f.result is Result.NO_EVIDENCE)
         return Cell(lines=tuple(lines), tone="weak", note=notes.number(f"no evidence: {why}" if why else "no evidence"))
-    return Cell(lines=tuple(lines))
+    why = "; ".join(dict.fromkeys(f.statement.partition(DOCUMENTED)[2] for f in findings if DOCUMENTED in f.statement))
+    return Cell(lines=tuple(lines), note=notes.number(f"as documented: {why}") if why else None)
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------------
@@ -341,7 +364,8 @@ def digits(value: float) -> str:
     return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """With its sign, but for nothing."""
     text = digits(value)
     return text if text.startswith("−") or float(text) == 0 else f"+{text}"
 

@@ -19,6 +19,7 @@ from tests.test_store import PLAN
 MEASURED = Measurement(
     round=1, trial="t", block=1, plane="none", component="client", metric="latency_p50", unit="ms", value=1.0
 )
+FRAMES = ("alpn", "hbone")
 EMPTY = table.summarise([MEASURED])
 
 
@@ -65,6 +66,80 @@ class TestMtls:
 def test_frames_between_ztunnels_do_not_decide_what_is_said_of_waypoints() -> None:
     """Half of the claim was seen; the other half takes a plane that has a waypoint."""
     assert verdict("hbone-carries-metadata", ALL) is Verdict.UNDECIDED
+
+
+def test_frames_to_the_waypoint_confirm_it() -> None:
+    """Both of its legs, decrypted."""
+    legs = [dataclasses.replace(found(c, plane="ambient"), id=f"packets.ambient/client>waypoint/x/{c}") for c in FRAMES]
+
+    assert verdict("hbone-carries-metadata", legs) is Verdict.CONFIRMED
+    broken = dataclasses.replace(legs[0], result=Result.BROKEN)
+    assert verdict("hbone-carries-metadata", [broken, *legs[1:]]) is Verdict.REFUTED
+
+
+class TestAgainstSidecars:
+    """Ambient with a waypoint minus sidecar, paired by round."""
+
+    METRICS = ("latency_p50", "latency_p90", "latency_p99", "cpu_per_1000_requests", "memory_pss")
+
+    def summary(self, *differences: tuple[float, ...], rounds: int = 5) -> table.Summary:
+        """One (difference, spread) per metric; the sidecar's values drift and ambient's with them."""
+        rows = []
+        for number in range(rounds):
+            for metric, (difference, spread) in zip(self.METRICS, differences, strict=True):
+                component = "client" if metric.startswith("latency") else "{}.x"
+                for plane, role in (("sidecar", "sidecar"), ("ambient", "waypoint")):
+                    extra = difference + spread * (number - 2) if plane == "ambient" else 0.0
+                    rows.append(
+                        dataclasses.replace(
+                            MEASURED, round=number, trial=f"{plane}{number}", plane=plane, metric=metric,
+                            component=component.format(role), value=10 + number + extra,
+                        )
+                    )  # fmt: skip
+        return table.summarise(rows)
+
+    def verdicts(self, *differences: tuple[float, ...], **more: int) -> tuple[Verdict, Verdict]:
+        summary = self.summary(*differences, **more)
+        one, two = claims.judge(["two-l4-one-l7", "ambient-slower"], summary, [])
+        assert one.measured and two.measured
+        return one.verdict, two.verdict
+
+    def test_less_of_everything(self) -> None:
+        """Then one is so and the other is not."""
+        assert self.verdicts(*[(-2.0, 0.1)] * 5) == (Verdict.CONFIRMED, Verdict.REFUTED)
+
+    def test_more_of_everything(self) -> None:
+        """The other way round."""
+        assert self.verdicts(*[(2.0, 0.1)] * 5) == (Verdict.REFUTED, Verdict.CONFIRMED)
+
+    def test_intervals_that_cover_both_decide_nothing(self) -> None:
+        """Noise around nothing."""
+        assert self.verdicts(*[(0.0, 1.0)] * 5) == (Verdict.UNDECIDED, Verdict.UNDECIDED)
+
+    def test_slower_but_smaller(self) -> None:
+        """More latency and CPU, less memory: four of five is nearly every metric; cost less it does not."""
+        assert self.verdicts(*[(2.0, 0.1)] * 4, (-2.0, 0.1)) == (Verdict.REFUTED, Verdict.CONFIRMED)
+
+    def test_more_latency_and_less_cpu_is_both(self) -> None:
+        """Neither cheaper in all nor dearer in all."""
+        mixed = [(2.0, 0.1), (2.0, 0.1), (2.0, 0.1), (-2.0, 0.1), (-2.0, 0.1)]
+        assert self.verdicts(*mixed) == (Verdict.UNDECIDED, Verdict.REFUTED)
+
+    def test_two_rounds_are_too_few(self) -> None:
+        """However clear the figures look."""
+        assert self.verdicts(*[(2.0, 0.0)] * 5, rounds=2) == (Verdict.UNDECIDED, Verdict.UNDECIDED)
+
+    def test_without_both_planes_there_is_no_evidence(self) -> None:
+        """A run of `none` alone."""
+        for id_ in ("two-l4-one-l7", "ambient-slower"):
+            assert verdict(id_, ALL) is Verdict.NO_EVIDENCE
+
+    def test_the_interval_is_told(self) -> None:
+        """A verdict without it would have to be believed."""
+        (judged,) = claims.judge(["two-l4-one-l7"], self.summary(*[(-2.0, 0.1)] * 5), [])
+
+        assert "p50 −2.00 [−2.20, −1.80] ms (−17%)" in judged.measured
+        assert judged.plane == "ambient"
 
 
 def test_a_claim_without_a_judge_has_no_evidence_and_says_what_it_takes() -> None:

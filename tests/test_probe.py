@@ -337,7 +337,7 @@ def test_the_program_reads_stdin_and_refuses_nonsense_with_code_2() -> None:
     done = subprocess.run(command, input=text, capture_output=True, text=True, env=ENV, timeout=60)
 
     assert done.returncode == 2
-    assert "attempt 'a': kind 'udp' is not known; known: tcp, http, tls, hbone" in done.stderr
+    assert "attempt 'a': kind 'udp' is not known; known: tcp, http, tls, mtls, hbone" in done.stderr
 
 
 @pytest.mark.parametrize(

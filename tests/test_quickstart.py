@@ -67,7 +67,7 @@ def nothing_is_left() -> None:
 def test_a_run_leaves_its_folder_as_promised_and_nothing_else(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every file of contracts.md, the table on stdout, asked beside measured on stderr."""
+    """Every file of README, "A run's folder", the table on stdout, asked beside measured on stderr."""
     code = runs.run("tiny", seed=1)
     printed = capsys.readouterr()
     run = the_run(results)

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from testbed import table, typeset
-from testbed.model.experiment import Finding, Measurement, Result
+from testbed.model.experiment import DOCUMENTED, Finding, Measurement, Result
 from tests import synthetic
 from tests.synthetic import row
 
@@ -45,6 +45,24 @@ def test_the_interval_holds_the_extremes_of_few_rounds() -> None:
     assert added is not None and (added.value, added.low, added.high) == (3.0, 1.0, 5.0)
 
 
+@pytest.mark.parametrize(("rounds", "said"), [(2, ""), (3, "25%"), (4, "12%"), (5, "")])
+def test_few_rounds_say_what_their_interval_can_promise(rounds: int, said: str) -> None:
+    """Three rounds cannot carry 95 %, whatever the head of the column says."""
+    built = table.build(table.summarise(latencies({"none": [1.0] * rounds, "x": [2.0] * rounds})), [])
+
+    notes = [n for n in built.notes if "true median" in n]
+    assert bool(notes) == bool(said)
+    if said:
+        assert f"misses the true median in {said}" in notes[0]
+        assert built.blocks[0].rows[1][0].note == built.notes.index(notes[0]) + 1
+        assert built.blocks[0].rows[0][0].note is None
+
+
+def test_the_interval_between_two_runs_has_the_sign_of_the_change() -> None:
+    """The second is slower: what is added is positive."""
+    assert table.unpaired_interval([1.0, 1.0, 1.0], [3.0, 3.0, 3.0]) == (2.0, 2.0)
+
+
 def test_a_trial_with_one_invalid_row_is_left_out_whole_and_counted() -> None:
     """Its latency does not count, its partner of the round is not compared, and the reason is printed."""
     rows = latencies({"none": [1, 1, 1, 1], "x": [2, 2, 2, 99]})
@@ -66,8 +84,31 @@ def test_cpu_of_proxies_is_summed_per_trial_without_client_app_and_wire() -> Non
     built = table.build(table.summarise(rows), [])
 
     assert cell(built, 1, "x", "CPU: proxies").lines == ("50.0",)
-    assert cell(built, 1, "x", "CPU: ztunnel").lines == ("50.0",)
     assert cell(built, 1, "x", "CPU: client").lines == ("500",)
+    assert "CPU: ztunnel" not in built.blocks[1].head  # it would say the same again
+
+
+def test_kinds_of_proxies_have_columns_where_there_are_several() -> None:
+    """A real Envoy in a role stands in the column of that role."""
+    rows = latencies({"none": [1], "x": [2], "y": [2]})
+    for component, value in {"sidecar.a": 30, "envoy-waypoint.w": 20, "envoy.b": 7}.items():
+        rows += [row("x", 1, "cpu_per_1000_requests", value, component), row("x", 1, "memory_pss", value, component)]
+    built = table.build(table.summarise(rows), [])
+
+    assert built.blocks[1].head == (
+        "plane", "CPU: proxies", "CPU: sidecar", "CPU: waypoint", "CPU: ztunnel",
+        "PSS: proxies", "PSS: sidecar", "PSS: waypoint", "PSS: ztunnel",
+    )  # fmt: skip
+    assert cell(built, 1, "x", "CPU: proxies").lines == ("57.0",)
+
+
+def test_a_pass_that_is_documented_is_noted() -> None:
+    """`passed` where policy says otherwise would else look like an error, or like nothing."""
+    surprising = finding("passed (200)", statement=f"GET /secret passes{DOCUMENTED}nobody reads HTTP")
+    built = table.build(table.summarise([]), [surprising])
+    shown = next(r for r in built.blocks[-1].rows if r[0].lines == ("denied by L4 policy",))[1]
+
+    assert shown.lines == ("passed (200)",) and built.notes[shown.note - 1] == "as documented: nobody reads HTTP"
 
 
 def test_what_was_not_measured_is_a_dash_with_a_note() -> None:
@@ -109,7 +150,7 @@ def test_a_broken_boundary_is_shouted_and_explained() -> None:
     """One broken segment among many leads its cell; the note says which statement broke."""
     found = [finding("refused", f"s{i}") for i in range(3)] + [finding("allowed", "bad", Result.BROKEN)]
     built = table.build(table.summarise(latencies({"p": [1]})), found)
-    shown = next(r for r in built.blocks[-1].rows if r[0].lines == ("call denied by L4 policy",))[1]
+    shown = next(r for r in built.blocks[-1].rows if r[0].lines == ("denied by L4 policy",))[1]
 
     assert shown.lines == ("BROKEN: bad: allowed", "3 places: refused")
     assert shown.tone == "bad" and built.notes[shown.note - 1] == "broken under p: refused"
@@ -120,8 +161,8 @@ def test_no_evidence_is_neither_held_nor_missing() -> None:
     built = table.build(table.summarise([]), [finding("", result=Result.NO_EVIDENCE, evidence="capture was empty")])
     by_label = {r[0].lines[0]: r[1] for r in built.blocks[-1].rows}
 
-    assert by_label["call denied by L4 policy"].lines == ("? without evidence",)
-    assert built.notes[by_label["call denied by L4 policy"].note - 1] == "no evidence: capture was empty"
+    assert by_label["denied by L4 policy"].lines == ("? without evidence",)
+    assert built.notes[by_label["denied by L4 policy"].note - 1] == "no evidence: capture was empty"
     assert by_label["identities held"].lines == ("–",)
 
 

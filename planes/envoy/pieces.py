@@ -228,11 +228,17 @@ def router() -> Json:
     }
 
 
-def connect_terminator(stat_prefix: str, *, domains: Sequence[str], cluster_name: str, filters: Sequence[Json]) -> Json:
+def connect_terminator(
+    stat_prefix: str, *, domains: Sequence[str], cluster_name: str, filters: Sequence[Json],
+    refusals: Mapping[int, int] | None = None,
+) -> Json:  # fmt: skip
     """An HBONE server: CONNECT for an authority among `domains`, to `cluster_name`; any other is answered 404.
 
-    All of it is needed (facts/envoy, trap 4).
+    All of it is needed (facts/envoy, trap 4). `refusals` are statuses of Envoy's own answers and what is said instead.
     """
+    extra: Json = {}
+    if refusals:
+        extra["local_reply_config"] = {"mappers": [_said_instead(*pair) for pair in refusals.items()]}
     route: Json = {
         "match": {"connect_matcher": {}},
         "route": {
@@ -246,8 +252,15 @@ def connect_terminator(stat_prefix: str, *, domains: Sequence[str], cluster_name
         codec="HTTP2",
         virtual_hosts=[{"name": stat_prefix, "domains": list(domains), "routes": [route]}],
         filters=filters,
-        extra={"http2_protocol_options": http2(connect=True), "upgrade_configs": [{"upgrade_type": "CONNECT"}]},
-    )
+        extra={
+            "http2_protocol_options": http2(connect=True), "upgrade_configs": [{"upgrade_type": "CONNECT"}], **extra,
+        },
+    )  # fmt: skip
+
+
+def _said_instead(status: int, other: int) -> Json:
+    compared = {"op": "EQ", "value": {"default_value": status, "runtime_key": f"refusal_{status}"}}
+    return {"filter": {"status_code_filter": {"comparison": compared}}, "status_code": other}
 
 
 def chain(filters: Sequence[Json], *, match: Json | None = None, transport: Json | None = None, name: str = "") -> Json:

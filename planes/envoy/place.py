@@ -1,10 +1,14 @@
-"""Where real Envoys go: the placements of our own planes with Envoy in each role, for results to be held against."""
+"""Where real Envoys go: the placements of our own planes with Envoy in each role, for results to be held against.
+
+Raises MachineError where Envoy's binary is not: it is an extra.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
 
+from planes.envoy.binary import required
 from testbed.model.placement import Capture, CaptureKind, Placement, Proxy
 from testbed.model.topology import Topology
 
@@ -13,6 +17,7 @@ _ROLES = {"sidecar": "envoy-sidecar", "waypoint": "envoy-waypoint"}
 
 def ztunnels(topology: Topology, *, captured: Collection[str], view: dict) -> Placement:
     """One per workload, in its namespace: Envoy enters no other's (see `planes.envoy.ztunnel`)."""
+    required()
     proxies, captures = [], []
     for workload in topology.workloads:
         if workload.name in captured:
@@ -35,6 +40,7 @@ def ztunnels(topology: Topology, *, captured: Collection[str], view: dict) -> Pl
 
 def instead(ours: Placement) -> Placement:
     """Our sidecars and waypoints with Envoy in their place: same sandboxes, identities, views and captures."""
+    required()
     proxies = tuple(
         dataclasses.replace(p, name=f"envoy-{p.name}", role=_ROLES[p.role], program="planes.envoy")
         for p in ours.proxies

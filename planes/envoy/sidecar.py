@@ -43,6 +43,11 @@ def _either_protocol() -> Json:
     }
 
 
+def _black_hole(parts: Parts) -> str:
+    """Without endpoints: there is no filter that only closes."""
+    return parts.cluster(pieces.cluster("black-hole", []))
+
+
 # -- outbound
 
 
@@ -70,9 +75,10 @@ def _outbound(subject: Subject, parts: Parts) -> Json:
                 hosts = [virtual_host("*", ["*"], routes.of_service(service, entry.port))]
                 match = pieces.to_address(service.address, entry.port)
                 chains += _http_chains(f"outbound_{service.address}_{entry.port}", routes, hosts, match, view)
+    unknown = "passthrough" if view.config.outbound_any else _black_hole(parts)
     return pieces.listener(
         "outbound", "0.0.0.0", _PORTS.outbound, chains,
-        default=pieces.chain([pieces.tcp_proxy("passthrough")]), original_destination=True,
+        default=pieces.chain([pieces.tcp_proxy(unknown)]), original_destination=True,
         inspect=[pieces.inspector("http", only_at=sorted(looked_into))],
     )  # fmt: skip
 
@@ -107,11 +113,8 @@ class _Inbound:
 
     def listener(self) -> Json:
         ports = sorted({*self._view.inbound_protocols, *(m.port for m in self._view.config.port_modes)})
-        # the proxy's own ports lead nowhere: an empty cluster, for there is no chain that only closes
-        nowhere = self._parts.cluster(pieces.cluster("black-hole", []))
-        chains = [
-            pieces.chain([pieces.tcp_proxy(nowhere)], match={"destination_port": own}) for own in sorted(_PORTS.own)
-        ]
+        nowhere = [pieces.tcp_proxy(_black_hole(self._parts))]
+        chains = [pieces.chain(nowhere, match={"destination_port": own}) for own in sorted(_PORTS.own)]
         for port in ports:
             chains += self._port_chains({"destination_port": port}, self._view.mode(port), self._protocol(port))
         chains += self._port_chains(_ANY_PORT, self._view.config.mode, "")

@@ -54,7 +54,7 @@ class Upstreams:
         self, name: str, members: Sequence[Host], *, policy: str = "LEAST_REQUEST", http: Json | None = None,
         server_name: str = "", tls: ClientTls | None = None,
     ) -> str:  # fmt: skip
-        ways = {m: self._way(m.endpoint.workload, tls) for m in members if m.endpoint.workload.addresses}
+        ways = {m: self._way(m.endpoint.workload, m.port, tls) for m in members if m.endpoint.workload.addresses}
         made = pieces.cluster(name, [], http=http, policy=policy)
         matches: list[Json] = []
         inside = ""
@@ -75,15 +75,16 @@ class Upstreams:
         made["load_assignment"] = {"cluster_name": name, "endpoints": grouped}
         return self.parts.cluster(made)
 
-    def _way(self, workload: WorkloadView, tls: ClientTls | None) -> str:
-        own = "plain"
-        if self.subject is not None and workload.uid in self.subject.sidecars:
-            own = "istio"
-        elif workload.protocol is Protocol.HBONE:
-            own = "hbone"
-        if tls is not None and own != "hbone" and self.subject is not None:
-            own = "istio" if tls.mode is TlsMode.ISTIO_MUTUAL else "plain"
-        return own
+    def _way(self, workload: WorkloadView, port: int, tls: ClientTls | None) -> str:
+        subject = self.subject
+        if subject is None:
+            return "hbone" if workload.protocol is Protocol.HBONE else "plain"
+        if workload.uid not in subject.sidecars and workload.protocol is Protocol.HBONE:
+            return "hbone"
+        if tls is not None:
+            return "istio" if tls.mode is TlsMode.ISTIO_MUTUAL else "plain"
+        secured = workload.uid in subject.sidecars and (workload.uid, port) not in subject.configured.plain_ports
+        return "istio" if secured else "plain"
 
     @staticmethod
     def _identities(ways: dict[Host, str], wanted: str) -> list[str]:

@@ -20,6 +20,8 @@ from planes.mesh.view import HBONE_PORT, MeshView, Protocol, ServiceView, Worklo
 
 OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006
+_REFUSALS = {403: 401, 404: 400}
+"""A ztunnel says 401 for policy and 400 for an address that is not its workload's (facts/hbone 1.5)."""
 
 
 def build(subject: Subject, parts: Parts) -> None:
@@ -83,6 +85,7 @@ def _inbound(view: MeshView, local: WorkloadView, identity: Identity, keylog: st
         domains=[f"{host}:*" for host in local.addresses],
         cluster_name="application",
         filters=rbac.http_filters(policies, by_authority=True),
+        refusals=_REFUSALS,
     )
     hbone = pieces.listener(
         "inbound", "0.0.0.0", HBONE_PORT,

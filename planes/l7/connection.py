@@ -1,6 +1,7 @@
 """One HTTP connection: a codec driven over a transport, either role, whatever lies beneath (socket, TLS, a tunnel).
 
-All that a codec puts out in one turn of the event loop leaves in one write.
+What a codec puts out while bytes are taken in leaves in one write: HTTP/1's at the end of that read, for it has one
+message to write; HTTP/2's at the end of the event loop's turn, in which other connections may add theirs.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import asyncio
 from collections.abc import Callable
 
 from planes.l7.codec import Codec
+from planes.mesh import net
 
-HIGH_WATER_BYTES = 256 << 10
+HIGH_WATER_BYTES = 512 << 10
 LARGE_BYTES = 16 << 10
 """A piece of a body from here on is written at once: gathering saves nothing then, and only a write tells whether the
 peer takes more (an event loop may read megabytes from one socket in a turn)."""
@@ -19,12 +21,25 @@ LINGER_S = 1.0
 RST, which may destroy the answer on its way (RFC 9112 9.6). Envoy's delayed_close_timeout."""
 
 
+class _Read:
+    """Bytes being taken in, and whose output is to be written after that. One of a process, as its event loop is."""
+
+    __slots__ = ("due", "under_way")
+
+    def __init__(self) -> None:
+        self.under_way = False
+        self.due: list[HttpConnection] = []
+
+
+_read = _Read()
+
+
 class HttpConnection(asyncio.Protocol):
     """`codec` is set before bytes come: at once, or by `on_made` when the transport's TLS says which (ALPN)."""
 
     __slots__ = (
         "_eof_written", "_linger", "_on_lost", "_on_made", "_on_turn", "_reading_paused", "_scheduled", "codec",
-        "context", "loop", "lost", "reads", "secured", "seen", "served", "transport",
+        "context", "gathers", "loop", "lost", "reads", "secured", "seen", "served", "transport",
     )  # fmt: skip
 
     codec: Codec
@@ -42,6 +57,8 @@ class HttpConnection(asyncio.Protocol):
         self.codec = None  # type: ignore[assignment]
         self.transport = None  # type: ignore[assignment]
         self.lost = False
+        self.gathers = False
+        """Writes at the end of the turn: set for HTTP/2."""
         self.secured = False
         """Right above TLS."""
         self.context: object = None
@@ -64,7 +81,10 @@ class HttpConnection(asyncio.Protocol):
         """For the codec: something of it changed outside of `receive`."""
         if not self._scheduled:
             self._scheduled = True
-            self.loop.call_soon(self.flush)
+            if _read.under_way and not self.gathers:
+                _read.due.append(self)
+            else:
+                self.loop.call_soon(self.flush)
 
     # -- transport -----------------------------------------------------------------------------------------------------
 
@@ -77,14 +97,24 @@ class HttpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         codec = self.codec
         self.reads += 1
-        codec.receive(data)
+        read = _read
+        outermost = not read.under_way
+        read.under_way = True
+        try:
+            codec.receive(data)
+        finally:
+            if outermost:
+                read.under_way = False
         if codec.reading_held is not self._reading_paused:
             self._hold(codec.reading_held)  # at once: the event loop may have more reads in store for this very turn
         if not self._scheduled and (codec.out or codec.closing):
-            self._scheduled = True
-            self.loop.call_soon(self.flush)
+            self.wake()
         if self._on_turn is not None:
             self._on_turn(self)
+        if outermost:
+            due = read.due
+            while due:
+                due.pop().flush()
 
     def eof_received(self) -> bool:
         if self._linger is not None:
@@ -138,7 +168,7 @@ class HttpConnection(asyncio.Protocol):
         if held:
             self.transport.pause_reading()
         else:
-            self.transport.resume_reading()
+            net.resume_reading(self.loop, self.transport)
 
     def _write_eof(self) -> None:
         self._eof_written = True
@@ -156,8 +186,7 @@ class HttpConnection(asyncio.Protocol):
             if not self._eof_written:
                 self._write_eof()
             if self._reading_paused:
-                self._reading_paused = False
-                transport.resume_reading()
+                self._hold(False)
         else:
             transport.close()
 

@@ -83,6 +83,7 @@ class HttpSide(Ended):
             connection.context = downstream
             self.connections.add(connection)
             if detected is Detected.HTTP2:
+                connection.gathers = True
                 connection.codec = Http2Server(
                     lambda stream, request: self.exchange(connection, stream, request), connection.wake
                 )
@@ -136,7 +137,7 @@ class HttpSide(Ended):
                 request.fields, secure=self.arrives_secured(downstream), random_bits=self.program.random_bits,
                 client_cert=self.client_certificate(downstream),
             )  # fmt: skip
-        fields = edit.with_attempt(request.fields, exchange.attempts, decision.timeout_s)
+        fields = edit.with_attempt(request.fields, exchange.attempts, decision.timeout_s)  # a list of our own
         for change in decision.request_edits:
             fields = change.apply(fields)
         return Request(

@@ -50,6 +50,10 @@ class Result(StrEnum):
     NO_EVIDENCE = "no-evidence"
 
 
+DOCUMENTED = ", as documented: "
+"""In a finding's statement: what follows is why the outcome is right although it may surprise; the table notes it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One line of findings.jsonl.
