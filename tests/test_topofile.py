@@ -39,16 +39,16 @@ def small(**extra: object) -> str:
 
 @pytest.mark.parametrize("name", sorted(topofile.shipped()))
 def test_shipped_topologies_are_valid_and_named_as_their_file(name: str) -> None:
-    """Each loads by its bare name."""
+    """Each loads by its bare name, and has somebody to call from."""
     topology = topofile.load(name)
 
     assert topology.name == name
-    assert topology.workload("client").service_account == "client"
+    assert any(w.app.kind == "idle" for w in topology.workloads)
 
 
 def test_all_promised_topologies_are_shipped() -> None:
     """No more and no fewer than these; a policy file is no topology."""
-    assert sorted(topofile.shipped()) == ["chain3", "fanout", "pair", "shop", "two-zones"]
+    assert sorted(topofile.shipped()) == ["chain3", "fanout", "hybrid", "pair", "shop", "two-zones"]
 
 
 def test_two_zones_is_two_milliseconds_apart_with_its_policies() -> None:
@@ -58,7 +58,10 @@ def test_two_zones_is_two_milliseconds_apart_with_its_policies() -> None:
     assert [n.zone for n in topology.nodes] == ["east", "west"]
     assert topology.link("node-a", "node-b").rtt_ms == 2.0
     assert topology.workload("intruder").node == topology.workload("client").node
-    assert [type(p) for p in topology.policies] == [PeerAuthentication, AuthorizationPolicy]
+    assert [(type(p), p.name) for p in topology.policies] == [
+        (PeerAuthentication, "strict"),
+        *((AuthorizationPolicy, name) for name in ("only-client", "no-secret", "no-secret-at-waypoint", "read-only")),
+    ]
     assert topology.service("server").waypoint is not None
 
 
