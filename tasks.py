@@ -226,10 +226,10 @@ def report_build(c, run, dry_run=False):
     cli.exit_with(cli.report_build, run, dry_run=dry_run)
 
 
-@task(help={"before": "folder of a run", "after": "folder of a run"})
-def report_compare(c, before, after):
+@task(help={"before": "folder of a run", "after": "folder of a run", "json": JSON})
+def report_compare(c, before, after, json=False):
     """Differences between two runs."""
-    cli.exit_with(cli.report_compare, before, after)
+    cli.exit_with(cli.report_compare, before, after, as_json_text=json)
 
 
 @task

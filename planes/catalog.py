@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from planes.claims import AMBIENT, SIDECAR, claims, of_kind
 from planes.envoy import place as envoy
@@ -112,5 +113,5 @@ ambient_l4 = CataloguedPlane("ambient-l4", _place_ambient_l4)
 envoy_ambient_l4 = CataloguedPlane("envoy-ambient-l4", _place_envoy_ambient_l4)
 envoy_ambient = CataloguedPlane("envoy-ambient", _place_envoy_ambient, WAYPOINT_OPTIONS)
 envoy_sidecar = CataloguedPlane("envoy-sidecar", _place_envoy_sidecar)
-hybrid = CataloguedPlane("hybrid", mixed.place)
-hybrid_hbone = CataloguedPlane("hybrid-hbone", lambda topology: mixed.place(topology, listens_hbone=True))
+hybrid = CataloguedPlane("hybrid", mixed.place, ("listens_hbone", *WAYPOINT_OPTIONS))
+hybrid_hbone = CataloguedPlane("hybrid-hbone", partial(mixed.place, listens_hbone="yes"), WAYPOINT_OPTIONS)

@@ -45,7 +45,12 @@ def identities_held(deployment: Deployment) -> Finding:
     listed = ", ".join(f"{name} {len(keys)}" for name, keys in sorted(held.items()))
     if unseen:
         listed += f"; not seen from inside: {', '.join(unseen)}"
-    result = Result.NO_EVIDENCE if unseen or not held else Result.BROKEN if wrong else Result.HOLDS
+    # A key that was found was found, whatever else could not be seen.
+    leaked = [name for name, keys in held.items() if keys - placed.get(name, set())]
+    if leaked or (wrong and not unseen):
+        result = Result.BROKEN
+    else:
+        result = Result.NO_EVIDENCE if unseen or not held else Result.HOLDS
     return Finding(
         id="boundary.identities-held",
         plane=deployment.placement.plane,
@@ -78,11 +83,12 @@ def plaintext_visible(deployment: Deployment, packets: Sequence[Finding]) -> Fin
     clear = [f for f in packets if f.id.endswith(("/readable", "/hidden"))]
     meant = {f.id.endswith("/readable") for f in clear}
     results = {f.result for f in clear}
+    # A leak is a leak, however little is known of the other segments.
     result = (
-        Result.NO_EVIDENCE
-        if not clear or Result.NO_EVIDENCE in results
-        else Result.BROKEN
+        Result.BROKEN
         if Result.BROKEN in results
+        else Result.NO_EVIDENCE
+        if not clear or Result.NO_EVIDENCE in results
         else Result.HOLDS
     )
     readable = [f for f in clear if not f.value.startswith("0 of")]

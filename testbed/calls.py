@@ -26,6 +26,7 @@ HBONE_PORT = 15008
 SECRET = "/secret"
 """The path of `server` that two-zones.policies.yml denies to everybody."""
 ISTIO_ALPN = ("istio-http/1.1", "istio", "http/1.1")
+_AROUND = "a sidecar goes around the waypoint of whom it calls"
 NEEDED = frozenset({"vault", "intruder", "server"})
 """Workloads of these names must be there: a STRICT one, one whom policy does not allow, and a pod beside."""
 
@@ -216,9 +217,7 @@ class _Trial:
         elif self.waypoint is None:
             because = "no L7 proxy is on the way: of a DENY about HTTP a ztunnel keeps nothing"
         else:
-            because = (
-                f"whoever has a {client.kind if client.kind != 'none' else 'bare'} client goes around the waypoint"
-            )
+            because = "who has no ztunnel goes around the waypoint" if client.kind != "sidecar" else _AROUND
         yield Boundary(
             name="l7-denied", what=f"GET {SECRET}, which L7 policy denies,", tried="service-secret",
             stopped=server.kind == "sidecar" or by_waypoint, because=because, control="service",

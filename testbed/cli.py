@@ -1,6 +1,6 @@
 """The verbs as plain functions; `tasks.py` shares them.
 
-Each returns its exit code (contracts.md); data to stdout, the rest to stderr.
+Each returns its exit code (README, "Verbs"); data to stdout, the rest to stderr.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def as_json(value: object) -> None:
 
 
 def schema(write: bool = False, dry_run: bool = False) -> int:
-    from testbed import topofile
+    from testbed import schemadefs, topofile
 
-    text = json.dumps(topofile.json_schema(), indent=1) + "\n"
+    text = schemadefs.as_text(topofile.json_schema()) + "\n"
     file = ROOT / "topologies" / "schema.json"
     if write and dry_run:
         print(f"would write {file}{'' if file.read_text() != text else ', which is the same already'}")
@@ -178,10 +178,14 @@ def report_build(run: str, dry_run: bool = False) -> int:
     return 0
 
 
-def report_compare(before: str, after: str) -> int:
-    from testbed import report, typeset
+def report_compare(before: str, after: str, as_json_text: bool = False) -> int:
+    from testbed import comparison, typeset
 
-    print(typeset.as_text(report.compare(Path(before), Path(after)), colour=typeset.wants_colour(sys.stdout)))
+    compared = comparison.compare(Path(before), Path(after))
+    if as_json_text:
+        as_json(dataclasses.asdict(compared))
+    else:
+        print(typeset.as_text(comparison.as_table(compared), colour=typeset.wants_colour(sys.stdout)))
     return 0
 
 

@@ -16,7 +16,7 @@ from testbed.model.experiment import Finding, Result
 from testbed.table import digits
 from testbed.typeset import clean
 
-_NODE_WIDTH, _ROW, _GAP = 190, 26, 190
+_NODE_WIDTH, _ROW, _GAP = 200, 26, 190
 
 
 def lock(findings: Iterable[Finding]) -> str:
@@ -39,14 +39,27 @@ def on_segment(findings: Iterable[Finding], *, link: str = "", workload: str = "
     return [f for f in findings if re.sub(r" \(.*\)$", "", f.segment) in wanted]
 
 
-def draw(topology: Mapping[str, Any], findings: Sequence[Finding], *, title: str) -> str:
-    """`topology` as in `run.json`. Zones are columns, nodes stand in them, workloads in nodes."""
+def draw(
+    topology: Mapping[str, Any], findings: Sequence[Finding], *, title: str, proxies: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """`topology` and `proxies` as in `run.json`. Zones are columns, nodes stand in them, workloads in nodes.
+
+    A sidecar is a word in its workload's box, a ztunnel one beside its node's name; a waypoint has a box of its own.
+    """
     zones: dict[str, list[str]] = {}
     for node in topology["nodes"]:
         zones.setdefault(node["zone"], []).append(node["name"])
     inside = {
         n["name"]: [w["name"] for w in topology["workloads"] if w["node"] == n["name"]] for n in topology["nodes"]
     }
+    known = {*inside, *(name for names in inside.values() for name in names)}
+    own = {str(p["sandbox"]) for p in proxies} - known
+    beside: dict[str, list[str]] = {}
+    for proxy in proxies:
+        if proxy["sandbox"] in own:
+            inside[proxy["node"]].append(proxy["sandbox"])
+        else:
+            beside.setdefault(proxy["sandbox"], []).append(proxy["role"])
     boxes: dict[str, tuple[float, float, float]] = {}
     out, height = [], 0.0
     for column, nodes in enumerate(zones.values()):
@@ -70,10 +83,13 @@ def draw(topology: Mapping[str, Any], findings: Sequence[Finding], *, title: str
     for name, (x, y, tall) in boxes.items():
         out.append(f'<rect class="node" x="{x}" y="{y}" width="{_NODE_WIDTH}" height="{tall}" rx="6"/>')
         out.append(_text(x + 10, y + 20, name, "start", "strong"))
+        out.append(_text(x + _NODE_WIDTH - 12, y + 20, ", ".join(beside.get(name, ())), "end", "proxy"))
         for i, workload in enumerate(inside[name]):
             top = y + 30 + i * _ROW
-            out.append(f'<rect class="workload" x="{x + 8}" y="{top}" width="{_NODE_WIDTH - 16}" height="22" rx="4"/>')
-            out.append(_text(x + 16, top + 15, workload, "start"))
+            kind = "workload own" if workload in own else "workload"
+            out.append(f'<rect class="{kind}" x="{x + 8}" y="{top}" width="{_NODE_WIDTH - 16}" height="22" rx="4"/>')
+            out.append(_text(x + 16, top + 15, workload, "start", "proxy" if workload in own else ""))
+            out.append(_text(x + _NODE_WIDTH - 36, top + 15, ", ".join(beside.get(workload, ())), "end", "proxy"))
             seen = on_segment(findings, workload=workload)
             if seen:
                 out.append(_padlock(x + _NODE_WIDTH - 22, top + 11, lock(seen)))

@@ -14,7 +14,7 @@ OF_THE_MACHINE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCE
 
 
 class TestbedError(Exception):
-    """Base of the family; `exit_code` is the process exit code of contracts.md that a verb ends with."""
+    """Base of the family; `exit_code` is the process exit code (README, "Verbs") that a verb ends with."""
 
     __test__ = False  # the name starts with "Test"; pytest must not collect it
     exit_code = 1

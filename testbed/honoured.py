@@ -22,8 +22,9 @@ from testbed.model.topology import ROOT_NAMESPACE
 from testbed.model.traffic import DestinationRule, HttpRoute, HttpRule, TlsMode, TrafficPolicy, VirtualService
 from testbed.policyfile import OtherResource
 
-L4_PLANES = ("none", "ambient-l4", "ambient_l4", "ztunnel")
-WAYPOINT_PLANES = ("ambient",)
+L4_PLANES = ("none", "ambient-l4", "ambient_l4", "ztunnel", "envoy-ambient-l4")
+WAYPOINT_PLANES = ("ambient", "envoy-ambient")
+SIDECAR_PLANES = ("sidecar", "hybrid", "hybrid-hbone", "envoy-sidecar")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +43,18 @@ class NotHonoured:
 def not_honoured(
     resources: Sequence[object], plane: str, root_namespace: str = ROOT_NAMESPACE
 ) -> tuple[NotHonoured, ...]:
-    """In the resources' order. `hybrid` counts as a plane of sidecars: what a waypoint leaves undone is not told."""
+    """In the resources' order. `hybrid` counts as a plane of sidecars: what a waypoint leaves undone is not told.
+
+    Of a plane from outside nothing is known, and that is what is said. Options behind the name change nothing here.
+    """
+    plane = plane.partition(":")[0]
     found: list[NotHonoured] = []
     for resource in resources:
         where = _name(resource)
         if plane == "none":
             entries: Iterable[tuple[str, str]] = [("", "no proxy enforces it")]
+        elif plane not in (*L4_PLANES, *WAYPOINT_PLANES, *SIDECAR_PLANES):
+            entries = [("", "this plane does not say what it does with it")]
         elif isinstance(resource, PeerAuthentication):
             entries = _peer(resource, plane, root_namespace)
         elif isinstance(resource, AuthorizationPolicy):
@@ -65,9 +72,20 @@ def not_honoured(
         else:
             continue
         found += [NotHonoured(resource=where, field=field, plane=plane, why=why) for field, why in entries]
-    if plane not in L4_PLANES:
+    if plane in (*WAYPOINT_PLANES, *SIDECAR_PLANES):
         found += _mixed(resources, plane)
     return tuple(found)
+
+
+def told(resources: Sequence[object], plane: str) -> list[str]:
+    """The same for people: a line for each reason, with all the resources that it concerns."""
+    concerned: dict[tuple[str, str], list[str]] = {}
+    for entry in not_honoured(resources, plane):
+        concerned.setdefault((entry.field, entry.why), []).append(entry.resource)
+    return [
+        f"{', '.join(dict.fromkeys(names))}: {field}{': ' * bool(field)}{why}"
+        for (field, why), names in concerned.items()
+    ]
 
 
 def _name(resource: object) -> str:

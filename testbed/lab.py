@@ -20,7 +20,7 @@ from testbed.model.experiment import LinkReading
 from testbed.model.topology import Topology, Workload
 from testbed.registry import load
 from testbed.runtime.enter import in_netns
-from testbed.seams import LinkMaker, LiveLink, Process, Progress, Runtime, Spawn
+from testbed.seams import LinkMaker, LiveLink, Process, Progress, RunningLab, Runtime, Spawn
 
 APP_UID = 2000
 """User id of every application; proxies have others, so that no application can read a proxy's key or memory."""
@@ -31,7 +31,7 @@ class Lab:
     """The mutable shell around one running lab."""
 
     topology: Topology
-    running: object
+    running: RunningLab
     links: list[LiveLink]
     link_kind: str
     apps: dict[str, Process] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from testbed import captures, deploy, interrupts, lab, livelinks, planespec, sweep, topofile
+from testbed import captures, deploy, honoured, interrupts, lab, livelinks, planespec, sweep, topofile
 from testbed.errors import PeerError, UsageError
 from testbed.links.gauge import measure
 from testbed.links.probe import choose
@@ -72,6 +72,8 @@ def up(
     if (code := shown_as_it_is()) is not None:
         return code
     links = choose(link)
+    for line in honoured.told(topology.policies, plane):
+        print(f"not honoured under {plane}: {line}", file=sys.stderr)
     if dry_run:
         print(
             f"would bring up lab {name}: {len(topology.nodes)} nodes, {len(topology.workloads)} workloads, "
@@ -109,7 +111,8 @@ def up(
         print(json.dumps(about, indent=1))
     else:
         livelinks.print_readings(readings)
-    print(f"\nlab {name} is up: ./inv lab.exec client -- …, ./inv lab.inspect, ./inv lab.down", file=sys.stderr)
+    where = topology.workloads[0].name if topology.workloads else topology.nodes[0].name
+    print(f"\nlab {name} is up: ./inv lab.exec {where} -- …, ./inv lab.inspect, ./inv lab.down", file=sys.stderr)
     if about["keylog"]:
         print("its proxies log their TLS secrets: for labs only, captures of it can be read", file=sys.stderr)
     return 3 if any(not reading.within_tolerance for reading in readings) else 0

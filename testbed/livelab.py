@@ -1,24 +1,24 @@
 """A lab that stays, found again: by its name, with what was written down about it, and attached to.
 
-What `lab.inspect` prints is written into the lab's folder when it comes up, as contracts.md shapes it.
+What `lab.inspect` prints is written into the lab's folder when it comes up.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
 from testbed import deploy
 from testbed.errors import PeerError, UsageError
-from testbed.links.netem import NetemLinks
 from testbed.links.wire import WireLinks, start_in_lab
 from testbed.model.experiment import LinkReading
 from testbed.model.topology import GilbertElliott, Impairment, Link
 from testbed.registry import load
 from testbed.runtime import ownership
-from testbed.seams import LinkMaker
+from testbed.seams import LinkMaker, RunningLab
 from testbed.store import as_json
 
 ABOUT = "inspect.json"
@@ -71,10 +71,11 @@ def links_of(about: dict) -> list[Link]:
     return [Link(**{**row, **{side: impairment(row[side]) for side in sides}}) for row in about["links"]]
 
 
-def attach(name: str) -> tuple[LinkMaker, object]:
+def attach(name: str) -> tuple[LinkMaker, RunningLab]:
     about = about_of(ownership.state_root() / name)
     attached = load("runtime", about["runtime"])().attach(name)
-    maker: LinkMaker = WireLinks(start=start_in_lab) if about["link_kind"] == "wire" else NetemLinks()
+    made = load("link", about["link_kind"])
+    maker: LinkMaker = made(start=start_in_lab) if made is WireLinks else made()  # type: ignore[operator]
     return maker, attached
 
 
@@ -83,8 +84,17 @@ def link_row(link: Link, reading: LinkReading) -> dict:
         "a": link.a,
         "b": link.b,
         "asked": {"a_to_b": as_json(link.a_to_b), "b_to_a": as_json(link.b_to_a), "rtt_ms": link.rtt_ms},
-        "measured": {"rtt_ms": reading.rtt_p50_ms, "rtt_p90_ms": reading.rtt_p90_ms, "loss": reading.loss},
+        "measured": {
+            "rtt_ms": _measured(reading.rtt_p50_ms),
+            "rtt_p90_ms": _measured(reading.rtt_p90_ms),
+            "loss": _measured(reading.loss),
+        },
     }
+
+
+def _measured(value: float) -> float | None:
+    """What was not measured (no probe came back) is null: JSON has no word for NaN."""
+    return None if math.isnan(value) else value
 
 
 def known_names(name: str, known: Iterable[str]) -> str:
@@ -94,7 +104,7 @@ def known_names(name: str, known: Iterable[str]) -> str:
 
 
 def describe(deployment: deploy.Deployment) -> dict:
-    """What contracts.md promises of `lab.inspect --json`, but for the links' measured values."""
+    """What `lab.inspect --json` prints, but for the links' measured values."""
     running, topology = deployment.lab, deployment.lab.topology
     netns = {name: sandbox.netns for name, sandbox in running.running.sandboxes.items()}
     pids = {name: process.pid for name, process in running.apps.items()}

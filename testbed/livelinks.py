@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 from testbed.errors import UsageError
 from testbed.links.gauge import measure
@@ -73,6 +74,11 @@ def print_readings(readings: list[LinkReading]) -> None:
     for r in readings:
         mark = "" if r.within_tolerance else "  OFF"
         print(
-            f"{r.link:<28} {r.asked_rtt_ms:>12.3f} {r.rtt_p50_ms:>12.3f} "
-            f"{r.rtt_p90_ms:>8.3f} {r.asked_loss:>10.3f} {r.loss:>8.3f}{mark}"
+            f"{r.link:<28} {_shown(r.asked_rtt_ms, 12)} {_shown(r.rtt_p50_ms, 12)} "
+            f"{_shown(r.rtt_p90_ms, 8)} {_shown(r.asked_loss, 10)} {_shown(r.loss, 8)}{mark}"
         )
+
+
+def _shown(value: float, width: int) -> str:
+    """A dash where no probe came back."""
+    return f"{'–' if math.isnan(value) else f'{value:.3f}':>{width}}"

@@ -26,7 +26,7 @@ def build(run_path: Path | str) -> Path:
     """Writes both files and returns the report's path. The run may still be unfinished; the page then says so."""
     run = Run.open(run_path)
     measurements, findings = run.measurements(), run.findings()
-    summary = table.summarise(measurements)
+    summary = table.summarise(measurements, order=run.info["plan"]["experiment"]["planes"])
     named = run.info["plan"]["experiment"].get("claims", ())
     built = table.build(summary, findings)
     built = claims.with_claims(built, named, summary, findings, run.info.get("planes", {}))
@@ -88,7 +88,12 @@ def _page(
         "<h2>What packets proved</h2>",
         "<p>A closed padlock: packets proved encryption there. Open: they proved cleartext. <b>?</b>: no evidence.</p>",
         *(
-            drawing.draw(info["plan"]["topology"], [f for f in findings if f.plane == p], title=f"plane {p}")
+            drawing.draw(
+                info["plan"]["topology"],
+                [f for f in findings if f.plane == p],
+                title=f"plane {p}",
+                proxies=info.get("proxies", {}).get(p, ()),
+            )
             for p in planes
             if p != table.AA
         ),
@@ -169,6 +174,7 @@ def _latency(run: Run, summary: table.Summary, measurements: Sequence[Measuremen
 
 
 def _ecdf(run: Run, summary: table.Summary, measurements: Sequence[Measurement]) -> dict[str, list[float]]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     plane_of = {m.trial: m.plane for m in measurements}
@@ -176,7 +182,10 @@ def _ecdf(run: Run, summary: table.Summary, measurements: Sequence[Measurement])
     values: dict[str, list[float]] = {p: [] for p in summary.planes}
     for trial, path in run.request_files().items():
         if trial in plane_of and trial not in bad and path.exists():
-            columns = pq.read_table(path, columns=["intended_s", "last_byte_s", "error"])
+            try:
+                columns = pq.read_table(path, columns=["intended_s", "last_byte_s", "error"])
+            except (pa.ArrowException, OSError) as error:
+                raise UsageError(f"{path}: does not read as requests ({error}); restore it from a copy") from error
             rows = zip(*(columns.column(c).to_pylist() for c in ("intended_s", "last_byte_s", "error")), strict=True)
             values[plane_of[trial]] += [(last - intended) * 1000 for intended, last, error in rows if not error]
     return values

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from testbed import claims, planespec, report, sweep, table, typeset
+from testbed import claims, honoured, planespec, report, sweep, table, typeset
 from testbed.claimlist import CLAIMS
 from testbed.errors import MachineError, TestbedError, UsageError
 from testbed.links.probe import choose
@@ -25,6 +25,7 @@ from testbed.model.topology import Topology
 from testbed.program import CHECKOUT
 from testbed.progress import Progress
 from testbed.registry import load
+from testbed.runtime import ownership
 from testbed.store import Plan, Run, as_json, translated
 from testbed.store import runs as stored_runs
 from testbed.trial import Gates
@@ -61,6 +62,10 @@ def run(
     if resume:
         must_be_the_same(Path(resume), planned, experiment, topology)
     blocks = sweep.plan_blocks(experiment, experiment.planes, seed)
+    undone = {plane: honoured.told(topology.policies, plane) for plane in experiment.planes}
+    for plane, lines in undone.items():
+        for line in lines:
+            print(f"not honoured under {plane}: {line}", file=sys.stderr)
     if dry_run:
         print(f"{experiment.name}: {experiment.question}\ntopology {topology.name}, seed {seed}, {len(blocks)} blocks:")
         for block in blocks:
@@ -68,6 +73,7 @@ def run(
         return 0
     gates = Gates()
     links = choose(link)
+    ownership.state_root()  # what cannot be written to speaks now
     if lacks := made_runtime.check() + links.check():
         raise MachineError("\n".join(lacks))  # before a folder is made that would stay empty
     plan = Plan(
@@ -79,7 +85,11 @@ def run(
         ),
         runtime=runtime_name,
         link_kind=links.name,
-        planes={plane: {"implementation": "planes (Python)", "version": _commit()} for plane in experiment.planes},
+        planes={
+            plane: {"implementation": "planes (Python)", "version": _commit(), "not honoured": "; ".join(lines) or "–"}
+            for plane, lines in undone.items()
+        },
+        proxies={plane: _proxies(plane, topology) for plane in experiment.planes},
         gate=asdict(gates),
         machine={**describe(), "weaker": "; ".join(made_runtime.weaker())},
         commit=_commit(),
@@ -126,6 +136,14 @@ def run(
     return code
 
 
+def _proxies(plane: str, topology: Topology) -> list[dict[str, Any]]:
+    """What the report draws: where a plane's proxies stand."""
+    return [
+        {"name": p.name, "role": p.role, "node": p.node, "sandbox": p.sandbox, "serves": list(p.serves)}
+        for p in planespec.place(plane, topology).proxies
+    ]
+
+
 def must_be_the_same(path: Path, planned: Mapping[str, Any], experiment: Experiment, topology: Topology) -> None:
     """Rows of two different questions must not meet in one table. Raises UsageError naming what differs."""
     stored, now = planned["plan"]["experiment"], as_json(experiment)
@@ -137,6 +155,10 @@ def must_be_the_same(path: Path, planned: Mapping[str, Any], experiment: Experim
         raise UsageError(f"{path} was made with another {', '.join(differing)}; start a new run")
 
 
+def _summary(stored: Run, measurements: Sequence[Measurement]) -> table.Summary:
+    return table.summarise(measurements, order=stored.info["plan"]["experiment"]["planes"])
+
+
 def show(path: Path, *, as_json_text: bool = False) -> int:
     """The table of a run on stdout, and the code that a script may rely on (see `verdict`)."""
     stored = Run.open(path)
@@ -144,7 +166,7 @@ def show(path: Path, *, as_json_text: bool = False) -> int:
     code = verdict(measurements, findings)
     if as_json_text:
         named = stored.info["plan"]["experiment"].get("claims", ())
-        judged = claims.judge(named, table.summarise(measurements), findings)
+        judged = claims.judge(named, _summary(stored, measurements), findings)
         rows = {
             "run": stored.info,
             "exit_code": code,
@@ -158,7 +180,7 @@ def show(path: Path, *, as_json_text: bool = False) -> int:
             )
         )
         return code
-    summary = table.summarise(measurements)
+    summary = _summary(stored, measurements)
     named = stored.info["plan"]["experiment"].get("claims", ())
     built = table.build(summary, findings)
     made = claims.with_claims(built, named, summary, findings, stored.info.get("planes", {}))
@@ -173,7 +195,7 @@ def newest_claims(root: Path, *, as_json_text: bool = False) -> int:
         try:
             stored = Run.open(path)
             named = [id_ for id_ in stored.info["plan"]["experiment"].get("claims", ()) if id_ in CLAIMS]
-            judged = claims.judge(named, table.summarise(stored.measurements()), stored.findings())
+            judged = claims.judge(named, _summary(stored, stored.measurements()), stored.findings())
         except TestbedError as error:
             print(f"passed over: {error}", file=sys.stderr)
             continue

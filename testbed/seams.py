@@ -81,6 +81,12 @@ class RunningLab(Protocol):
     def open_netns(self, sandbox: str) -> int:
         """A descriptor of the sandbox's network namespace; the caller closes it."""
         ...
+    def route(self, topology: Topology) -> None:
+        """Routes between nodes over the links, whose devices must be there by now and up."""
+        ...
+    def detach(self) -> None:
+        """From now on the lab outlives this process. Until then it ends with it, so nobody meets a half-made one."""
+        ...
     def down(self) -> None:
         """Idempotent. Ends every process and removes every namespace, cgroup and file of this lab and of no other."""
         ...
@@ -114,10 +120,16 @@ class Runtime(Protocol):
         """
         ...
 
+    def attach(self, name: str) -> RunningLab:
+        """A lab that is up already, of this or another process. Raises UsageError naming those there are."""
+        ...
+
 
 class LiveLink(Protocol):
     link: Link
+    """With the impairments as they are now."""
     backend: str
+    """Name of its maker."""
 
     def set(self, *, a_to_b: Impairment | None = None, b_to_a: Impairment | None = None) -> None: ...
     def alive(self) -> bool: ...
@@ -133,6 +145,10 @@ class LinkMaker(Protocol):
         """Creates devices, addresses and impairment of all links in one batch; ends are named by `end_name(link,
         node)`.
         """
+        ...
+
+    def attach(self, lab: RunningLab, links: Sequence[Link]) -> list[LiveLink]:
+        """The live links of a lab that another process joined; `links` as they were declared or last set."""
         ...
 
 

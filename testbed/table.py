@@ -30,8 +30,8 @@ BOUNDARIES = {
     "boundary.plaintext-visible": "plaintext visible",
     "boundary.plaintext-to-strict": "plaintext to STRICT",
     "boundary.wrong-identity": "other trust domain",
-    "boundary.forged-identity": "forged identity",
     "boundary.wrong-identity-waypoint": "… at the waypoint",
+    "boundary.forged-identity": "forged identity",
     "boundary.l4-denied": "denied by L4 policy",
     "boundary.l4-denied-direct": "… past the proxy",
     "boundary.foreign-authority": "other pod's authority",
@@ -41,6 +41,8 @@ BOUNDARIES = {
 }
 MIN_ROUNDS = 3
 """Below this an interval over rounds says nothing and is not printed."""
+FULL_ROUNDS = 5
+"""Below this it is printed with what it can promise (all rounds lie on one side of the median once in 2^(n-1))."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +62,7 @@ class Added:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     planes: tuple[str, ...]
-    """`none` first, its A/A twin second, then in the order measured."""
+    """`none` first, its A/A twin second, then in the experiment's order."""
     frame: pd.DataFrame
     """Rows of valid trials only; components folded to their role (`ztunnel.node-a` -> `ztunnel`)."""
     valid: Mapping[str, int]
@@ -107,10 +109,12 @@ class Summary:
         return found
 
 
-def summarise(measurements: Sequence[Measurement]) -> Summary:
+def summarise(measurements: Sequence[Measurement], order: Sequence[str] = ()) -> Summary:
+    """`order` is that of the experiment's planes; each round measures them in another."""
     broken = {m.trial: m.reason or "no reason given" for m in reversed(measurements) if not m.valid}
     planes = list(dict.fromkeys(m.plane for m in measurements))
-    planes.sort(key=lambda p: (p != BASE, p != AA))
+    rank = {plane: number for number, plane in enumerate(order)}
+    planes.sort(key=lambda p: (p != BASE, p != AA, rank.get(p, len(rank))))
     of_plane: dict[str, set[str]] = defaultdict(set)
     for m in measurements:
         of_plane[m.plane].add(m.trial)
@@ -212,7 +216,7 @@ def build(summary: Summary, findings: Sequence[Finding]) -> Table:
 def _latency(summary: Summary, notes: _Notes) -> Block:
     rows = []
     for plane in summary.planes:
-        row = [Cell(lines=(plane,))]
+        row = [Cell(lines=(plane,), note=_few_rounds(summary, plane, notes))]
         for metric in ("latency_p50", "latency_p90", "latency_p99"):
             value = summary.median(plane, metric, "client")
             row.append(_number(value) if value is not None else notes.missing(_why(summary, plane, metric)))
@@ -221,6 +225,18 @@ def _latency(summary: Summary, notes: _Notes) -> Block:
         rows.append(tuple(row))
     head = ("plane", "p50 ms", "p90 ms", "p99 ms", "added p50 ms [95 %]", "added p99 ms [95 %]", "trials")
     return Block(title="Latency, from the intended send time to the last byte", head=head, rows=tuple(rows))
+
+
+def _few_rounds(summary: Summary, plane: str, notes: _Notes) -> int | None:
+    """What an interval over so few rounds can promise at most, where that is less than its head says."""
+    added = summary.added(plane, "latency_p50")
+    rounds = len(added.per_round) if added else 0
+    if not MIN_ROUNDS <= rounds < FULL_ROUNDS:
+        return None
+    return notes.number(
+        f"{rounds} rounds pair with {BASE}: an interval over so few is at most their whole range, which misses the "
+        f"true median in {2 ** (1 - rounds):.0%} of cases, not in 5 %"
+    )
 
 
 def _added(summary: Summary, plane: str, metric: str, notes: _Notes) -> Cell:

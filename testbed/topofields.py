@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from testbed import policyfile
+from testbed import policyfile, schemadefs
 from testbed.yamlpos import LABEL, Item, Number, Reader, Record, Sequence, Shape, Table, Text
 
 MAX_DELAY_MS = 10_000.0
@@ -181,8 +181,10 @@ DOCUMENT = Record(
 
 def json_schema() -> dict[str, Any]:
     """What the structure of a topology file must be; names that refer to each other are beyond it."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Meshbed topology",
-        **DOCUMENT.schema(),
-    }
+    return schemadefs.shared(
+        {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "title": "Meshbed topology",
+            **DOCUMENT.schema(),
+        }
+    )

@@ -8,7 +8,8 @@ problem of a file is reported at once. Declared delays are milliseconds one way;
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ __all__ = ["DOCUMENT", "FOLDER", "find", "json_schema", "load", "parse", "shippe
 FOLDER = Path(__file__).parent.parent / "topologies"
 IDLE = "idle"
 _WORKLOADS_PER_NODE = 253
+_PLACE = re.compile(r"(.*?):(\d+):(\d+): ", re.DOTALL)
 
 
 # -- the door
@@ -94,8 +96,9 @@ def parse(text: str, filename: str) -> Topology:
 
 
 def _place(problem: str) -> tuple[str, int, int]:
-    name, line, column, _ = problem.split(":", 3)
-    return name, int(line), int(column)
+    """A file's name may hold colons itself: the first two numbers between colons are the place."""
+    found = _PLACE.match(problem)
+    return (found[1], int(found[2]), int(found[3])) if found else (problem, 0, 0)
 
 
 # -- references and addresses
@@ -307,6 +310,10 @@ class _Builder:
         if (namespace, waypoint.name) not in seen:
             again = sum(name == waypoint.name for _, name in seen)
             seen[namespace, waypoint.name] = waypoint
+            services = {(n, i.get("namespace", "default")) for n, i in self.item.items("services")}
+            if (waypoint.name, namespace) in services:
+                what = f"a service of namespace {namespace} has the waypoint's name ({waypoint.name!r})"
+                self.problem(item.mark, what, "a waypoint is a service, too; rename one")
             for sandbox in waypoint_sandboxes(waypoint, namespace, first=not again):
                 self._claim(sandbox, "waypoint", item.mark)
         elif seen[namespace, waypoint.name] != waypoint:
@@ -387,26 +394,10 @@ class _Builder:
     def _check_calls(self, workloads: tuple[Workload, ...], services: tuple[Service, ...]) -> None:
         """A chain that calls itself would never answer."""
         apps = {w.name: w.app for w in workloads}
-        calls = {s.name: [c for e in s.endpoints for c in apps[e].calls] for s in services}
-        finished: set[str] = set()
-
-        def loop_from(service: str, path: tuple[str, ...]) -> tuple[str, ...] | None:
-            if service in path:
-                return (*path[path.index(service) :], service)
-            if service in finished:
-                return None
-            found = next(
-                (p for c in dict.fromkeys(calls.get(service, ())) if (p := loop_from(c, (*path, service)))), None
-            )
-            finished.add(service)
-            return found
-
-        for service in calls:
-            loop = loop_from(service, ())
-            if loop:
-                mark = self.item.value["services"].keys[service]
-                self.problem(mark, f"services call each other in a circle ({' -> '.join(loop)})", "take one call out")
-                return
+        calls = {s.name: dict.fromkeys(c for e in s.endpoints for c in apps[e].calls) for s in services}
+        if loop := _circle(calls):
+            mark = self.item.value["services"].keys[loop[0]]
+            self.problem(mark, f"services call each other in a circle ({' -> '.join(loop)})", "take one call out")
 
     def _policies(self) -> tuple[object, ...]:
         policies: list[object] = []
@@ -431,6 +422,28 @@ class _Builder:
             beside = Reader(str(path), self.reader.problems)
             policies += [resource.value for resource in policyfile.read(text, beside)]
         return tuple(policies)
+
+
+def _circle(calls: Mapping[str, Iterable[str]]) -> list[str]:
+    """Names along the first circle, its first one again at the end; empty when there is none.
+
+    Without recursion, for chains are as long as their file.
+    """
+    finished: set[str] = set()
+    for start in calls:
+        path: dict[str, Iterator[str]] = {} if start in finished else {start: iter(calls[start])}
+        while path:
+            here = next(reversed(path))
+            callee = next(path[here], None)
+            if callee is None:
+                finished.add(here)
+                del path[here]
+            elif callee in path:
+                names = list(path)
+                return [*names[names.index(callee) :], callee]
+            elif callee not in finished:
+                path[callee] = iter(calls.get(callee, ()))
+    return []
 
 
 def _directed(item: Item, key: str, base: Impairment) -> Impairment:

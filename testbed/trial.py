@@ -80,12 +80,7 @@ def run(
         sampler.stop()
     reasons = invalid_reasons(record, experiment, gates) + deployment.dead()
     reasons += miscounted(record, before, seen_by_apps(lab, service.endpoints))
-    reasons += [
-        f"link {r.link}: RTT {r.rtt_p50_ms:.3f} ms for {r.asked_rtt_ms:g} asked, "
-        f"loss {r.loss:.3f} for {r.asked_loss:.3f}"
-        for r in readings
-        if not r.within_tolerance
-    ]
+    reasons += links_off(readings)
     values = [*latency_values(record), *usage_values(record, sampler.usage(record.started_s, record.ended_s))]
     for r in readings:
         values += [(r.link, "link_rtt_asked", "ms", r.asked_rtt_ms), (r.link, "link_rtt_p50", "ms", r.rtt_p50_ms)]
@@ -187,6 +182,16 @@ def invalid_reasons(record: LoadRecord, experiment: Experiment, gates: Gates) ->
         if done < gates.rate_share * asked:
             reasons.append(f"saturated: {done} of {asked} requests answered in time")
     return reasons
+
+
+def links_off(readings: Sequence[LinkReading]) -> list[str]:
+    """Links that are not what was asked: what was measured over them is of another topology."""
+    return [
+        f"link {r.link}: RTT {r.rtt_p50_ms:.3f} ms for {r.asked_rtt_ms:g} asked, "
+        f"loss {r.loss:.3f} for {r.asked_loss:.3f}"
+        for r in readings
+        if not r.within_tolerance
+    ]
 
 
 def latency_values(record: LoadRecord) -> list[tuple[str, str, str, float]]:

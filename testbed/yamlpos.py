@@ -147,7 +147,9 @@ class Number:
         value = _scalar(node)
         kind = "a whole number" if self.integer else "a number"
         if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-            digits = re.match(r"[-+]?[0-9.]*[0-9]", node.value) if isinstance(node, yaml.ScalarNode) else None
+            # Not for 1e3, which YAML 1.1 takes for text: its 1 is another number
+            plain = r"[-+]?[0-9.]*[0-9](?![eE0-9.])"
+            digits = re.match(plain, node.value) if isinstance(node, yaml.ScalarNode) else None
             mend = f"write {digits[0]} without unit or quotes" if digits else f"write {kind}"
             reader.problem(node.start_mark, f"{self.what} must be {kind}, not {_kind(node)} ({_show(node)})", mend)
             return None

@@ -55,10 +55,10 @@ class Authority:
             builder = builder.add_extension(extension, critical=True)
         return builder.sign(self._key, hashes.SHA256())
 
-    def leaf(self, uri: str) -> Path:
+    def leaf(self, uri: str, *more: str) -> Path:
         """PEM file with key and certificate."""
         key = ec.generate_private_key(ec.SECP256R1())
-        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
+        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(u) for u in (uri, *more)])
         certificate = self._sign(x509.Name([]), key, names)
         path = self.folder / f"{uri.rsplit('/', 1)[1]}.pem"
         path.write_bytes(
@@ -249,11 +249,12 @@ def frame(source: tuple[str, int], destination: tuple[str, int], sequence: int, 
 
 
 def hbone(authority: Authority, folder: Path, tunnels: Tunnels, *, client: str, server: str) -> tuple[Exchange, str]:
-    """(what crossed, its key log) of an HBONE connection between two identities."""
+    """(what crossed, its key log) of an HBONE connection between two identities; several in one certificate stand
+    with spaces between."""
     key_log = folder / f"keys-{os.urandom(4).hex()}.txt"
     pair = Pair(
-        authority.context(ssl.PROTOCOL_TLS_CLIENT, authority.leaf(client), key_log),
-        authority.context(ssl.PROTOCOL_TLS_SERVER, authority.leaf(server)),
+        authority.context(ssl.PROTOCOL_TLS_CLIENT, authority.leaf(*client.split()), key_log),
+        authority.context(ssl.PROTOCOL_TLS_SERVER, authority.leaf(*server.split())),
     )
     tunnels.speak(pair.say)
     return pair.wire, key_log.read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,14 +15,16 @@ import pytest
 import tasks
 from testbed import cli
 from testbed.errors import Bug, MachineError, PeerError, TestbedError, TrialError, UsageError
+from tests.labs import needs_root
 
 ROOT = Path(__file__).parent.parent
 
 
-def verb(*argv: str) -> subprocess.CompletedProcess[str]:
+def verb(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "testbed", *argv], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+        [sys.executable, "-m", "testbed", *argv],
+        cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(tasks.namespace.task_names))
@@ -89,3 +92,42 @@ def test_a_wrong_call_ends_with_2_and_says_so_on_stderr(argv: tuple[str, ...]) -
     assert ended.returncode == 2, ended.stderr
     assert ended.stdout == ""
     assert "Traceback" not in ended.stderr
+
+
+def test_a_state_folder_that_cannot_be_made_is_named_with_its_mend(tmp_path: Path) -> None:
+    """5, as for every lack of the machine; here its parent is a file."""
+    (tmp_path / "file").touch()
+    state = tmp_path / "file" / "state"
+
+    for words in (["lab.list"], ["lab.gc", "--dry-run"], ["lab.down"]):
+        said = verb(*words, MESHBED_STATE=str(state))
+        assert said.returncode == MachineError.exit_code, words
+        assert said.stdout == ""
+        assert said.stderr.startswith(f"{state}: labs cannot keep their state there (Not a directory); set MESHBED_STA")
+
+
+@pytest.mark.root
+@needs_root
+def test_a_state_folder_that_cannot_be_written_to_speaks_before_anything_is_made(tmp_path: Path) -> None:
+    """A read-only file system; no lab, and no run's folder that would stay empty."""
+    state, results = tmp_path / "state", tmp_path / "results"
+    state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(state)], check=True)
+    try:
+        for words in (["lab.up", "pair"], ["experiment.run", "quickstart", "--plane", "none", "--trials", "1"]):
+            said = verb(*words, MESHBED_STATE=str(state), MESHBED_RESULTS=str(results))
+            assert said.returncode == MachineError.exit_code, said.stderr
+            assert f"{state}: labs cannot keep their state there (it cannot be written to)" in said.stderr
+            assert "Traceback" not in said.stderr
+    finally:
+        subprocess.run(["umount", str(state)], check=True)
+    assert not results.exists()
+
+
+def test_lab_up_says_what_the_plane_leaves_undone() -> None:
+    """Before anything is made, so in a dry run too; nothing where there are no policies."""
+    said = verb("lab.up", "two-zones", "--dry-run")
+    silent = verb("lab.up", "pair", "--dry-run")
+
+    assert "not honoured under none: PeerAuthentication secure/strict, " in said.stderr
+    assert "not honoured" not in silent.stderr

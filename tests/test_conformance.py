@@ -1,23 +1,30 @@
-"""docs/hbone-conformance.md keeps its word: each point has a state, and the tests that it names are there."""
+"""The point tables keep their word: each point has a state, and the tests that it names are there."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).parent
-ROWS = [
-    [cell.strip() for cell in line.strip("|").split("|")]
-    for line in (TESTS.parent / "docs" / "hbone-conformance.md").read_text().splitlines()
-    if re.match(r"\| \d", line)
-]
 STATES = {"done", "done elsewhere", "differs", "not yet"}
+TABLES = {
+    page: [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (TESTS.parent / "docs" / page).read_text().splitlines()
+        if re.match(r"\| \d", line)
+    ]
+    for page in ("hbone-conformance.md", "waypoint.md")
+}
+ROWS = [row for rows in TABLES.values() for row in rows]
 
 
-def test_every_point_has_a_state_and_four_columns() -> None:
+@pytest.mark.parametrize(("page", "least"), [("hbone-conformance.md", 60), ("waypoint.md", 40)])
+def test_every_point_has_a_state_and_four_columns(page: str, least: int) -> None:
     """A state outside the list, or a row that lost a column, is a slip of the pen."""
-    assert len(ROWS) > 60
-    assert [row for row in ROWS if len(row) != 4 or row[1] not in STATES] == []
+    assert len(TABLES[page]) > least
+    assert [row for row in TABLES[page] if len(row) != 4 or row[1] not in STATES] == []
 
 
 def test_what_is_done_names_a_test() -> None:

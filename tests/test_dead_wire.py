@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -12,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from experiments.quickstart import EXPERIMENT
-from testbed import registry, runs
+from testbed import lab, registry, runs, topofile
+from testbed.links.wire import WireLinks
+from testbed.model.topology import Impairment
 from testbed.runtime import ownership
+from testbed.runtime.netns import NetnsRuntime
 from testbed.store import Run
 from testbed.store import runs as stored_runs
 from tests.labs import needs_root
@@ -91,3 +95,36 @@ def test_a_wire_killed_in_mid_trial_makes_the_run_invalid(
     assert all("link node-a--node-b" in m.reason for m in measurements)
     assert "does not count: " in printed.err and "link node-a--node-b" in printed.err
     assert ownership.labs() == []
+
+
+def test_a_wire_ends_with_its_devices_however_late_they_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device being removed goes down first, and only that is told: a wire that looks between the two must look again.
+
+    With a lab's namespaces the time between is a matter of luck; here it is half a second.
+    """
+    monkeypatch.setenv("MESHBED_STATE", str(tmp_path / "state"))
+    topology = topofile.load(topofile.find("pair"))
+    delay = Impairment(delay_ms=1.0)
+    links = tuple(dataclasses.replace(link, a_to_b=delay, b_to_a=delay) for link in topology.links)
+    topology = dataclasses.replace(topology, links=links)
+    with lab.up(topology, runtime=NetnsRuntime(), links=WireLinks(), name="late", logs=tmp_path / "logs"):
+        (wire,) = filter(ours, running("testbed.links.wireproc"))
+
+        def inside(*words: str) -> str:
+            command = ["nsenter", "-t", str(wire), "-n", "ip", *words]
+            return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+        devices = [name for line in inside("-br", "link").splitlines() if "@" in (name := line.split()[0])]
+        devices = [name.partition("@")[0] for name in devices]
+        assert len(devices) == 2 * len(links)
+        for name in devices:
+            inside("link", "set", name, "down")
+        time.sleep(0.5)
+        assert ours(wire)  # they are down, not gone
+        for name in devices:
+            inside("link", "delete", name)
+        end_s = time.monotonic() + 10
+        while ours(wire) and time.monotonic() < end_s:
+            time.sleep(0.05)
+
+        assert not ours(wire)

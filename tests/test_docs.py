@@ -18,7 +18,7 @@ DOCS = tuple(f"docs/{page.name}" for page in sorted((CHECKOUT / "docs").glob("*.
 PAGES = ("README.md", "ARCHITECTURE.md", "NOTES.md", *DOCS)
 COMMAND = re.compile(r"\./inv ([a-z][a-z.-]*)([^`#\n]*)")
 CODE = re.compile(r"`([^`\n]+)`")
-MADE_BY_USE = (".venv", "results/")
+MADE_BY_USE = (".venv", "results/", "table.md")
 """Named though no fresh checkout has them."""
 
 

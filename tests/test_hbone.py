@@ -270,6 +270,26 @@ def test_rapid_reset_is_stopped():
     assert of(events, ConnectionFailed)[0].code == frames.ENHANCE_YOUR_CALM
 
 
+def test_a_flood_of_control_frames_is_stopped():
+    """Empty SETTINGS cost an answer each, and no stream limit bounds them."""
+    server = handshaken_server()
+    flood = frames.settings([]) * 2_000
+    events = []
+    for _ in range(6):
+        events += server.receive(flood)
+    assert of(events, ConnectionFailed)[0].code == frames.ENHANCE_YOUR_CALM
+
+
+def test_control_frames_between_requests_are_no_flood():
+    """What counts is how many come in a row."""
+    server = handshaken_server()
+    events = []
+    for number in range(1, 16, 2):
+        events += server.receive(frames.settings([]) * 2_000)
+        events += server.receive(connect_frame(number))
+    assert not of(events, ConnectionFailed)
+
+
 def test_goaway_takes_the_streams_above_it():
     """A server's GOAWAY(last) resets what it will not serve and lets the rest live; nothing new is opened."""
     client = HboneConnection(client=True)

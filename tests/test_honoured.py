@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from testbed.honoured import not_honoured
+from testbed import registry
+from testbed.honoured import not_honoured, told
 from testbed.model.policy import (
     Action,
     AuthorizationPolicy,
@@ -155,3 +156,30 @@ def test_a_route_beside_a_virtual_service_is_told() -> None:
     (entry,) = not_honoured([virtual(HttpRule()), route()], "ambient")
 
     assert str(entry).startswith("HTTPRoute n/r: VirtualService n/v is taken instead")
+
+
+@pytest.mark.parametrize("plane", sorted(registry.BUILT_IN["plane"]))
+def test_of_every_plane_here_it_is_known_what_it_honours(plane: str) -> None:
+    """A new plane must be put among its kind, or each resource would be said to do nothing under it."""
+    assert all("does not say" not in entry.why for entry in not_honoured([authorization()], plane))
+
+
+def test_of_a_plane_from_outside_nothing_is_promised() -> None:
+    """It may honour all of it or nothing."""
+    (entry,) = not_honoured([authorization()], "own")
+
+    assert str(entry) == "AuthorizationPolicy n/p: this plane does not say what it does with it"
+
+
+def test_people_are_told_each_reason_once() -> None:
+    """With all that it concerns, and the field where it is one."""
+    resources = [authorization(), PeerAuthentication(name="p", namespace="n", mode=Mode.DISABLE), virtual(HttpRule())]
+
+    assert told(resources, "none") == [
+        "AuthorizationPolicy n/p, PeerAuthentication n/p, VirtualService n/v: no proxy enforces it"
+    ]
+    assert told(resources, "ambient-l4") == [
+        "PeerAuthentication n/p: mtls.mode: DISABLE is treated as PERMISSIVE",
+        "VirtualService n/v: needs an L7 proxy",
+    ]
+    assert told([], "sidecar") == []

@@ -23,6 +23,8 @@ PURE = (
         "http2")),
     ROOT / "testbed" / "links" / "delayline.py",
     ROOT / "testbed" / "links" / "pacing.py",
+    ROOT / "testbed" / "nftmessages.py",
+    ROOT / "testbed" / "schemadefs.py",
     ROOT / "planes" / "catalog.py",
     ROOT / "planes" / "ztunnel" / "place.py",
 )  # fmt: skip
@@ -88,6 +90,21 @@ def test_what_every_proxy_is_made_of_imports_only_the_model() -> None:
 
     assert found == {}
     assert offenders(paths, ("planes.ztunnel", "planes.sidecar", "planes.waypoint", "planes.catalog")) == {}
+
+
+def test_what_l7_proxies_are_made_of_knows_no_proxy() -> None:
+    """`planes.l7` builds on `planes.mesh` alone; its sidecars and waypoints are built on it."""
+    others = ("ztunnel", "sidecar", "waypoint", "hybrid", "envoy", "catalog", "claims")
+
+    assert offenders(sources("planes/l7"), tuple(f"planes.{name}" for name in others)) == {}
+
+
+def test_a_plane_from_outside_needs_the_model_alone() -> None:
+    """What the page shows must not lean on the insides of the checkout."""
+    names = {name for path in sources("examples/own_plane/own_plane") for name in imported(path)}
+    ours = {name for name in names if name.split(".")[0] in ("testbed", "planes", "experiments", "topologies")}
+
+    assert {".".join(name.split(".")[:2]) for name in ours} <= {"testbed.model", "testbed.errors"}
 
 
 @pytest.mark.parametrize("path", [p for p in PURE if p.exists()], ids=lambda p: str(p.relative_to(ROOT)))

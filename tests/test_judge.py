@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from testbed.model.experiment import Finding, Result
 from testbed.model.identity import Identity
 from testbed.model.placement import Claim, Encryption
 from testbed.verify.evidence import Canary, gather
-from testbed.verify.judge import journeys, judge
+from testbed.verify.journeys import journeys
+from testbed.verify.judge import judge
 from testbed.verify.segments import LOCAL, WIRE, Layout, Segment
 from tests.recorded import CLIENT, SERVER, TO_CLIENT, TO_SERVER, Authority, Exchange, Laid, Tunnels, hbone
 
@@ -209,7 +211,85 @@ class TestMesh:
         assert judged(lay, keys=keys)["to-node-b/tls"].result is Result.NO_EVIDENCE
 
 
+    def test_a_stream_caught_in_mid_record_is_no_evidence(self, tunnel: Callable) -> None:
+        """What began before the capture is not taken for cleartext because its first byte is no record's."""
+        exchange, _ = tunnel()
+        way, data = exchange[6]
+        lay = laid()
+        lay.exchange([(way, data[3:]), *exchange[7:]], points=EVERYWHERE, opening=False)
+
+        finding = judged(lay)["to-node-b/tls"]
+
+        assert (finding.result, finding.value) == (Result.NO_EVIDENCE, "no handshake")
+
+    @pytest.mark.parametrize(("replies", "result"), [(8, Result.HOLDS), (7, Result.BROKEN)])
+    def test_answers_inside_are_counted_where_it_is_known_how_many(
+        self, tunnel: Callable, replies: int, result: Result
+    ) -> None:
+        """An answer more than were given is as wrong as a request more."""
+        answering = [(request, b"HTTP/1.1 200 OK\r\n\r\n" + request) for request, _ in REQUESTS]
+        exchange, keys = tunnel(bodies=answering)
+        lay = laid()
+        lay.exchange(exchange, points=EVERYWHERE)
+        canary = Canary(token=TOKEN, source="client", destination="server", count=8, replies=replies)
+
+        assert judged(lay, keys=keys, canary=canary)["to-node-b/delivered"].result is result
+
+
 class TestBreaches:
+    def test_another_suite_is_broken(self, tunnel: Callable) -> None:
+        """TLS 1.3 alone is not what is claimed."""
+        exchange, _ = tunnel()
+        number = next(n for n, (way, _) in enumerate(exchange) if way == TO_CLIENT)
+        way, hello = exchange[number]
+        suite = 9 + 34 + 1 + hello[43]  # record and handshake headers, version and random, session id
+        exchange[number] = (way, hello[:suite] + b"\x13\x03" + hello[suite + 2 :])
+        lay = laid()
+        lay.exchange(exchange, points=EVERYWHERE)
+
+        finding = judged(lay)["to-node-b/tls"]
+
+        assert finding.result is Result.BROKEN and "TLS_CHACHA20_POLY1305_SHA256" in finding.evidence
+
+    def test_another_protocol_inside_tls_is_broken(self, tmp_path: Path) -> None:
+        """HBONE is h2 by agreement, not by luck."""
+
+        class Elsewhere(Authority):
+            def context(self, *given: object, **named: object) -> ssl.SSLContext:
+                context = super().context(*given, **named)  # type: ignore[arg-type]
+                context.set_alpn_protocols(["http/1.1"])
+                return context
+
+        exchange, keys = hbone(
+            Elsewhere(tmp_path), tmp_path, Tunnels(bodies=REQUESTS), client=CLIENT_ID, server=SERVER_ID
+        )
+        lay = laid()
+        lay.exchange(exchange, points=EVERYWHERE)
+
+        finding = judged(lay, keys=keys)["to-node-b/alpn"]
+
+        assert (finding.result, finding.value) == (Result.BROKEN, "http/1.1")
+
+    def test_a_second_identity_in_a_certificate_is_broken(self, tunnel: Callable) -> None:
+        """Who may be two may be taken for either."""
+        exchange, keys = tunnel(client=f"{CLIENT_ID} spiffe://cluster.local/ns/default/sa/admin")
+        lay = laid()
+        lay.exchange(exchange, points=EVERYWHERE)
+
+        finding = judged(lay, keys=keys)["to-node-b/identity"]
+
+        assert finding.result is Result.BROKEN and "sa/admin" in finding.evidence
+
+    def test_more_requests_on_the_way_than_were_sent_is_broken(self, tunnel: Callable) -> None:
+        """Whoever made the other one had the canary."""
+        exchange, keys = tunnel()
+        lay = laid()
+        lay.exchange(exchange, points=EVERYWHERE)
+
+        found = judged(lay, keys=keys, canary=Canary(token=TOKEN, source="client", destination="server", count=7))
+
+        assert found["way"].result is Result.BROKEN and "8 requests seen where 7" in found["way"].evidence
+
     def test_a_leak_on_one_segment_is_found_there(self, tunnel: Callable) -> None:
         """One request in clear beside the tunnel, on the link only."""
         exchange, keys = tunnel()

@@ -9,7 +9,7 @@ import pytest
 from planes import catalog
 from planes.claims import ALPN, AMBIENT, NONE, SIDECAR, Wire, claims, wire
 from planes.waypoint.place import waypoints
-from testbed import topofile
+from testbed import planespec, topofile
 from testbed.model.placement import Claim, Encryption
 
 TWO_ZONES = topofile.load(topofile.find("two-zones"))
@@ -89,10 +89,10 @@ def test_every_replica_of_a_waypoint_is_a_way_of_its_own() -> None:
     assert {c.stops for c in found} == {("client", "waypoint", "server"), ("client", "waypoint-2", "server")}
 
 
-@pytest.mark.parametrize("plane", ["none", "sidecar", "ambient_l4", "ambient", "hybrid", "hybrid_hbone"])
+@pytest.mark.parametrize("plane", ["none", "sidecar", "ambient-l4", "ambient", "hybrid", "hybrid:listens_hbone=yes"])
 def test_a_plane_claims_something_of_every_call(plane: str) -> None:
     """A call without a claim would go unjudged."""
-    placement = getattr(catalog, plane).place(TWO_ZONES, {})
+    placement = planespec.place(plane, TWO_ZONES)
     calls = {(c, s.name) for c in ("client", "intruder") for s in TWO_ZONES.services}
 
     assert {(c.call[0], c.service) for c in placement.claims} == calls

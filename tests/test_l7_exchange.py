@@ -1,4 +1,4 @@
-"""One request through the shell of the L7 core: bodies, order, early answers, ends at each point, brakes, cancellation."""
+"""One request through the shell of the L7 core: bodies, order, early answers, every end, brakes, cancellation."""
 
 from __future__ import annotations
 

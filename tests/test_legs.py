@@ -1,4 +1,4 @@
-"""Calls through a waypoint, judged leg by leg: also where both legs cross one link, and where one leg is not as claimed."""
+"""Calls through a waypoint, judged leg by leg: also where both cross one link, or one is not as claimed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ CANARY = Canary(token=TOKEN, source="client", destination="server", count=4, via
 def leg(source: str, destination: str, authority: str) -> Claim:
     return Claim(
         source=source, destination=destination, segment=WIRE, encryption=Encryption.MTLS, hbone=True,
-        authority=authority, client_identity=Identity.parse(ME[source]), server_identity=Identity.parse(ME[destination]),
+        authority=authority, client_identity=Identity.parse(ME[source]),
+        server_identity=Identity.parse(ME[destination]),
         stops=STOPS,
     )  # fmt: skip
 

@@ -14,9 +14,10 @@ from typing import TypeVar
 
 import pytest
 
-from testbed import nftables, topofile
+from testbed import nftables, nftcommit, nftmessages, topofile
 from testbed.errors import MachineError
-from testbed.nftables import Batch, VirtualPort, _attribute, in_pod_capture, service_dnat, sidecar_capture
+from testbed.nftables import Batch, VirtualPort, in_pod_capture, service_dnat, sidecar_capture
+from testbed.nftmessages import attribute
 
 SO_ORIGINAL_DST, IP_TRANSPARENT = 80, 19
 HERE, THERE = "10.0.1.2", "10.0.2.2"
@@ -79,7 +80,7 @@ class Namespace:
 
         def work() -> None:
             try:
-                nftables._setns(self.descriptor)
+                nftcommit.setns(self.descriptor)
                 outcome.append((True, act()))
             except BaseException as error:
                 outcome.append((False, error))
@@ -139,20 +140,20 @@ def _up(index: int) -> None:
 
 def _address(index: int, address: str, length: int) -> None:
     number = socket.inet_aton(address)
-    _route(20, struct.pack("=BBBBI", 2, length, 0, 0, index) + _attribute(2, number) + _attribute(1, number))
+    _route(20, struct.pack("=BBBBI", 2, length, 0, 0, index) + attribute(2, number) + attribute(1, number))
 
 
 def _veth(peer: Namespace) -> None:
     """`eth` here, `eth` there."""
     link = struct.pack("=BxHiII", 0, 0, 0, 0, 0)
-    far = link + _attribute(3, b"eth\0") + _attribute(28, struct.pack("=i", peer.descriptor))
-    data = _attribute(1, b"veth\0") + _attribute(2, _attribute(1, far))
-    _route(16, link + _attribute(3, b"eth\0") + _attribute(18, data))
+    far = link + attribute(3, b"eth\0") + attribute(28, struct.pack("=i", peer.descriptor))
+    data = attribute(1, b"veth\0") + attribute(2, attribute(1, far))
+    _route(16, link + attribute(3, b"eth\0") + attribute(18, data))
 
 
 def _default(gateway: str) -> None:
     header = struct.pack("=BBBBBBBBI", 2, 0, 0, 0, 254, 3, 0, 1, 0)
-    _route(24, header + _attribute(5, socket.inet_aton(gateway)))
+    _route(24, header + attribute(5, socket.inet_aton(gateway)))
 
 
 @pytest.fixture
@@ -358,10 +359,10 @@ def test_applying_twice_and_removing_leaves_nothing(pair: tuple[Namespace, Names
 def test_a_refused_rule_is_named_and_nothing_of_the_batch_stays(pair: tuple[Namespace, Namespace]) -> None:
     """The error says which rule the kernel did not take; the transaction is atomic, so capture is not half there."""
     here, there = pair
-    table = nftables._Table("meshbed_capture")
+    table = nftmessages.Table("meshbed_capture")
     table.chain("output_nat", "nat", 3, -100)
-    table.rule("good", nftables._tcp(), nftables._redirect(15001))
-    table.rule("nonsense", nftables._expression("no-such-expression"))
+    table.rule("good", nftmessages.tcp(), nftmessages.redirect(15001))
+    table.rule("nonsense", nftmessages.expression("no-such-expression"))
 
     with pytest.raises(MachineError, match="rule 'nonsense' in output_nat of meshbed_capture"):
         nftables.apply(here.path, Batch(tables=table.messages))

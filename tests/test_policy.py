@@ -77,6 +77,7 @@ FIELDS = [
     ("namespace presence needs one", {"namespaces": (S("*"),)}, call(None), False),
     ("not namespace without identity", {"not_namespaces": (S("default"),)}, call(None), True),
     ("account", {"service_accounts": (ServiceAccountMatch("default", "client"),)}, call(), True),
+    ("another account", {"service_accounts": (ServiceAccountMatch("default", "admin"),)}, call(), False),
     ("account of another namespace", {"service_accounts": (ServiceAccountMatch("x", "client"),)}, call(), False),
     (
         "account ignores trust domain",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from planes import catalog
-from testbed import boundaries, deploy, lab, proof, topofile, trial
+from testbed import boundaries, deploy, lab, planespec, proof, sweep, topofile, trial
 from testbed.deploy import Deployment
 from testbed.errors import PeerError, UsageError
 from testbed.links.probe import choose
 from testbed.model.experiment import Finding, Result
+from testbed.model.placement import Encryption, Placement
 from testbed.model.topology import Topology
 from testbed.runtime.netns import NetnsRuntime
 from tests.labs import needs_root
@@ -67,11 +70,19 @@ def deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fi
     topology_name, plane = request.param
     monkeypatch.setenv("MESHBED_STATE", str(tmp_path / "state"))
     topology = shipped(topology_name)
-    placement = getattr(catalog, plane).place(topology, {})
+    with up(topology, getattr(catalog, plane).place(topology, {}), tmp_path) as deployment:
+        yield deployment
+
+
+@contextmanager
+def up(topology: Topology, placement: Placement, folder: Path) -> Iterator[Deployment]:
     with (
-        lab.up(topology, runtime=NetnsRuntime(), links=choose(), name=topology_name, logs=tmp_path / "logs") as running,
+        lab.up(
+            topology, runtime=NetnsRuntime(), links=choose(), name=topology.name, logs=folder / "logs",
+            extra=sweep.extra_sandboxes(placement),
+        ) as running,
         deploy.deploy(running, placement, keylog=True) as deployment,
-    ):
+    ):  # fmt: skip
         yield deployment
 
 
@@ -133,3 +144,132 @@ def test_without_a_mesh_every_boundary_is_tried_or_said_not_to_apply(deployed: D
         finding = tried[f"boundary.{name}"]
         assert finding.value == "not applicable: no HBONE listener"
         assert "hbone-right refused" in finding.evidence and "own port answered" in finding.evidence
+
+
+L7_PLANES = {
+    "sidecar": {"hidden", "delivered", "tls", "offer", "identity", "way"},
+    "ambient": {"hidden", "delivered", "tls", "identity", "alpn", "hbone", "way"},
+    "hybrid": {"hidden", "delivered", "tls", "identity", "alpn", "hbone", "way"},
+}
+
+
+@pytest.mark.root
+@needs_root
+@pytest.mark.parametrize("deployed", [("two-zones", name) for name in L7_PLANES], indirect=True, ids=list(L7_PLANES))
+def test_every_segment_and_every_boundary_of_the_l7_planes(deployed: Deployment, tmp_path: Path) -> None:
+    """Packets on every leg; calls refused, or passing where that is documented; each with its control."""
+    plane = deployed.placement.plane
+    packets = proof.prove(deployed, client="client", target="server", captures=tmp_path)
+    tried = {f.id.removeprefix("boundary."): f for f in boundaries.try_all(deployed, client="client", packets=packets)}
+
+    assert broken([*packets, *tried.values()]) == []
+    assert {f.id.rpartition("/")[2] for f in packets} == L7_PLANES[plane]
+    legs = {f.id.split("/")[1] for f in packets}
+    assert ("waypoint>server" in legs) == (plane == "ambient")
+    secret = {name: tried[name].value for name in ("l7-denied", "l7-denied-pod-ip")}
+    assert (
+        secret
+        == {
+            "sidecar": {"l7-denied": "refused (403)", "l7-denied-pod-ip": "refused (403)"},
+            "ambient": {"l7-denied": "refused (403)", "l7-denied-pod-ip": "passed (200)"},
+            "hybrid": {"l7-denied": "passed (200)", "l7-denied-pod-ip": "passed (200)"},
+        }[plane]
+    )
+
+
+@pytest.mark.root
+@needs_root
+def test_a_sidecar_that_dials_in_clear_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It believes that nobody has a sidecar, so it sends plain bytes, and PERMISSIVE servers take them: all works."""
+    monkeypatch.setenv("MESHBED_STATE", str(tmp_path / "state"))
+    topology = shipped("two-zones")
+    honest = catalog.sidecar.place(topology, {})
+    proxies = tuple(
+        dataclasses.replace(p, options={**p.options, "sidecars": []}) if p.serves == ("client",) else p
+        for p in honest.proxies
+    )
+    with up(topology, dataclasses.replace(honest, proxies=proxies), tmp_path) as deployment:
+        findings = proof.prove(deployment, client="client", target="server", captures=tmp_path)
+
+    results = {f.id.rpartition("/")[2]: f.result for f in findings}
+    assert results["hidden"] is results["tls"] is Result.BROKEN
+    assert all(f.result is not Result.HOLDS for f in findings if not f.id.endswith("/way"))
+
+
+@pytest.mark.root
+@needs_root
+def test_ztunnels_that_go_around_the_waypoint_are_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every request is answered, encrypted and as somebody; not by the way that was claimed."""
+    monkeypatch.setenv("MESHBED_STATE", str(tmp_path / "state"))
+    topology = shipped("two-zones")
+    honest = catalog.ambient.place(topology, {})
+    bare = [{k: v for k, v in s.items() if k != "waypoint"} for s in honest.proxies[0].view["services"]]
+    proxies = tuple(
+        dataclasses.replace(p, view={**p.view, "services": bare}) if p.role == "ztunnel" else p for p in honest.proxies
+    )
+    with up(topology, dataclasses.replace(honest, proxies=proxies), tmp_path) as deployment:
+        findings = proof.prove(deployment, client="client", target="server", captures=tmp_path)
+
+    assert not [f.id for f in findings if f.result is Result.HOLDS]
+
+
+MATRIX = """
+name: matrix
+zones: [east]
+nodes:
+  node-a: {zone: east}
+  node-b: {zone: east}
+workloads:
+  from-none: {node: node-a, plane: none}
+  from-sidecar: {node: node-a, plane: sidecar}
+  from-ambient: {node: node-a, plane: ambient}
+  to-none: {node: node-b, plane: none, app: {kind: http-echo, ports: [8080]}}
+  to-sidecar: {node: node-b, plane: sidecar, app: {kind: http-echo, ports: [8080]}}
+  to-ambient: {node: node-b, plane: ambient, app: {kind: http-echo, ports: [8080]}}
+  behind: {node: node-a, plane: ambient, app: {kind: http-echo, ports: [8080]}}
+services:
+  to-none: {ports: [{port: 80, targetPort: 8080, protocol: http}], workloads: [to-none]}
+  to-sidecar: {ports: [{port: 80, targetPort: 8080, protocol: http}], workloads: [to-sidecar]}
+  to-ambient: {ports: [{port: 80, targetPort: 8080, protocol: http}], workloads: [to-ambient]}
+  behind:
+    ports: [{port: 80, targetPort: 8080, protocol: http}]
+    workloads: [behind]
+    waypoint: {name: waypoint, node: node-b, replicas: 2}
+links:
+  - {between: [node-a, node-b], delayMs: 1}
+"""
+"""`behind` shares a node with its clients and not with its waypoints: both legs of a call cross the one link."""
+
+
+@pytest.mark.root
+@needs_root
+@pytest.mark.parametrize("plane", ["hybrid", "hybrid:listens_hbone=yes"])
+def test_every_kind_to_every_kind(plane: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What each pair claims is what packets show, in both directions, around waypoints and through their replicas."""
+    monkeypatch.setenv("MESHBED_STATE", str(tmp_path / "state"))
+    (tmp_path / "matrix.yml").write_text(MATRIX)
+    topology = topofile.load(tmp_path / "matrix.yml")
+    placement = planespec.place(plane, topology)
+    seen, wrong = {}, []
+    with up(topology, placement, tmp_path) as deployment:
+        for client in ("from-none", "from-sidecar", "from-ambient"):
+            for service in topology.services:
+                findings = proof.prove(deployment, client=client, target=service.name, captures=tmp_path / service.name)
+                wrong += broken(findings)
+                checks = {f.id.rpartition("/")[2] for f in findings}
+                seen[client.removeprefix("from-"), service.name.removeprefix("to-")] = (
+                    "clear" if "readable" in checks else "hbone" if "hbone" in checks else "mtls"
+                )
+                if service.name == "behind":
+                    ways = {f.segment for f in findings if f.id.endswith("/way")}
+                    assert len(ways) == (2 if client == "from-ambient" else 1), ways
+
+    assert wrong == []
+    assert seen == {
+        **{("none", server): "clear" for server in ("none", "sidecar", "ambient", "behind")},
+        ("sidecar", "none"): "clear", ("sidecar", "sidecar"): "mtls",
+        ("sidecar", "ambient"): "hbone", ("sidecar", "behind"): "hbone",
+        ("ambient", "none"): "clear", ("ambient", "sidecar"): "clear" if plane == "hybrid" else "hbone",
+        ("ambient", "ambient"): "hbone", ("ambient", "behind"): "hbone",
+    }  # fmt: skip
+    assert {c.encryption for c in placement.claims} == set(Encryption)

@@ -13,7 +13,7 @@ import pytest
 
 from experiments.quickstart import EXPERIMENT
 from planes.catalog import ambient_l4
-from testbed import registry, runs, sweep
+from testbed import honoured, registry, runs, sweep
 from testbed.model.experiment import Result
 from testbed.runtime import ownership
 from testbed.store import Run
@@ -67,7 +67,7 @@ def nothing_is_left() -> None:
 def test_a_run_leaves_its_folder_as_promised_and_nothing_else(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every file of contracts.md, the table on stdout, asked beside measured on stderr."""
+    """Every file of README, "A run's folder", the table on stdout, asked beside measured on stderr."""
     code = runs.run("tiny", seed=1)
     printed = capsys.readouterr()
     run = the_run(results)
@@ -88,10 +88,16 @@ def test_a_run_leaves_its_folder_as_promised_and_nothing_else(
     assert results_by_plane == {("none", Result.HOLDS), ("ambient-l4", Result.HOLDS)}
     assert {f.id for f in run.findings() if f.plane == "ambient-l4" and f.id.startswith("boundary.")} >= {
         "boundary.identities-held", "boundary.plaintext-visible", "boundary.plaintext-to-strict", "boundary.l4-denied",
-        "boundary.l4-denied-direct", "boundary.wrong-identity", "boundary.forged-identity", "boundary.foreign-authority",
+        "boundary.l4-denied-direct", "boundary.wrong-identity", "boundary.forged-identity",
+        "boundary.foreign-authority",
         "boundary.l7-denied", "boundary.l7-denied-pod-ip", "boundary.l7-allow",
     }  # fmt: skip
     assert "ambient-l4" in printed.out
+    (unheeded,) = honoured.told(sweep.resolve(EXPERIMENT).policies, "none")
+    assert "PeerAuthentication secure/strict" in unheeded
+    assert printed.err.count(f"not honoured under none: {unheeded}") == 1
+    assert run.info["planes"]["none"]["not honoured"] == unheeded
+    assert unheeded in (run.path / "report.html").read_text()
     assert printed.err.count("ms for 2 asked") >= 2
     assert code in (0, 3, 4)  # 3 or 4 only where the busy machine made a trial late
     assert code == runs.verdict(run.measurements(), run.findings())

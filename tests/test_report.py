@@ -158,6 +158,16 @@ def test_captures_with_secrets_put_a_red_notice_on_the_page(tmp_path: Path) -> N
     assert ("class", "warning") in page.attributes
 
 
+def test_spoilt_requests_are_named(tmp_path: Path) -> None:
+    """The file and the mend, not a traceback of the library that reads it."""
+    run = synthetic.make_run(tmp_path)
+    spoilt = next(iter(run.request_files().values()))
+    spoilt.write_bytes(b"x")
+
+    with pytest.raises(UsageError, match=rf"{spoilt.name}: does not read as requests .*restore it"):
+        report.build(run.path)
+
+
 def test_a_run_without_a_single_trial_still_reports(tmp_path: Path) -> None:
     """Killed at once: the page says that nothing was measured and that the run is not finished."""
     plan = store.Plan(topology=synthetic.topology(), seed=1, block_order=(), runtime="netns", link_kind="wire")
@@ -192,3 +202,39 @@ def test_bars_begin_at_zero_and_are_as_long_as_their_values() -> None:
 
     assert float(x1) == float(x2) == plots._LEFT
     assert float(w2) == pytest.approx(2 * float(w1), abs=0.2)
+
+
+class TestDrawnProxies:
+    """Where a plane's proxies stand in the picture of its topology."""
+
+    def drawn(self, *proxies: dict[str, str]) -> str:
+        return drawing.draw(store.as_json(synthetic.topology()), [], title="plane x", proxies=proxies)
+
+    def test_a_waypoint_has_a_box_in_its_node(self) -> None:
+        """It is a workload of its own, and has a wire of its own to be judged."""
+        bare = self.drawn()
+        page = self.drawn({"name": "waypoint.w", "role": "waypoint", "node": "node-c", "sandbox": "w"})
+
+        assert page.count('class="workload own"') == 1 and ">w</text>" in page
+        assert page.count('class="workload"') == bare.count('class="workload"') == 4
+
+    def test_sidecars_and_ztunnels_are_words_beside_whom_they_serve(self) -> None:
+        """They stand in another's sandbox."""
+        page = self.drawn(
+            {"name": "sidecar.cart", "role": "sidecar", "node": "node-b", "sandbox": "cart"},
+            {"name": "ztunnel.node-a", "role": "ztunnel", "node": "node-a", "sandbox": "node-a"},
+        )
+
+        assert page.count(">sidecar</text>") == page.count(">ztunnel</text>") == 1
+        assert "workload own" not in page
+
+    def test_a_waypoint_bears_the_padlock_of_its_own_wire(self) -> None:
+        """Both legs end there."""
+        proof = Finding(
+            id="packets.x/client>w/node-c:w-w/hidden", plane="x", segment="veth of w (node-c:w-w)", statement="",
+            result=Result.HOLDS, evidence="",
+        )  # fmt: skip
+        waypoint = {"name": "waypoint.w", "role": "waypoint", "node": "node-c", "sandbox": "w"}
+        page = drawing.draw(store.as_json(synthetic.topology()), [proof], title="plane x", proxies=[waypoint])
+
+        assert page.count('class="lock closed"') == 1

@@ -223,6 +223,60 @@ def test_a_measurements_file_cut_after_the_run_is_noticed(tmp_path: Path) -> Non
         store.Run.open(run.path).measurements()
 
 
+def finding(statement: str) -> Finding:
+    return Finding(
+        id="packets.x", plane="none", segment="a--b", statement=statement, result=Result.HOLDS, evidence="x.pcapng"
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil", "said"),
+    [
+        ("measurements.csv", lambda data: data.replace(b"1.5", b"0.5"), "not those that were written"),
+        ("measurements.csv", lambda data: data.replace(b",1.5,", b",a lot,"), "not those that were written"),
+        ("findings.jsonl", lambda data: data.replace(b"holds", b"HOLDS"), "not those that were written"),
+        ("findings.jsonl", lambda data: data.replace(b'"holds"', b'"broken"'), "not those that were written"),
+        ("findings.jsonl", None, "it is gone"),
+    ],
+)
+def test_an_edit_after_the_run_is_noticed(tmp_path: Path, file: str, spoil: object, said: str) -> None:
+    """Also one that leaves the file as long as it was; the journal knows what was written."""
+    with new_run(tmp_path) as run:
+        run.append_trial(rows("t1"))
+        run.append_findings([finding("one"), finding("two")])
+        path = run.path / file
+    path.write_bytes(spoil(path.read_bytes())) if spoil else path.unlink()  # type: ignore[operator]
+
+    read = store.Run.open(path.parent)
+    with pytest.raises(UsageError, match=rf"{file}: .*{said}.*restore it from a copy"):
+        read.measurements() if file == "measurements.csv" else read.findings()
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data.replace(b"holds", b"HOLDS"), lambda data: b"\n" + data[1:]])
+def test_a_run_from_before_the_checksums_is_read_or_refused_readably(tmp_path: Path, spoil: object) -> None:
+    """Its edits of equal length are seen where they no longer read."""
+    with new_run(tmp_path) as run:
+        run.append_findings([finding("a line break\u2028of its own")])
+        journal, findings = run.path / "journal.jsonl", run.path / "findings.jsonl"
+    old = [{k: v for k, v in json.loads(line).items() if k != "crc32"} for line in journal.read_text().splitlines()]
+    journal.write_text("".join(json.dumps(entry) + "\n" for entry in old))
+
+    assert [f.statement for f in store.Run.open(run.path).findings()] == ["a line break\u2028of its own"]
+    findings.write_bytes(spoil(findings.read_bytes()))  # type: ignore[operator]
+    with pytest.raises(UsageError, match="line 1 does not read"):
+        store.Run.open(run.path).findings()
+
+
+def test_a_run_without_its_plan_is_refused_readably(tmp_path: Path) -> None:
+    """Something named run.json with our format number is not yet a run."""
+    with new_run(tmp_path) as run:
+        path = run.path
+    (path / "run.json").write_text('{"format": 1}')
+
+    with pytest.raises(UsageError, match="lacks experiment, plan"):
+        store.Run.open(path)
+
+
 def test_captures_are_private_and_their_secrets_are_seen(tmp_path: Path) -> None:
     """Key material is readable by its owner only, and a capture with TLS secrets inside is named."""
     header = struct.pack("<IIIHHqI", 0x0A0D0D0A, 28, 0x1A2B3C4D, 1, 0, -1, 28)

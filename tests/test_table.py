@@ -45,6 +45,24 @@ def test_the_interval_holds_the_extremes_of_few_rounds() -> None:
     assert added is not None and (added.value, added.low, added.high) == (3.0, 1.0, 5.0)
 
 
+@pytest.mark.parametrize(("rounds", "said"), [(2, ""), (3, "25%"), (4, "12%"), (5, "")])
+def test_few_rounds_say_what_their_interval_can_promise(rounds: int, said: str) -> None:
+    """Three rounds cannot carry 95 %, whatever the head of the column says."""
+    built = table.build(table.summarise(latencies({"none": [1.0] * rounds, "x": [2.0] * rounds})), [])
+
+    notes = [n for n in built.notes if "true median" in n]
+    assert bool(notes) == bool(said)
+    if said:
+        assert f"misses the true median in {said}" in notes[0]
+        assert built.blocks[0].rows[1][0].note == built.notes.index(notes[0]) + 1
+        assert built.blocks[0].rows[0][0].note is None
+
+
+def test_the_interval_between_two_runs_has_the_sign_of_the_change() -> None:
+    """The second is slower: what is added is positive."""
+    assert table.unpaired_interval([1.0, 1.0, 1.0], [3.0, 3.0, 3.0]) == (2.0, 2.0)
+
+
 def test_a_trial_with_one_invalid_row_is_left_out_whole_and_counted() -> None:
     """Its latency does not count, its partner of the round is not compared, and the reason is printed."""
     rows = latencies({"none": [1, 1, 1, 1], "x": [2, 2, 2, 99]})

@@ -39,16 +39,16 @@ def small(**extra: object) -> str:
 
 @pytest.mark.parametrize("name", sorted(topofile.shipped()))
 def test_shipped_topologies_are_valid_and_named_as_their_file(name: str) -> None:
-    """Each loads by its bare name."""
+    """Each loads by its bare name, and has somebody to call from."""
     topology = topofile.load(name)
 
     assert topology.name == name
-    assert topology.workload("client").service_account == "client"
+    assert any(w.app.kind == "idle" for w in topology.workloads)
 
 
 def test_all_promised_topologies_are_shipped() -> None:
     """No more and no fewer than these; a policy file is no topology."""
-    assert sorted(topofile.shipped()) == ["chain3", "fanout", "pair", "shop", "two-zones"]
+    assert sorted(topofile.shipped()) == ["chain3", "fanout", "hybrid", "pair", "shop", "two-zones"]
 
 
 def test_two_zones_is_two_milliseconds_apart_with_its_policies() -> None:
@@ -58,7 +58,10 @@ def test_two_zones_is_two_milliseconds_apart_with_its_policies() -> None:
     assert [n.zone for n in topology.nodes] == ["east", "west"]
     assert topology.link("node-a", "node-b").rtt_ms == 2.0
     assert topology.workload("intruder").node == topology.workload("client").node
-    assert [type(p) for p in topology.policies] == [PeerAuthentication, AuthorizationPolicy]
+    assert [(type(p), p.name) for p in topology.policies] == [
+        (PeerAuthentication, "strict"),
+        *((AuthorizationPolicy, name) for name in ("only-client", "no-secret", "no-secret-at-waypoint", "read-only")),
+    ]
     assert topology.service("server").waypoint is not None
 
 
@@ -146,6 +149,7 @@ zoneLinks: [{between: [e, w], rttMs: 3}]
 MISTAKES = [
     ("links: [{between: [a, b], delayMs: 120000}]", "4:36: one-way delay 120s is above the 10s", "delayMs: 120?"),
     ("links: [{between: [a, b], delay: 1}]", "4:27: unknown key in link ('delay')", "did you mean 'delayMs'?"),
+    ("links: [{between: [a, b], delayMs: 1e3}]", "4:36: one-way delay in ms must be a number", "write a number"),
     ("links: [{between: [a, b], delayMs: 5ms}]", "4:36: one-way delay in ms must be a number", "write 5 without unit"),
     ("links: [{between: [a, b], loss: 5}]", "4:33: loss is above 1 (5)", "did you mean 0.05?"),
     ("links: [{between: [a, b], delayMs: -1}]", "out of range (-1)", "from 0 to 10000"),
@@ -219,6 +223,39 @@ def test_device_names_that_would_be_cut_to_the_same_are_refused() -> None:
     )
 
     assert len(found) == 1 and "'to-long-name-no'" in found[0] and "rename a node" in found[0]
+
+
+def test_a_file_name_may_hold_colons() -> None:
+    """Problems are told in order of their places all the same."""
+    found = problems("name: x\nnodes: {a: {}}\nbogus: 1\nnodez: 2\n", "a:b/c:8.yml")
+
+    assert [p.partition(" ")[0] for p in found] == ["a:b/c:8.yml:3:1:", "a:b/c:8.yml:4:1:"]
+
+
+def test_a_chain_of_calls_may_be_long() -> None:
+    """Longer than what Python lets a function call itself."""
+    length = 1500
+    workloads = [
+        f"  w{n}: {{node: n{n % 8}, app: {{kind: http-echo, ports: [80], calls: [w{n + 1}]}}}}" for n in range(length)
+    ]
+    services = [f"  w{n}: {{workloads: [w{n}], ports: [{{port: 80}}]}}" for n in range(length + 1)]
+    text = "\n".join(
+        [
+            "name: deep",
+            f"nodes: {{{', '.join(f'n{n}: {{}}' for n in range(8))}}}",
+            "links:",
+            *(f"  - {{between: [n{n}, n{n + 1}]}}" for n in range(7)),
+            "workloads:",
+            *workloads,
+            f"  w{length}: {{node: n0, app: {{kind: http-echo, ports: [80]CALLS}}}}",
+            "services:",
+            *services,
+        ]
+    )
+
+    assert len(topofile.parse(text.replace("CALLS", ""), "deep.yml").services) == length + 1
+    with pytest.raises(TopologyError, match=rf"circle \(w0 -> w1 .* -> w{length} -> w0\)"):
+        topofile.parse(text.replace("CALLS", ", calls: [w0]"), "deep.yml")
 
 
 def test_services_that_call_each_other_in_a_circle_are_refused() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.quickstart import EXPERIMENT
 from testbed import trial
-from testbed.model.experiment import LoadRecord, RequestRow
+from testbed.model.experiment import LinkReading, LoadRecord, RequestRow
 from testbed.window import Usage
 
 
@@ -56,6 +56,19 @@ def test_each_gate_says_what_it_saw(made: LoadRecord, said: str) -> None:
     import re
 
     assert re.search(said, reasons(made))
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_a_link_that_is_not_what_was_asked_is_a_reason(within: bool) -> None:
+    """Asked and measured stand beside each other."""
+    reading = LinkReading(
+        link="a--b", asked_rtt_ms=2.0, rtt_p50_ms=3.5, rtt_p90_ms=4.0, asked_loss=0.0, loss=0.25, probes=20,
+        within_tolerance=within,
+    )  # fmt: skip
+
+    said = trial.links_off([reading])
+
+    assert said == ([] if within else ["link a--b: RTT 3.500 ms for 2 asked, loss 0.250 for 0.000"])
 
 
 def test_latency_counts_from_the_intended_time() -> None:

@@ -134,3 +134,15 @@ def test_only_spiffe_names_of_a_service_count() -> None:
     mesh = view([], [service("s", subjectAltNames=["s.example.com", "spiffe://td/ns/n/sa/x"])])
 
     assert [str(i) for i in mesh.services[0].sans] == ["spiffe://td/ns/n/sa/x"]
+
+
+def test_a_service_of_namespace_visibility_is_seen_from_its_own_only() -> None:
+    """Neither by its VIP nor by its name from elsewhere."""
+    mesh = view([], [service("s", "10.96.0.1", visibility="Namespace")])
+
+    for found in (
+        lambda namespace: mesh.service_at("", "10.96.0.1", namespace),
+        lambda namespace: mesh.service_named("s.default.svc.cluster.local", namespace),
+    ):
+        assert found("default") is mesh.services[0]
+        assert found("elsewhere") is None

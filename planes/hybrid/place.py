@@ -11,7 +11,9 @@ from enum import StrEnum
 from planes.claims import claims
 from planes.sidecar.place import sidecars
 from planes.waypoint import place as waypoint
+from planes.waypoint.place import State
 from planes.ztunnel.place import ztunnels
+from testbed.errors import UsageError
 from testbed.model.placement import Placement
 from testbed.model.topology import Topology
 
@@ -31,21 +33,29 @@ def kinds(topology: Topology) -> dict[str, Kind]:
     }
 
 
-def place(topology: Topology, *, listens_hbone: bool = False) -> Placement:
-    """`listens_hbone`: sidecars take tunnels, and are published as such (PILOT_ENABLE_SIDECAR_LISTENING_HBONE)."""
+def place(
+    topology: Topology, *, listens_hbone: str = "no", waypoint_node: str | None = None, waypoints: str = State.READY
+) -> Placement:
+    """`listens_hbone=yes`: sidecars take tunnels, and are published as such (PILOT_ENABLE_SIDECAR_LISTENING_HBONE).
+
+    Raises UsageError for another value.
+    """
+    if listens_hbone not in ("yes", "no"):
+        raise UsageError(f"listens_hbone cannot be {listens_hbone!r}; it is yes or no")
+    listens = listens_hbone == "yes"
     of = kinds(topology)
     ambient = frozenset(name for name, kind in of.items() if kind is Kind.AMBIENT)
     injected = frozenset(name for name, kind in of.items() if kind is Kind.SIDECAR)
-    placed, view = waypoint.mesh_with_waypoints(topology, captured=ambient)
-    if listens_hbone:
+    placed, view = waypoint.mesh_with_waypoints(topology, captured=ambient, node=waypoint_node, state=waypoints)
+    if listens:
         view = _with_native_tunnels(view, {(w.namespace, w.name) for w in topology.workloads if w.name in injected})
-    plane = "hybrid-hbone" if listens_hbone else "hybrid"
+    plane = "hybrid-hbone" if listens else "hybrid"
     return (
         Placement(plane=plane)
         + ztunnels(topology, captured=ambient, view=view)
-        + sidecars(topology, injected=injected, view=view, listens_hbone=listens_hbone)
+        + sidecars(topology, injected=injected, view=view, listens_hbone=listens)
         + waypoint.proxies(topology, placed, view)
-        + Placement(plane=plane, claims=claims(topology, of, waypoints=placed, listens_hbone=listens_hbone))
+        + Placement(plane=plane, claims=claims(topology, of, waypoints=placed, listens_hbone=listens))
     )
 
 

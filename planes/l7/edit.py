@@ -49,6 +49,7 @@ _OVERRIDES = frozenset(
 `use_remote_address` and `x-forwarded-for` is every one. None of them is obeyed here."""
 _WATCHED = _OVERRIDES | {
     b"x-request-id", b"x-forwarded-proto", b"x-forwarded-client-cert", b"traceparent", b"tracestate",
+    b"x-envoy-attempt-count",
 }  # fmt: skip
 
 
@@ -102,10 +103,15 @@ def certificate_entry(own_uri: str, certificate_sha256: str, peer_uri: str) -> b
     return f'By={own_uri};Hash={certificate_sha256};Subject="";URI={peer_uri}'.encode()
 
 
+_FIRST = (b"x-envoy-attempt-count", b"1")
+
+
 def with_attempt(fields: Fields, tries: int, timeout_s: float | None = None) -> Fields:
-    """For one try towards an upstream: which one it is, and how long there is at most."""
-    kept = [f for f in fields if f[0] != b"x-envoy-attempt-count"]
-    kept.append((b"x-envoy-attempt-count", b"%d" % tries))
+    """For one try towards an upstream: which one it is, and how long there is at most.
+
+    `fields` went through `stamp`, which drops what came.
+    """
+    kept = [*fields, _FIRST if tries == 1 else (b"x-envoy-attempt-count", b"%d" % tries)]
     if timeout_s:
         kept.append((b"x-envoy-expected-rq-timeout-ms", b"%d" % round(timeout_s * 1000)))
     return kept

@@ -2,7 +2,7 @@
 
 Reading order: `hpack_tables`, `hpack` (header compression) -> `http2_head` (heads, and what makes them malformed) ->
 `http2_stream` -> `http2_connection` (what both roles share) -> here. Source: RFC 9113, RFC 7541, RFC 8441.
-What is done of them is listed in docs/http-conformance-9113.md.
+What is done of them is listed in docs/http-conformance.md.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ def sidecar_config(topology: Topology, workload: Workload, *, outbound_any: bool
     """Every service and route, for it may call any; policies and modes of its own workload."""
     peers = _of(topology, PeerAuthentication)
     mode = peer_mode(peers, workload, None)
-    ports = {*workload.app.ports, *_target_ports(topology, workload), *(port for peer in peers for port, _ in peer.port_modes)}
+    named = {port for peer in peers for port, _ in peer.port_modes}
+    ports = {*workload.app.ports, *_target_ports(topology, workload), *named}
     modes = {port: peer_mode(peers, workload, port) for port in sorted(ports)}
     return _config(
         topology,

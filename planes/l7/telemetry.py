@@ -23,6 +23,7 @@ _NAMES = (
     *(f"destination_{name}" for name in PEER_LABELS), "request_protocol", "connection_security_policy",
 )  # fmt: skip
 _UNKNOWN = "unknown"
+_SIZES_LIMIT = 256
 _SERIES_LIMIT = 10_000
 """Status codes and the like come from peers; what is more than this is counted under `unknown`."""
 
@@ -50,9 +51,9 @@ class _Histogram:
         self.counts = [0] * (len(BUCKETS_MS) + 1)
         self.total = 0.0
 
-    def add(self, value: float) -> None:
-        self.counts[bisect_left(BUCKETS_MS, value)] += 1
-        self.total += value
+    def add(self, value: float, times: int) -> None:
+        self.counts[bisect_left(BUCKETS_MS, value)] += times
+        self.total += value * times
 
     def lines(self, name: str, labels: str) -> list[str]:
         lines, running = [], 0
@@ -69,12 +70,20 @@ class _Histogram:
 class Series:
     """What was counted of one outcome."""
 
-    __slots__ = ("duration", "request", "requests", "response", "text")
+    __slots__ = ("duration", "request", "requests", "response", "sizes", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.requests = 0
         self.duration, self.request, self.response = _Histogram(), _Histogram(), _Histogram()
+        self.sizes: dict[tuple[int, int], int] = {}
+        """(bytes of request, of response) not yet in their histograms: most requests are like another."""
+
+    def fold(self) -> None:
+        for (request_bytes, response_bytes), times in self.sizes.items():
+            self.request.add(request_bytes, times)
+            self.response.add(response_bytes, times)
+        self.sizes.clear()
 
 
 class HttpMetrics:
@@ -93,9 +102,13 @@ class HttpMetrics:
         if held is None:
             held = self._make(key)
         held.requests += 1
-        held.duration.add(duration_ms)
-        held.request.add(request_bytes)
-        held.response.add(response_bytes)
+        duration = held.duration
+        duration.counts[bisect_left(BUCKETS_MS, duration_ms)] += 1
+        duration.total += duration_ms
+        sizes, pair = held.sizes, (request_bytes, response_bytes)
+        sizes[pair] = sizes.get(pair, 0) + 1
+        if len(sizes) > _SIZES_LIMIT:
+            held.fold()
 
     def _make(self, key: tuple[Labels | None, int, str, bytes]) -> Series:
         labels, status, flag, grpc_status = key
@@ -116,6 +129,8 @@ class HttpMetrics:
         if not self._series:
             return ""
         held = list(self._series.values())
+        for s in held:
+            s.fold()
         lines = ["# HELP istio_requests_total Requests.", "# TYPE istio_requests_total counter"]
         lines += [f"istio_requests_total{{{s.text}}} {s.requests}" for s in held]
         for name, attribute, text in (

@@ -207,6 +207,18 @@ async def connect(
     return protocol
 
 
+def resume_reading(loop: asyncio.AbstractEventLoop, transport: asyncio.ReadTransport) -> None:
+    """As the method, and what a TLS transport had already taken off its socket comes, too.
+
+    aiofastnet (1.2.0) looks at its own buffer only when the socket has more: a client's first bytes that came with the
+    end of its handshake, while reading was paused, would wait for ever.
+    """
+    transport.resume_reading()
+    look = getattr(transport, "_retry_ssl_read", None)
+    if look is not None:
+        loop.call_soon(look)
+
+
 async def adopt(
     loop: asyncio.AbstractEventLoop,
     factory: ProtocolFactory,

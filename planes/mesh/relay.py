@@ -56,7 +56,7 @@ class Endpoint(asyncio.Protocol):
         if self._early is None:
             self.forward_end()
             self._close_when_done()
-        return True
+        return self.transport.can_write_eof()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.lost = True
@@ -95,7 +95,7 @@ class Endpoint(asyncio.Protocol):
     def resume_if_possible(self) -> None:
         if self._read_blocked and not self.lost and self.may_read():
             self._read_blocked = False
-            self.transport.resume_reading()
+            net.resume_reading(asyncio.get_running_loop(), self.transport)
 
     def finish_writing(self) -> None:
         """The other side has ended: FIN, after all that is queued."""
@@ -103,6 +103,12 @@ class Endpoint(asyncio.Protocol):
             return
         self.eof_written = True
         if not self.eof_read:
+            if not self.transport.can_write_eof():  # TLS: its libraries know no end of one direction alone
+                if self._read_blocked:  # whose shutdown wants to read the peer's answer to it
+                    self._read_blocked = False
+                    self.transport.resume_reading()
+                self.transport.close()
+                return
             try:
                 self.transport.write_eof()
             except OSError:

@@ -58,8 +58,8 @@ class Net:
     vip: str
 
     @classmethod
-    def of(cls, number: int) -> Net:
-        prefix = f"127.79.{number}"
+    def of(cls, prefix: str) -> Net:
+        """`prefix`: three octets of loopback."""
         return cls(client=f"{prefix}.1", server=f"{prefix}.2", waypoint=f"{prefix}.3", vip=f"{prefix}.9")
 
 
@@ -88,20 +88,20 @@ def view(net: Net, *, target_port: int, through_waypoint: bool) -> dict:
     return {"workloads": workloads, "services": [service], "policies": []}
 
 
-def l7_config(net: Net, role: str, name: str, *, target_port: int, **more: object) -> dict:
+def l7_config(net: Net, role: str, name: str, *, target_port: int, protocol: str = "http") -> dict:
     service = {
         "name": "web", "namespace": "default", "hostname": HOST, "address": net.vip,
-        "ports": [{"port": 80, "target_port": target_port, "protocol": "http"}],
+        "ports": [{"port": 80, "target_port": target_port, "protocol": protocol}],
     }  # fmt: skip
     serves = [] if name == "client" else [KEY]
     return {
         "role": role, "name": name, "namespace": "default", "trust_domain": TRUST_DOMAIN, "services": [service],
-        "serves": serves, **more,
+        "serves": serves,
     }  # fmt: skip
 
 
 def proxy_config(
-    net: Net, role: str, name: str, *, target_port: int, l7: dict | None = None, **options: object
+    net: Net, role: str, name: str, *, target_port: int, protocol: str = "http", **options: object
 ) -> dict:
     """config.json of our sidecar, waypoint or ztunnel for the workload `name`."""
     uri = {"client": CLIENT_URI, "server": SERVER_URI, "waypoint": WAYPOINT_URI}[name]
@@ -113,7 +113,8 @@ def proxy_config(
     if role == "ztunnel":
         held["original_source"] = False
     else:
-        held |= {"workload": f"default/{name}", "l7": l7 or l7_config(net, role, name, target_port=target_port)}
+        l7 = l7_config(net, role, name, target_port=target_port, protocol=protocol)
+        held |= {"workload": f"default/{name}", "l7": l7}
     if role == "sidecar":
         held["sidecars"] = [f"Kubernetes//Pod/default/{each}" for each in ("client", "server")]
     return {
@@ -165,7 +166,7 @@ def _envoy(folder: Path, name: str, config: dict) -> subprocess.Popen[bytes]:
     return subprocess.Popen(argv)
 
 
-def _sidecars(folder: Path, implementation: str, net: Net, *, http2: bool) -> Chain:
+def _sidecars(folder: Path, implementation: str, net: Net, *, http2: bool = False, protocol: str = "http") -> Chain:
     if implementation == "envoy":
         make = import_module("planes.envoy.loopback")
         server = _envoy(folder, f"server-{net.server}", make.sidecar_inbound(
@@ -179,10 +180,11 @@ def _sidecars(folder: Path, implementation: str, net: Net, *, http2: bool) -> Ch
     else:
         # Nothing captures on loopback: the client's side is told that the service's port is the server's 15006.
         server = _ours(folder, "sidecar", "server", proxy_config(
-            net, "sidecar", "server", target_port=8080, original_destination=[net.server, 8080]
+            net, "sidecar", "server", target_port=8080, protocol=protocol, original_destination=[net.server, 8080]
         ))  # fmt: skip
         client = _ours(folder, "sidecar", "client", proxy_config(
-            net, "sidecar", "client", target_port=15006, original_destination=[net.vip, 80], http2_upstream=http2
+            net, "sidecar", "client", target_port=15006, protocol=protocol, original_destination=[net.vip, 80],
+            http2_upstream=http2,
         ))  # fmt: skip
     return Chain(
         target=(net.client, 15001), measured={"out": client.pid, "in": server.pid}, processes=[server, client]
@@ -210,17 +212,16 @@ def _waypoint(folder: Path, implementation: str, net: Net) -> Chain:
 
 
 @contextlib.contextmanager
-def chain(folder: Path, implementation: str, role: str, number: int) -> Iterator[Chain]:
-    """A role with its application, started and ready."""
-    net = Net.of(number)
+def chain(folder: Path, implementation: str, role: str, net: Net) -> Iterator[Chain]:
+    """A role of an implementation, started and ready; its application is the caller's, on port 8080 of `net.server`."""
     made = None
-    application = subprocess.Popen([sys.executable, "-m", "testbed.bench.l7", "serve", net.server, "8080"])
     try:
         if role == "waypoint":
             made = _waypoint(folder, implementation, net)
+        elif role == "sidecar tcp":
+            made = _sidecars(folder, implementation, net, protocol="tcp")
         else:
             made = _sidecars(folder, implementation, net, http2=role.endswith("2"))
-        wait_for_port((net.server, 8080))
         wait_for_port(made.target)
         if role == "waypoint":
             wait_for_port((net.waypoint, 15008))
@@ -229,9 +230,20 @@ def chain(folder: Path, implementation: str, role: str, number: int) -> Iterator
             wait_for_port((net.server, 15006))
         yield made
     finally:
-        for process in (*(made.processes if made is not None else ()), application):
+        for process in made.processes if made is not None else ():
             process.kill()
             process.wait()
+
+
+@contextlib.contextmanager
+def application(net: Net) -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, "-m", "testbed.bench.l7", "serve", net.server, "8080"])
+    try:
+        wait_for_port((net.server, 8080))
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 # -- the application and its callers
@@ -406,12 +418,14 @@ def run(
         folder = Path(text)
         write_certificates(folder, {"client": CLIENT_URI, "server": SERVER_URI, "waypoint": WAYPOINT_URI})
         pairs = [(role, implementation) for role in roles for implementation in implementations]
-        running = {
-            pair: stack.enter_context(chain(folder, pair[1], pair[0], 1 + number)) for number, pair in enumerate(pairs)
-        }
+        running = {}
+        for number, pair in enumerate(pairs):
+            net = Net.of(f"127.79.{1 + number}")
+            stack.enter_context(application(net))
+            running[pair] = stack.enter_context(chain(folder, pair[1], pair[0], net))
         time.sleep(0.5)
         idle = {pair: {k: pss_mb(pid) for k, pid in held.measured.items()} for pair, held in running.items()}
-        direct = (Net.of(1).server, 8080)
+        direct = (Net.of("127.79.1").server, 8080)
         for number in range(rounds):
             base_ms = uvloop.run(open_loop(direct, rate_per_s=OPEN_LOOP_PER_S, window_s=window_s))
             for pair in random.sample(pairs, len(pairs)):

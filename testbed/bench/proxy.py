@@ -1,5 +1,6 @@
-"""What a proxy costs: CPU per request, per MiB and role, idle memory, bulk speed, ours beside Envoy in ztunnel's role.
+"""What a proxy costs: CPU per request, per MiB and role, idle memory, bulk speed, ours beside Envoy in every role.
 
+Here is ztunnel's; sidecar and waypoint are `testbed.bench.l7`'s.
 Everything is on loopback: client → outbound proxy → mTLS/HBONE → inbound proxy → echo. Rounds are interleaved over the
 implementations; CPU is the processes' own clock, so a noisy machine moves it little. One connection's bulk speed counts
 bytes in one direction.
@@ -44,7 +45,10 @@ class Reading:
 
 
 def write_certificates(folder: Path, uris: dict[str, str]) -> None:
-    """`<name>.pem`, `<name>.key` for each name → SPIFFE URI, and `roots.pem`; P-256, a day long."""
+    """`<name>.pem`, `<name>.key` for each name → SPIFFE URI, and `roots.pem`; P-256, a day long.
+
+    Called again for the same folder, it renews: the root stays.
+    """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -53,16 +57,23 @@ def write_certificates(folder: Path, uris: dict[str, str]) -> None:
     now = datetime.datetime.now(datetime.UTC)
     span = (now - datetime.timedelta(minutes=5), now + datetime.timedelta(days=1))
     issuer = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, TRUST_DOMAIN)])
-    root_key = ec.generate_private_key(ec.SECP256R1())
+    kept = folder / "root.private"
+    if kept.exists():
+        root_key = serialization.load_pem_private_key(kept.read_bytes(), None)
+        assert isinstance(root_key, ec.EllipticCurvePrivateKey)
+    else:
+        root_key = ec.generate_private_key(ec.SECP256R1())
+        kept.write_bytes(_pem(root_key))
 
     def builder(subject: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
         made = x509.CertificateBuilder(issuer, subject, public, x509.random_serial_number())
         return made.not_valid_before(span[0]).not_valid_after(span[1])
 
     root = builder(issuer, root_key.public_key()).add_extension(x509.BasicConstraints(True, None), critical=True)
-    folder.joinpath("roots.pem").write_bytes(
-        root.sign(root_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-    )
+    if not (folder / "roots.pem").exists():
+        folder.joinpath("roots.pem").write_bytes(
+            root.sign(root_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        )
     for name, uri in uris.items():
         key = ec.generate_private_key(ec.SECP256R1())
         leaf = builder(x509.Name([]), key.public_key())
@@ -74,11 +85,15 @@ def write_certificates(folder: Path, uris: dict[str, str]) -> None:
         folder.joinpath(f"{name}.pem").write_bytes(
             leaf.sign(root_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
         )
-        folder.joinpath(f"{name}.key").write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
+        folder.joinpath(f"{name}.key").write_bytes(_pem(key))
+
+
+def _pem(key) -> bytes:  # type: ignore[no-untyped-def]
+    from cryptography.hazmat.primitives import serialization
+
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 def local_view(client: str, server: str) -> dict:
@@ -340,7 +355,8 @@ def main(arguments: list[str]) -> None:
         serve_echo(arguments[1], int(arguments[2]))
     else:
         rounds = int(arguments[0]) if arguments else 5
-        print(table(run(rounds=rounds)))
+        l7 = import_module("testbed.bench.l7")
+        print(f"ztunnel\n\n{table(run(rounds=rounds))}\n\nsidecar and waypoint\n\n{l7.table(l7.run(rounds=rounds))}")
 
 
 if __name__ == "__main__":

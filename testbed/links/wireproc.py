@@ -44,7 +44,9 @@ DISCARD_MOST = 10_000
 OLDEST_STAMP_NS = 2 * NS_PER_S
 """Stamps are CLOCK_REALTIME; one that claims to be older than this tells of a stepped clock, not of a late read."""
 LOOK_S = 0.25
-"""How often an idle wire looks whether the cores may sleep again."""
+"""How often an idle wire looks whether the cores may sleep again, or its devices are gone."""
+DOUBT_NS = 60 * NS_PER_S
+"""A removal on a busy machine takes this long at most; measured: up to a second."""
 _LENGTHS = struct.Struct("HH")
 
 
@@ -58,6 +60,8 @@ class Wire:
         self.wakefulness = Wakefulness()
         self.cores = AwakeCores()
         self.quantum_ns = 0
+        self.doubt_until_ns = 0
+        """Until then a device that went down may turn out to have been removed."""
         self.held_limit = HELD_BYTES_MOST
         self.epoll = select.epoll()
         self.by_fd: dict[int, Direction] = {}
@@ -73,9 +77,15 @@ class Wire:
     def _owner_gone(self) -> None:
         raise SystemExit(0)
 
+    def _went_down(self) -> None:
+        """A device that is being removed says so once, by going down, and has its name for a while yet; that it is gone
+        it never says. So whether it went for good has to be looked at again."""
+        self.doubt_until_ns = time.monotonic_ns() + DOUBT_NS
+        self._end_with_the_lab()
+
     def _end_with_the_lab(self) -> None:
         """A lab's end takes all devices; a wire without one would stay for as long as the orchestrator lives."""
-        if not any(direction.alive() for pair in self.links.values() for direction in pair):
+        if self.links and not any(direction.alive() for pair in self.links.values() for direction in pair):
             raise SystemExit(0)
 
     def _accept(self, listener: socket.socket) -> None:
@@ -271,9 +281,13 @@ class Wire:
                     armed_ns = 0
                 events = poll(0)
             elif not heads:
-                events = poll(LOOK_S if self.wakefulness.awake else None)
-                if not events and self.wakefulness.quiet(now()):
-                    self.cores.ask(self.wakefulness.awake)
+                events = poll(LOOK_S if self.wakefulness.awake or self.doubt_until_ns else None)
+                if not events:
+                    if self.wakefulness.quiet(now()):
+                        self.cores.ask(self.wakefulness.awake)
+                    if self.doubt_until_ns:
+                        self._end_with_the_lab()
+                        self.doubt_until_ns = self.doubt_until_ns if now() < self.doubt_until_ns else 0
             elif (wake_ns := pacer.wake_ns(heads[0][0])) <= t:
                 events = poll(0)
                 pacer.spun(now() - t)
@@ -297,7 +311,7 @@ class Wire:
                         heapq.heappush(heads, (direction.queue[0][0], sequence, direction))
                     if mask & select.EPOLLERR:
                         direction.drop_stamps()
-                        self._end_with_the_lab()
+                        self._went_down()
                 elif fd == timer.fd:
                     timer.clear()
                     armed_ns = 0

@@ -1,6 +1,6 @@
 """Istio's and the Gateway API's traffic resources as values: what a client's sidecar or a waypoint may decide by.
 
-Pure, and whole: a field that no plane of ours honours is kept too, so that a run can say so (`planes.l7.honoured`).
+Pure, and whole: a field that no plane of ours honours is kept too, so that a run can say so (`testbed.honoured`).
 HTTPRoute and GRPCRoute share `HttpRule` with VirtualService, as in istiod, which converts them; where their meaning
 differs (paths by segment, order by specificity, weights that sum to nothing) the value says so. Percentages are
 fractions 0..1, times are seconds. Fields and defaults: facts/hbone 6.2.

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from testbed.errors import UsageError
+from testbed.errors import MachineError, UsageError
 from testbed.runtime import cgroups, enter
 from testbed.runtime.keeper import MARK, remove
 
@@ -96,12 +96,18 @@ def default_root() -> Path:
 def state_root() -> Path:
     """Where labs keep their state: $MESHBED_STATE, else /run/meshbed, else the user's runtime folder.
 
-    Made on first use.
+    Made on first use. Raises MachineError where that is not possible or nothing can be written there.
     """
     root = Path(os.environ.get("MESHBED_STATE") or default_root()).absolute()
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    mend = "set MESHBED_STATE to a folder of yours that can be written to, or to a new one in such a folder"
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"{root}: labs cannot keep their state there ({error.strerror}); {mend}") from error
     if root.stat().st_uid not in (os.geteuid(), 0):
         raise UsageError(f"{root} belongs to user {root.stat().st_uid}; set MESHBED_STATE to a folder of yours")
+    if not os.access(root, os.W_OK | os.X_OK):
+        raise MachineError(f"{root}: labs cannot keep their state there (it cannot be written to); {mend}")
     return root
 
 

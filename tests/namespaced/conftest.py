@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from testbed.planespec import place
 from tests.namespaced import worlds
 from tests.namespaced.sidecars import SIDECARS, SidecarWorld
+from tests.namespaced.waypoints import DOOMED, MIXED, WAYPOINTS, WaypointWorld, sniffing, told
 from tests.namespaced.worlds import World
 
 SIDECAR_OPTIONS = {"access_log": "stderr", "policy_drain_s": 0.5}
@@ -40,4 +42,32 @@ def sidecars() -> Iterator[SidecarWorld]:
     with worlds.world(SIDECARS, plane="sidecar", options=SIDECAR_OPTIONS, made=SidecarWorld) as made:
         assert isinstance(made, SidecarWorld)
         made.made_ready()
+        yield made
+
+
+@pytest.fixture(scope="package")
+def ambient() -> Iterator[WaypointWorld]:
+    """Two nodes, a ztunnel each, waypoints of every kind."""
+    with worlds.world(
+        WAYPOINTS, plane="ambient", made=WaypointWorld,
+        place=lambda topology, _: told(place("ambient", sniffing(topology)), access_log="stderr", policy_drain_s=0.5),
+    ) as made:  # fmt: skip
+        assert isinstance(made, WaypointWorld)
+        made.made_ready()
+        yield made
+
+
+@pytest.fixture
+def doomed_waypoint() -> Iterator[WaypointWorld]:
+    """One service behind a waypoint of two replicas that the case may end."""
+    with worlds.world(DOOMED, plane="ambient", made=WaypointWorld, options={"drain_deadline_s": 3.0}) as made:
+        assert isinstance(made, WaypointWorld)
+        yield made
+
+
+@pytest.fixture(params=["hybrid", "hybrid:listens_hbone=yes"])
+def mixed(request: pytest.FixtureRequest) -> Iterator[WaypointWorld]:
+    """A waypoint whose service's endpoint has a sidecar; one that takes tunnels where it is asked to."""
+    with worlds.world(MIXED, plane=request.param, made=WaypointWorld) as made:
+        assert isinstance(made, WaypointWorld)
         yield made

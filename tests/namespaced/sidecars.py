@@ -14,11 +14,10 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from testbed import lab, policyfile
+from testbed import lab, planespec, policyfile
 from testbed.model.plain import to_plain
 from testbed.model.policy import Action, AuthorizationPolicy
 from testbed.model.topology import Topology
-from testbed.registry import load
 from testbed.runtime.enter import in_netns
 from tests.namespaced.worlds import LIMIT_S, World, wait_for
 
@@ -128,7 +127,7 @@ class SidecarWorld(World):
         # The same markers as `World._load`, for L7 proxies as a policy on trial.
         marker = f"generation-{next(self._generation)}"
         silent = AuthorizationPolicy(name=marker, namespace="none", action=Action.DENY, dry_run=True)
-        placement = load("plane", self.deployment.placement.plane).place(topology, {})
+        placement = planespec.place(self.deployment.placement.plane, topology)
         placed = {p.name: p for p in placement.proxies}
         for proxy in self.deployment.placement.proxies:
             fresh = placed[proxy.name]

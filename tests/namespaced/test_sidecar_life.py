@@ -13,7 +13,7 @@ from testbed.model.placement import Placement
 from testbed.model.topology import Topology
 from tests.labs import needs_root
 from tests.namespaced import worlds
-from tests.namespaced.sidecars import Answer, SidecarWorld
+from tests.namespaced.sidecars import Answer, SidecarWorld, listening
 from tests.namespaced.worlds import wait_for
 
 pytestmark = [pytest.mark.root, needs_root]
@@ -49,7 +49,7 @@ def test_sigterm_lets_requests_finish(small: SidecarWorld) -> None:
     slow.join()
     assert answers[0].status == 200
     assert proxy.wait(5) == 0
-    assert small.http("outsider", "", address=small.ip("web"), port=8080, path="/").status == 0
+    assert not listening(small, "outsider", small.ip("web"), 8080)
 
 
 def _under_way(world: SidecarWorld) -> bool:

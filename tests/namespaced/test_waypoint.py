@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 
@@ -89,9 +90,24 @@ def test_tunnel_that_is_reset_with_its_200_ends_at_the_application(mesh: World) 
                 time.sleep(0.02)
 
 
+def test_sandwich_waypoint_plain(mesh: World) -> None:
+    """A waypoint behind its own pod's ztunnel, which takes an authority of those who name it, and no other."""
+
+    def marked(sock: socket.socket) -> None:
+        sock.sendall(b"waypoint\n")
+        while data := sock.recv(65536):
+            sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+
+    tester, identity = mesh.ip("tester"), mesh.identity("client")
+    with mesh.serve("tester", 80, marked), mesh.edited(through("services", "far", f"/{tester}")):
+        assert mesh.echo("client", mesh.vip("far"), 80) == b"waypoint\nhello"
+        assert mesh.connect_status("outsider", tester, f"{mesh.vip('far')}:80", identity) == 200
+        assert mesh.connect_status("outsider", tester, f"{mesh.vip('mixed')}:80", identity) == 400
+
+
 NOT_YET = {
     "service_waypoint_workload_hostname": "workloads known by DNS name only",
-    "sandwich_waypoint_plain": "a waypoint behind a ztunnel (no waypoint program is here)",
     "sandwich_waypoint_proxy_protocol": "PROXY protocol to an application tunnel",
     "double_hbone1": "double HBONE across networks",
     "double_hbone2": "double HBONE across networks, gateway by service hostname",

@@ -25,16 +25,16 @@ import h2.config
 import h2.connection
 import h2.events
 
-from testbed import deploy, lab, topofile
+from testbed import deploy, lab, planespec, topofile
 from testbed.links.probe import choose
 from testbed.model.identity import Identity
 from testbed.model.placement import Capture, CaptureKind, Placement, Proxy
 from testbed.model.topology import Topology
 from testbed.pki import CERTIFICATE_FILE, KEY_FILE, ROOTS_FILE, CertificateAuthority, write_identity
-from testbed.registry import load
 from testbed.runtime.enter import in_netns
 from testbed.runtime.netns import NetnsRuntime
 from testbed.seams import Process
+from testbed.sweep import extra_sandboxes
 
 LIMIT_S = 8.0
 MARK = 0x539
@@ -390,7 +390,7 @@ def world(
 ) -> Iterator[World]:
     """`place` may change what the plane places; `options` go to every proxy."""
     topology = topofile.parse(text, "world.yml")
-    placement = place(topology, load("plane", plane).place(topology, {}))
+    placement = place(topology, planespec.place(plane, topology))
     proxies = tuple(dataclasses.replace(p, options={**p.options, **(options or {})}) for p in placement.proxies)
     placement = dataclasses.replace(placement, proxies=proxies)
     # Not pytest's own folder: its path is long, and a Unix socket's may hold 108 bytes only.
@@ -400,7 +400,10 @@ def world(
     try:
         name = f"t{os.getpid()}-{next(_numbers)}"
         with (
-            lab.up(topology, runtime=NetnsRuntime(), links=choose("auto"), name=name, logs=folder / "logs") as running,
+            lab.up(
+                topology, runtime=NetnsRuntime(), links=choose("auto"), name=name, logs=folder / "logs",
+                extra=extra_sandboxes(placement),
+            ) as running,
             deploy.deploy(running, placement) as deployment,
         ):
             yield made(lab=running, deployment=deployment, folder=folder)
