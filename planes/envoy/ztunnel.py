@@ -40,6 +40,9 @@ def _outbound(view: MeshView, local: WorkloadView, tunnels: Tunnels, parts: Part
             for _, vip in service.vips:
                 chains.append(pieces.chain([into(vip)], match=pieces.to_address(vip, port)))
     for workload in view.workloads:
+        if workload.waypoint is not None:
+            parts.leave_undone(f"waypoint of workload {workload.namespace}/{workload.name}: calls of its own address "
+                               "go direct")  # fmt: skip
         for host in workload.addresses:
             if workload.protocol is Protocol.HBONE and workload.uid != local.uid:
                 cluster = tunnels.to(parts, host, [(host, HBONE_PORT)], [str(workload.identity)])
