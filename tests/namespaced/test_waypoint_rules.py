@@ -97,6 +97,18 @@ def test_policies_see_the_clients_address(ambient: WaypointWorld) -> None:
         assert ambient.http("other", "web").status == 403
 
 
+def test_policies_see_the_services_address(ambient: WaypointWorld) -> None:
+    """As the destination, also where the tunnel was asked for by name."""
+    rules = [{"when": [{"key": "destination.ip", "values": [ambient.vip("web")]}]}]
+    named = ambient.hbone(
+        "outsider", ambient.pod("shared"), "web.default.svc.cluster.local:80", ambient.identity("client")
+    )
+    with ambient.resources(authorization(at("Service", "web"), rules=rules)), named as (status, talk):
+        assert ambient.http("client", "web").status == 200
+        assert status == 200
+        assert talk(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
 def test_policies_of_tcp_end_the_connection(ambient: WaypointWorld) -> None:
     """Before any byte reaches a server, and it is counted as denied."""
     client = str(ambient.identity("client")).removeprefix("spiffe://")
