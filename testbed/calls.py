@@ -285,7 +285,8 @@ def seen(outcome: dict) -> str:
     if passes(outcome):
         return f"passed ({outcome['status']})"
     connect = outcome["connect_status"] if outcome["connect_status"] != 200 else None
-    return f"refused ({connect or outcome['status'] or outcome['error'] or 'closed'})"
+    error = outcome["error"].removeprefix("tls: ").removeprefix("tlsv1_alert_").replace("_", " ")
+    return f"refused ({connect or outcome['status'] or error or 'closed'})"
 
 
 def _allow_of_l7(deployment: Deployment, ledger: Stand, client: Stand, outcomes: Outcomes) -> Finding:

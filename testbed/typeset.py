@@ -70,8 +70,8 @@ def _natural_widths(block: Block) -> list[int]:
 
 
 def _head_lines(text: str) -> list[str]:
-    """`group: column` stands on two lines."""
-    return re.split(r"(?<=:) ", clean(text))
+    """`group: column` stands on two lines, and so does a plane with options."""
+    return re.split(r"(?<=:) ?(?=\S)", clean(text))
 
 
 def _block_text(block: Block, width: int, colour: bool) -> str:

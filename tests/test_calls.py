@@ -38,6 +38,7 @@ SOME = Deployed(placement=Placement(plane="p"))
         (outcome(connected=True, status=403), "refused (403)"),
         (outcome(connected=True, status=200), "refused (200)"),
         (outcome(connected=True, error="reset"), "refused (reset)"),
+        (outcome(connected=True, error="tls: tlsv1_alert_unknown_ca"), "refused (unknown ca)"),
         (outcome(connected=True, connect_status=401), "refused (401)"),
         (outcome(connected=True, connect_status=200, error="closed"), "refused (closed)"),
         (outcome(connected=True, connect_status=200, status=403), "refused (403)"),

@@ -178,6 +178,19 @@ def test_the_terminal_table_fits_its_width(width: int) -> None:
     assert "\x1b" not in text
 
 
+def test_a_plane_with_options_stands_on_two_lines() -> None:
+    """Its whole name is too wide for a column among five."""
+    block = table.Block(
+        title="t",
+        head=("", "hybrid:listens_hbone=yes"),
+        rows=((table.Cell(lines=("a",)), table.Cell(lines=("b",))),),
+        numeric=False,
+    )
+    text = typeset.as_text(table.Table(blocks=(block,), notes=()))
+
+    assert [line.strip() for line in text.splitlines()[1:3]] == ["hybrid:", "listens_hbone=yes"]
+
+
 def test_colour_is_only_added_and_only_when_asked_for() -> None:
     """Stripped of escapes, the coloured table is the plain one."""
     built = table.build(table.summarise(latencies({"p": [1]})), [finding("allowed", result=Result.BROKEN)])
