@@ -1,13 +1,14 @@
 """One HTTP connection: a codec driven over a transport, either role, whatever lies beneath (socket, TLS, a tunnel).
 
-What a codec puts out while bytes are taken in leaves in one write: HTTP/1's at the end of that read, for it has one
-message to write; HTTP/2's at the end of the event loop's turn, in which other connections may add theirs.
+All that a codec puts out in one turn of the event loop leaves in one write, at the turn's end: written sooner, it would
+wake its reader sooner, and fewer messages would share a turn (measured: a tenth more CPU per request, saturated).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 from planes.l7.codec import Codec
 from planes.mesh import net
@@ -21,25 +22,37 @@ LINGER_S = 1.0
 RST, which may destroy the answer on its way (RFC 9112 9.6). Envoy's delayed_close_timeout."""
 
 
-class _Read:
-    """Bytes being taken in, and whose output is to be written after that. One of a process, as its event loop is."""
+class _Turn:
+    """An event loop's connections with something to write: one callback serves them all."""
 
-    __slots__ = ("due", "under_way")
+    __slots__ = ("due",)
 
     def __init__(self) -> None:
-        self.under_way = False
         self.due: list[HttpConnection] = []
 
+    def add(self, connection: HttpConnection) -> None:
+        if not self.due:
+            connection.loop.call_soon(self._end)
+        self.due.append(connection)
 
-_read = _Read()
+    def _end(self) -> None:
+        due, self.due = self.due, []
+        for connection in due:
+            try:
+                connection.flush()
+            except Exception as error:  # a bug of ours; the other connections are owed their bytes
+                connection.complain(error)
+
+
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, _Turn] = WeakKeyDictionary()
 
 
 class HttpConnection(asyncio.Protocol):
     """`codec` is set before bytes come: at once, or by `on_made` when the transport's TLS says which (ALPN)."""
 
     __slots__ = (
-        "_eof_written", "_linger", "_on_lost", "_on_made", "_on_turn", "_reading_paused", "_scheduled", "codec",
-        "context", "gathers", "loop", "lost", "reads", "secured", "seen", "served", "transport",
+        "_eof_written", "_linger", "_on_lost", "_on_made", "_on_turn", "_reading_paused", "_scheduled", "_turn",
+        "codec", "context", "loop", "lost", "reads", "secured", "seen", "served", "transport",
     )  # fmt: skip
 
     codec: Codec
@@ -57,8 +70,6 @@ class HttpConnection(asyncio.Protocol):
         self.codec = None  # type: ignore[assignment]
         self.transport = None  # type: ignore[assignment]
         self.lost = False
-        self.gathers = False
-        """Writes at the end of the turn: set for HTTP/2."""
         self.secured = False
         """Right above TLS."""
         self.context: object = None
@@ -69,6 +80,10 @@ class HttpConnection(asyncio.Protocol):
         self.seen: tuple[int, float] = (-1, 0.0)
         """(reads, when) at the last look for idleness."""
         self._on_made, self._on_turn, self._on_lost = on_made, on_turn, on_lost
+        turn = _turns.get(loop)
+        if turn is None:
+            turn = _turns[loop] = _Turn()
+        self._turn = turn
         self._scheduled = False
         self._reading_paused = False
         self._eof_written = False
@@ -81,10 +96,7 @@ class HttpConnection(asyncio.Protocol):
         """For the codec: something of it changed outside of `receive`."""
         if not self._scheduled:
             self._scheduled = True
-            if _read.under_way and not self.gathers:
-                _read.due.append(self)
-            else:
-                self.loop.call_soon(self.flush)
+            self._turn.add(self)
 
     # -- transport -----------------------------------------------------------------------------------------------------
 
@@ -97,24 +109,14 @@ class HttpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         codec = self.codec
         self.reads += 1
-        read = _read
-        outermost = not read.under_way
-        read.under_way = True
-        try:
-            codec.receive(data)
-        finally:
-            if outermost:
-                read.under_way = False
+        codec.receive(data)
         if codec.reading_held is not self._reading_paused:
             self._hold(codec.reading_held)  # at once: the event loop may have more reads in store for this very turn
         if not self._scheduled and (codec.out or codec.closing):
-            self.wake()
+            self._scheduled = True
+            self._turn.add(self)
         if self._on_turn is not None:
             self._on_turn(self)
-        if outermost:
-            due = read.due
-            while due:
-                due.pop().flush()
 
     def eof_received(self) -> bool:
         if self._linger is not None:
@@ -189,6 +191,10 @@ class HttpConnection(asyncio.Protocol):
                 self._hold(False)
         else:
             transport.close()
+
+    def complain(self, error: Exception) -> None:
+        self.loop.call_exception_handler({"message": f"BUG: {self!r}", "exception": error})
+        self.abort()
 
     def abort(self) -> None:
         if not self.lost and self.transport is not None:

@@ -105,7 +105,6 @@ class Dialler:
 
     def _made(self, way: Way, connection: HttpConnection) -> None:
         if way.http2:
-            connection.gathers = True
             connection.codec = Http2Client(connection.wake)
             connection.wake()
         else:

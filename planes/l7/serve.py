@@ -83,7 +83,6 @@ class HttpSide(Ended):
             connection.context = downstream
             self.connections.add(connection)
             if detected is Detected.HTTP2:
-                connection.gathers = True
                 connection.codec = Http2Server(
                     lambda stream, request: self.exchange(connection, stream, request), connection.wake
                 )

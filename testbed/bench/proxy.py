@@ -1,5 +1,6 @@
-"""What a proxy costs: CPU per request, per MiB and role, idle memory, bulk speed, ours beside Envoy in ztunnel's role.
+"""What a proxy costs: CPU per request, per MiB and role, idle memory, bulk speed, ours beside Envoy in every role.
 
+Here is ztunnel's; sidecar and waypoint are `testbed.bench.l7`'s.
 Everything is on loopback: client → outbound proxy → mTLS/HBONE → inbound proxy → echo. Rounds are interleaved over the
 implementations; CPU is the processes' own clock, so a noisy machine moves it little. One connection's bulk speed counts
 bytes in one direction.
@@ -354,7 +355,8 @@ def main(arguments: list[str]) -> None:
         serve_echo(arguments[1], int(arguments[2]))
     else:
         rounds = int(arguments[0]) if arguments else 5
-        print(table(run(rounds=rounds)))
+        l7 = import_module("testbed.bench.l7")
+        print(f"ztunnel\n\n{table(run(rounds=rounds))}\n\nsidecar and waypoint\n\n{l7.table(l7.run(rounds=rounds))}")
 
 
 if __name__ == "__main__":
