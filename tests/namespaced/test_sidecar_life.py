@@ -79,6 +79,7 @@ def test_registry_only_lets_nothing_unknown_out() -> None:
         return placement
 
     def banner(sock: socket.socket) -> None:
+        sock.recv(100)
         sock.sendall(b"out")
 
     with worlds.world(SMALL, plane="sidecar", place=place, made=SidecarWorld) as made:
