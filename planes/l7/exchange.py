@@ -8,8 +8,8 @@ answered in Envoy's words (status, body, response flag).
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
 
+from planes.l7.asked import NOBODY, Place
 from planes.l7.attempt import Attempt, Cause
 from planes.l7.codec import ServerStream
 from planes.l7.connection import LARGE_BYTES, HttpConnection
@@ -18,57 +18,11 @@ from planes.l7.message import Fields, Request, Response, field
 from planes.l7.retry import Failure, Retrial
 from planes.l7.shadow import Shadow
 from planes.l7.upstream import Upstream
-from planes.l7.view import Cluster
 
 REPLAY_MAX_BYTES = 64 << 10
 """A request's body is kept for another attempt up to here; a longer one is sent once."""
 _TEXT = [(b"content-type", b"text/plain")]
 _OVERLOADED = [*_TEXT, (b"x-envoy-overloaded", b"true")]
-
-
-class Place(Protocol):
-    """Who decides: one listener's side of a proxy."""
-
-    loop: asyncio.AbstractEventLoop
-
-    def decide(self, exchange: Exchange) -> Decision:
-        """Policy first, then the route."""
-        ...
-
-    def choose(self, exchange: Exchange) -> Upstream | None:
-        """An endpoint for this attempt (`exchange.tried` holds those before); None: no healthy one."""
-        ...
-
-    def mirror(self, exchange: Exchange, cluster: Cluster) -> Upstream | None:
-        """An endpoint for a copy."""
-        ...
-
-    def outgoing(self, exchange: Exchange) -> Request:
-        """The request as it goes upstream, edited."""
-        ...
-
-    def incoming(self, exchange: Exchange, response: Response) -> Response:
-        """The response as it goes downstream, edited."""
-        ...
-
-    def draw(self) -> float: ...
-    def finished(self, exchange: Exchange) -> None:
-        """After the last byte, both ways. For telemetry."""
-        ...
-
-
-class Nobody:
-    """Takes what still comes for an exchange that is over. Also breaks the circle of exchange and stream."""
-
-    __slots__ = ()
-
-    def data(self, data: bytes | memoryview) -> None: ...
-    def ended(self, trailers: Fields) -> None: ...
-    def was_reset(self, reason: str, *, unprocessed: bool) -> None: ...
-    def writable(self) -> None: ...
-
-
-NOBODY = Nobody()
 
 
 class Exchange:
