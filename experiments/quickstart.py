@@ -13,7 +13,7 @@ EXPERIMENT = Experiment(
     client="client",
     target="server",
     load=Load(
-        kind="open", rate_rps=200, arrival="poisson", connections=8, warmup_s=1.0, window_s=4.0, response_bytes=256
+        kind="open", rate_rps=200, arrival="poisson", connections=8, warmup_s=0.8, window_s=3.0, response_bytes=256
     ),
     rounds=5,
     claims=("two-l4-one-l7", "ambient-slower", "l4-suffices-for-mtls", "hbone-carries-metadata"),

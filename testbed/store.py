@@ -22,13 +22,16 @@ import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from testbed.errors import MachineError, UsageError
+from testbed.encoded import as_json, cell, csv_bytes, json_line, json_text, parquet_bytes
+from testbed.errors import UsageError
 from testbed.model.experiment import Experiment, Finding, Measurement, RequestRow, Result
 from testbed.model.topology import Topology
+from testbed.wholefile import sync_folder, translated, write_all, write_whole
+
+__all__ = ["FORMAT", "Plan", "Run", "as_json", "has_secrets", "runs", "translated", "write_whole"]
 
 FORMAT = 1
 COLUMNS = tuple(f.name for f in dataclasses.fields(Measurement))
@@ -95,15 +98,15 @@ class Run:
             try:
                 for folder, mode in (("", 0o755), ("requests", 0o755), ("captures", 0o700), ("logs", 0o755)):
                     (draft / folder).mkdir(mode=mode)
-                write_whole(draft / "measurements.csv", header := _csv_bytes([COLUMNS]))
+                write_whole(draft / "measurements.csv", header := csv_bytes([COLUMNS]))
                 write_whole(draft / "findings.jsonl", b"")
                 sizes = {"measurements.csv": len(header), "findings.jsonl": 0}
-                write_whole(draft / "journal.jsonl", _line({"kind": "start", "sizes": sizes}))
+                write_whole(draft / "journal.jsonl", json_line({"kind": "start", "sizes": sizes}))
                 name = _settle(draft, home, wanted, info, only=bool(run_id))
             except BaseException:
                 shutil.rmtree(draft, ignore_errors=True)
                 raise
-            _sync_folder(home)
+            sync_folder(home)
         return cls._append_to(home / name)
 
     @classmethod
@@ -160,8 +163,8 @@ class Run:
             # Numbered: two trials never share a file, whatever characters their names lose
             slug = re.sub(r"[^A-Za-z0-9._-]+", "-", trial)[:80].strip("-.")
             entry["requests"] = f"requests/{len(self.whole_trials()) + 1:04d}-{slug}.parquet"
-            self._guarded(lambda: write_whole(self.path / entry["requests"], _parquet_bytes(trial, rows)))
-        table = _csv_bytes([_cell(getattr(m, c)) for c in COLUMNS] for m in measurements)
+            self._guarded(lambda: write_whole(self.path / entry["requests"], parquet_bytes(trial, rows)))
+        table = csv_bytes([cell(getattr(m, c)) for c in COLUMNS] for m in measurements)
         try:
             self._append("measurements.csv", table, entry)
         except BaseException:
@@ -170,7 +173,7 @@ class Run:
             raise
 
     def append_findings(self, findings: Sequence[Finding]) -> None:
-        self._append("findings.jsonl", b"".join(_line(as_json(f)) for f in findings), {"kind": "findings"})
+        self._append("findings.jsonl", b"".join(json_line(as_json(f)) for f in findings), {"kind": "findings"})
 
     def capture_path(self, name: str) -> Path:
         """Where a capture goes; the file is made here, private, before any tool writes packets or keys into it."""
@@ -210,7 +213,7 @@ class Run:
 
     def _update(self, **values: object) -> None:
         self.info = self.info | values
-        self._guarded(lambda: write_whole(self.path / "run.json", _pretty(self.info)))
+        self._guarded(lambda: write_whole(self.path / "run.json", json_text(self.info)))
 
     def _append(self, file: str, data: bytes, entry: dict[str, Any]) -> None:
         if self._journal_fd is None:
@@ -223,8 +226,8 @@ class Run:
             fd = os.open(self.path / file, os.O_WRONLY | os.O_CLOEXEC)
             try:
                 try:
-                    _write_all(fd, data, before)
-                    _write_all(self._journal_fd, _line(entry), journal_before)
+                    write_all(fd, data, before)
+                    write_all(self._journal_fd, json_line(entry), journal_before)
                 except BaseException:
                     os.ftruncate(self._journal_fd, journal_before)
                     os.ftruncate(fd, before)
@@ -304,7 +307,7 @@ def _settle(draft: Path, home: Path, wanted: str, info: dict[str, Any], *, only:
     number = 1
     while True:
         name = wanted if number == 1 else f"{wanted}-{number}"
-        write_whole(draft / "run.json", _pretty(info | {"run": name}))
+        write_whole(draft / "run.json", json_text(info | {"run": name}))
         try:
             os.rename(draft, home / name)
             return name
@@ -330,35 +333,6 @@ def runs(root: Path, experiment: str | None = None) -> list[Path]:
     return sorted(found, key=lambda p: (p / "journal.jsonl").stat().st_mtime if (p / "journal.jsonl").exists() else 0)
 
 
-def as_json(value: Any) -> Any:
-    """A value of the model as plain JSON: dataclasses to objects, enums and other things to their text."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, Mapping):
-        return {str(k): as_json(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [as_json(v) for v in value]
-    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
-
-
-def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Replaces `path` in one step: readers see the old bytes or the new. Raises OSError and leaves nothing behind."""
-    draft = path.with_name(path.name + ".tmp")
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    try:
-        try:
-            _write_all(fd, data, 0)
-        finally:
-            os.close(fd)
-        os.rename(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
 def has_secrets(path: Path) -> bool:
     """Whether a capture carries a Decryption Secrets Block, or a file is itself a key log; a cut file counts too."""
     with path.open("rb") as file:
@@ -377,27 +351,6 @@ def has_secrets(path: Path) -> bool:
                 return False
             offset += length
     return False
-
-
-class translated:
-    """Turns an OSError into MachineError with the mend; says what is safe."""
-
-    def __init__(self, path: Path, doing: str, stored: int | None = None, *, mend: str = "") -> None:
-        self.path, self.doing, self.stored, self.mend = path, doing, stored, mend
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, OSError):
-            return
-        safe = "" if self.stored is None else f"; the {self.stored} trials stored before are whole"
-        mend = (
-            f"check rights and space{', ' * bool(self.mend)}{self.mend}"
-            if self.stored is None
-            else "free some space or raise the limit, then resume the run"
-        )
-        raise MachineError(f"{self.path}: cannot {self.doing}: {error.strerror or error}{safe}; {mend}") from error
 
 
 def _read_info(path: Path) -> dict[str, Any]:
@@ -442,51 +395,6 @@ def _committed(entries: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     for entry in entries[1:]:
         sizes[entry["file"]] = entry["bytes"]
     return sizes
-
-
-def _write_all(fd: int, data: bytes, offset: int) -> None:
-    done = 0
-    while done < len(data):  # a write may be short just before the disk is full
-        done += os.pwrite(fd, data[done:], offset + done)
-    os.fsync(fd)
-
-
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _parquet_bytes(trial: str, rows: Sequence[RequestRow]) -> bytes:
-    # pyarrow is heavy, and reading a run's tables does not need it. To memory first: only `write_whole` meets the disk.
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns: dict[str, Any] = {"trial": pa.array([trial] * len(rows)).dictionary_encode()}
-    columns |= {f.name: [getattr(r, f.name) for r in rows] for f in dataclasses.fields(RequestRow)}
-    sink = io.BytesIO()
-    pq.write_table(pa.table(columns), sink, compression="zstd")
-    return sink.getvalue()
-
-
-def _csv_bytes(rows: Iterable[Iterable[str]]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
-
-
-def _cell(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, float) else str(value)
-
-
-def _line(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-
-
-def _pretty(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, indent=1).encode() + b"\n"
 
 
 def _safe(name: str) -> str:

@@ -303,61 +303,46 @@ _BACKENDS = listed(
 _VALUE_TYPE = text("type of match", "Exact", "RegularExpression")
 _VALUE_MATCH = record("match", required=("name", "value"), type=_VALUE_TYPE, name=text("name"), value=text("value"))
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
-HTTP_ROUTE = record(
-    "spec of HTTPRoute",
-    parentRefs=listed("parentRefs", _PARENT),
-    hostnames=texts("hostnames"),
-    rules=listed(
-        "rules",
-        record(
-            "rule",
-            name=text("name"),
-            matches=listed(
-                "matches",
-                record(
-                    "match",
-                    path=record(
-                        "path", type=text("type of path match", "Exact", "PathPrefix", "RegularExpression"),
-                        value=text("value"),
-                    ),
-                    headers=listed("headers", _VALUE_MATCH),
-                    queryParams=listed("queryParams", _VALUE_MATCH),
-                    method=text("method", *_METHODS),
-                ),
-            ),
-            filters=_FILTERS,
-            backendRefs=_BACKENDS,
-            timeouts=record("timeouts", request=duration("request"), backendRequest=duration("backendRequest")),
-            retry=record("retry", codes=listed("codes", whole("code", 400, 599)),
-                         attempts=whole("attempts", 0, 1000), backoff=duration("backoff")),
-            **kept("sessionPersistence"),
+
+
+def _route(kind: str, match: Record, *, rule: dict[str, Shape]) -> Record:
+    """Both kinds of route differ in what is matched, and in what else a `rule` may hold."""
+    held = {"name": text("name"), "matches": listed("matches", match), "filters": _FILTERS, "backendRefs": _BACKENDS}
+    return record(
+        f"spec of {kind}",
+        parentRefs=listed("parentRefs", _PARENT),
+        hostnames=texts("hostnames"),
+        rules=listed("rules", record("rule", **held, **rule)),
+        **kept("useDefaultGateways"),
+    )
+
+
+HTTP_ROUTE = _route(
+    "HTTPRoute",
+    record(
+        "match",
+        path=record(
+            "path", type=text("type of path match", "Exact", "PathPrefix", "RegularExpression"), value=text("value"),
         ),
+        headers=listed("headers", _VALUE_MATCH),
+        queryParams=listed("queryParams", _VALUE_MATCH),
+        method=text("method", *_METHODS),
     ),
-    **kept("useDefaultGateways"),
+    rule={
+        "timeouts": record("timeouts", request=duration("request"), backendRequest=duration("backendRequest")),
+        "retry": record("retry", codes=listed("codes", whole("code", 400, 599)),
+                        attempts=whole("attempts", 0, 1000), backoff=duration("backoff")),
+        **kept("sessionPersistence"),
+    },
 )  # fmt: skip
-GRPC_ROUTE = record(
-    "spec of GRPCRoute",
-    parentRefs=listed("parentRefs", _PARENT),
-    hostnames=texts("hostnames"),
-    rules=listed(
-        "rules",
-        record(
-            "rule",
-            name=text("name"),
-            matches=listed(
-                "matches",
-                record(
-                    "match",
-                    method=record("method", type=_VALUE_TYPE, service=text("service"), method=text("method")),
-                    headers=listed("headers", _VALUE_MATCH),
-                ),
-            ),
-            filters=_FILTERS,
-            backendRefs=_BACKENDS,
-            **kept("sessionPersistence"),
-        ),
+GRPC_ROUTE = _route(
+    "GRPCRoute",
+    record(
+        "match",
+        method=record("method", type=_VALUE_TYPE, service=text("service"), method=text("method")),
+        headers=listed("headers", _VALUE_MATCH),
     ),
-    **kept("useDefaultGateways"),
+    rule={**kept("sessionPersistence")},
 )
 
 # -- RequestAuthentication: read strictly, kept whole until there are JWTs

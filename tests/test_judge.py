@@ -12,7 +12,8 @@ from testbed.model.experiment import Finding, Result
 from testbed.model.identity import Identity
 from testbed.model.placement import Claim, Encryption
 from testbed.verify.evidence import Canary, gather
-from testbed.verify.judge import journeys, judge
+from testbed.verify.journeys import journeys
+from testbed.verify.judge import judge
 from testbed.verify.segments import LOCAL, WIRE, Layout, Segment
 from tests.recorded import CLIENT, SERVER, TO_CLIENT, TO_SERVER, Authority, Exchange, Laid, Tunnels, hbone
 

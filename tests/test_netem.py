@@ -10,7 +10,7 @@ import pytest
 from testbed.errors import MachineError, UsageError
 from testbed.links import probe
 from testbed.links.delayline import Shape
-from testbed.links.netem import delete_qdisc, limit_packets, normal_table, options, replace_qdisc
+from testbed.links.netem import NetemLinks, delete_qdisc, limit_packets, normal_table, options, replace_qdisc
 from testbed.links.scratch import ScratchLab
 from testbed.model.topology import Impairment, Link
 
@@ -140,7 +140,7 @@ def test_an_unknown_maker_is_refused_with_the_known_ones() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="links need root (network namespaces)")
 def test_auto_takes_netem_exactly_where_the_kernel_has_it() -> None:
     """The probe's word and the choice agree, and netem by name fails aloud where it cannot be."""
-    refusal = probe.netem_refusal()
+    refusal = NetemLinks().check()
 
     assert probe.choose("auto").name == ("wire" if refusal else "netem")
     if refusal:
@@ -153,7 +153,7 @@ def test_auto_takes_netem_exactly_where_the_kernel_has_it() -> None:
 def test_a_kernel_without_netem_names_the_link() -> None:
     """Joining an impaired link there says which link, why, and what to do; plain links need no netem."""
     link = Link(a="a", b="b", a_address="172.16.0.0", b_address="172.16.0.1", a_to_b=Impairment(delay_ms=1))
-    if not probe.netem_refusal():
+    if not NetemLinks().check():
         pytest.skip("this kernel has netem; tests/test_netem_qemu.py and the wire's tests cover links here")
     with ScratchLab(["a", "b"]) as lab, pytest.raises(MachineError, match=r"link a--b: netem is not in this kernel"):
-        probe.NetemLinks().join(lab, [link])
+        NetemLinks().join(lab, [link])

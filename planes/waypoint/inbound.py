@@ -111,10 +111,14 @@ class Inbound(HttpSide):
         )  # fmt: skip
 
     def _detected(self, found: Detected, downstream: Downstream) -> asyncio.Protocol:
-        if found in (Detected.HTTP1, Detected.HTTP2):
-            downstream.judge = self._judge(downstream)
-            return self.serve(found, downstream)
-        return self._tcp(downstream)
+        """What is no HTTP where HTTP was declared meets the codec's refusal: as TCP it would pass by every policy."""
+        destination = self._destination(downstream)
+        if found not in (Detected.HTTP1, Detected.HTTP2):
+            if destination is None or not destination.protocol:
+                return self._tcp(downstream)
+            found = Detected.HTTP1
+        downstream.judge = self._judge(downstream)
+        return self.serve(found, downstream)
 
     # -- what is not HTTP ----------------------------------------------------------------------------------------------
 

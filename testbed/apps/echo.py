@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 import time
 from pathlib import Path
 
 import uvloop
 
 from testbed.apps.seenlog import SeenLog
-
-DRAIN_S = 5.0
+from testbed.apps.serving import listen_until_told, until_empty
 
 
 class EchoApp:
@@ -81,22 +79,10 @@ class EchoConnection(asyncio.Protocol):
 
 async def serve(app: EchoApp, *, address: str, ports: list[int]) -> None:
     """Until SIGTERM or SIGINT; what is still to be echoed then has DRAIN_S to leave."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    servers = [await loop.create_server(lambda: EchoConnection(app), address, port, backlog=1024) for port in ports]
-    for server in servers:
-        print(f"listening {server.sockets[0].getsockname()[1]}")
-    print("ready", flush=True)
-    await stop.wait()
-    for server in servers:
-        server.close()
+    await listen_until_told(lambda: EchoConnection(app), address=address, ports=ports)
     for connection in list(app.connections):
         connection.transport.close()
-    deadline_s = loop.time() + DRAIN_S
-    while app.connections and loop.time() < deadline_s:
-        await asyncio.sleep(0.02)
+    await until_empty(app.connections)
     app.log_totals()
     app.log.close()
 

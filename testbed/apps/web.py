@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import signal
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ import uvloop
 from testbed.apps.calls import Callee, Caller, CallError
 from testbed.apps.http1 import BodyPart, Malformed, RequestEnd, RequestHead, RequestReader
 from testbed.apps.seenlog import SeenLog
+from testbed.apps.serving import listen_until_told, until_empty
 
 COUNT_PATH = "/-/count"
 MAX_SIZE_BYTES = 64 * 1024 * 1024
@@ -37,7 +37,6 @@ MAX_PENDING_BYTES = 64 * 1024
 MAX_PEERS_COUNTED = 1024
 REMEMBERED_HEADS = 256
 REMEMBERED_BODY_BYTES = 16 * 1024
-DRAIN_S = 5.0
 _BLOCK = b"x" * MAX_PENDING_BYTES
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
@@ -312,23 +311,11 @@ class Connection(asyncio.Protocol):
 
 async def serve(app: WebApp, *, address: str, ports: list[int]) -> None:
     """Until SIGTERM or SIGINT; then in-flight answers have DRAIN_S to finish."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    servers = [await loop.create_server(lambda: Connection(app), address, port, backlog=1024) for port in ports]
-    for server in servers:
-        print(f"listening {server.sockets[0].getsockname()[1]}")
-    print("ready", flush=True)
-    await stop.wait()
+    await listen_until_told(lambda: Connection(app), address=address, ports=ports)
     app.stopping = True
-    for server in servers:
-        server.close()
     for connection in list(app.connections):
         connection.stop()
-    deadline_s = loop.time() + DRAIN_S
-    while app.connections and loop.time() < deadline_s:
-        await asyncio.sleep(0.02)
+    await until_empty(app.connections)
     for caller in app.callers:
         caller.close()
     app.log.close()

@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import errno
 import math
+import os
 import socket
 import struct
 from collections.abc import Sequence
@@ -30,12 +31,14 @@ from testbed.links.devices import (
     attribute,
     in_netns,
     index_of,
+    make_pairs,
     message,
     netlink_socket,
     set_offload,
     transact,
 )
-from testbed.links.ends import configure_ends, make_direct, may_offload, open_nodes
+from testbed.links.ends import configure_ends, end, make_direct, may_offload, open_nodes
+from testbed.links.scratch import open_new_netns
 from testbed.model.topology import Impairment, Link
 from testbed.seams import LiveLink, RunningLab, end_name
 
@@ -174,10 +177,19 @@ class NetemLinks:
 
     def check(self) -> list[str]:
         """What this machine lacks for it: tried on a scratch device."""
-        from testbed.links.probe import netem_refusal  # it imports us
-
-        refusal = netem_refusal()
-        return [refusal] if refusal else []
+        link = Link(a="a", b="b", a_address="172.16.0.0", b_address="172.16.0.1")
+        try:
+            netns = open_new_netns()
+        except MachineError as error:
+            return [str(error)]
+        try:
+            make_pairs([(end(netns, link, "a"), end(netns, link, "b"))])
+            shape_device(netns, "to-a", Impairment(), Impairment(delay_ms=1, loss=0.1), "probe for netem")
+        except MachineError as error:
+            return [str(error)]
+        finally:
+            os.close(netns)
+        return []
 
     def join(self, lab: RunningLab, links: Sequence[Link]) -> list[LiveLink]:
         plain = Impairment()

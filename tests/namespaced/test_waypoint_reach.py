@@ -282,11 +282,13 @@ def test_other_bytes_on_an_undeclared_port_are_relayed(ambient: WaypointWorld) -
         assert ambient.echo("client", ambient.vip("sniffed"), 7000, b"\x01\x02\x03") == b"\x01\x02\x03"
 
 
-def test_not_http_on_an_http_port_is_refused(ambient: WaypointWorld) -> None:
-    """The declaration is believed: other bytes meet the codec's refusal and no server."""
-    assert ambient.echo("client", ambient.vip("web"), 80, b"\x01\x02\x03\r\n\r\n").startswith((b"HTTP/1.1 400", b""))
-    with ambient.through(*SHARED):
-        assert ambient.http("client", "web").status == 200
+@pytest.mark.parametrize("data", [b"\x01\x02\x03\r\n\r\n", b"\x16\x03\x01\x00\x05hello", b"hello\r\n\r\n"])
+def test_not_http_on_an_http_port_is_refused(ambient: WaypointWorld, data: bytes) -> None:
+    """The declaration is believed: relayed as TCP, these bytes would pass by every policy about paths."""
+    seen: list[bytes] = []
+    with ambient.serve("tester", 8081, lambda sock: seen.append(sock.recv(100))):
+        assert ambient.echo("client", ambient.vip("tester"), 80, data).startswith(b"HTTP/1.1 400")
+    assert seen == []
 
 
 def test_tcp_to_a_port_where_nobody_listens_ends(ambient: WaypointWorld) -> None:
