@@ -30,7 +30,7 @@ from planes.mesh.view import Endpoint
 from testbed.model.traffic import ConnectionPool, OutlierDetection, RetryBudget, TrafficPolicy
 from tests import meshviews
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
 Serve = Callable[[Reader, Writer], Awaitable[None]]
 

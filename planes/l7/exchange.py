@@ -8,8 +8,8 @@ answered in Envoy's words (status, body, response flag).
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
 
+from planes.l7.asked import NOBODY, Place
 from planes.l7.attempt import Attempt, Cause
 from planes.l7.codec import ServerStream
 from planes.l7.connection import LARGE_BYTES, HttpConnection
@@ -18,93 +18,23 @@ from planes.l7.message import Fields, Request, Response, field
 from planes.l7.retry import Failure, Retrial
 from planes.l7.shadow import Shadow
 from planes.l7.upstream import Upstream
-from planes.l7.view import Cluster
 
 REPLAY_MAX_BYTES = 64 << 10
 """A request's body is kept for another attempt up to here; a longer one is sent once."""
+_NONE: Fields = []
 _TEXT = [(b"content-type", b"text/plain")]
 _OVERLOADED = [*_TEXT, (b"x-envoy-overloaded", b"true")]
-
-
-class Place(Protocol):
-    """Who decides: one listener's side of a proxy."""
-
-    loop: asyncio.AbstractEventLoop
-
-    def decide(self, exchange: Exchange) -> Decision:
-        """Policy first, then the route."""
-        ...
-
-    def choose(self, exchange: Exchange) -> Upstream | None:
-        """An endpoint for this attempt (`exchange.tried` holds those before); None: no healthy one."""
-        ...
-
-    def mirror(self, exchange: Exchange, cluster: Cluster) -> Upstream | None:
-        """An endpoint for a copy."""
-        ...
-
-    def outgoing(self, exchange: Exchange) -> Request:
-        """The request as it goes upstream, edited."""
-        ...
-
-    def incoming(self, exchange: Exchange, response: Response) -> Response:
-        """The response as it goes downstream, edited."""
-        ...
-
-    def draw(self) -> float: ...
-    def finished(self, exchange: Exchange) -> None:
-        """After the last byte, both ways. For telemetry."""
-        ...
-
-
-class Nobody:
-    """Takes what still comes for an exchange that is over. Also breaks the circle of exchange and stream."""
-
-    __slots__ = ()
-
-    def data(self, data: bytes | memoryview) -> None: ...
-    def ended(self, trailers: Fields) -> None: ...
-    def was_reset(self, reason: str, *, unprocessed: bool) -> None: ...
-    def writable(self) -> None: ...
-
-
-NOBODY = Nobody()
 
 
 class Exchange:
     """The downstream stream's sink."""
 
-    # What starts out alike for all is the class's until it changes: an exchange is made per request.
-    upstream: Upstream | None = None
-    """Of the last attempt."""
-    tried: tuple[Upstream, ...] = ()
-    attempts = 0
-    trailers: Fields = []  # noqa: RUF012 - as all `Fields`, never changed in place
-    request_bytes = 0
-    response: Response | None = None
-    """The final head, as sent downstream."""
-    response_bytes = 0
-    status = 0
-    grpc_status = b""
-    flag = ""
-    """Envoy's response flag."""
-    reason = ""
-    over = False
-    retrial: Retrial | None = None
-    """Made at the first failure."""
-    _attempt: Attempt | None = None
-    _answer_whole = False
-    """Of a tunnel whose other direction still runs."""
-    _kept: list[bytes] | None = None
-    """The request's body so far, as long as it may have to be sent (again)."""
-    _kept_bytes = 0
-    _replayable = True
-    _hold = False
-    _shadows: list[Shadow] | None = None
-    _deadline: asyncio.TimerHandle | None = None
-    """The end of all attempts."""
-    _pause: asyncio.TimerHandle | None = None
-    """An injected delay, or the wait before another attempt."""
+    __slots__ = (
+        "_answer_whole", "_attempt", "_deadline", "_hold", "_kept", "_kept_bytes", "_pause", "_replayable", "_shadows",
+        "attempts", "connection", "decision", "flag", "grpc_status", "over", "place", "reason", "request",
+        "request_bytes", "request_done", "response", "response_bytes", "retrial", "started_s", "status", "stream",
+        "trailers", "tried", "upstream",
+    )  # fmt: skip
 
     def __init__(self, place: Place, connection: HttpConnection, stream: ServerStream, request: Request) -> None:
         self.place = place
@@ -113,6 +43,36 @@ class Exchange:
         self.request = request
         self.started_s = place.loop.time()
         self.request_done = not request.has_body and not request.upgrade
+        self.upstream: Upstream | None = None
+        """Of the last attempt."""
+        self.tried: tuple[Upstream, ...] = ()
+        self.attempts = 0
+        self.trailers: Fields = _NONE
+        self.request_bytes = 0
+        self.response: Response | None = None
+        """The final head, as sent downstream."""
+        self.response_bytes = 0
+        self.status = 0
+        self.grpc_status = b""
+        self.flag = ""
+        """Envoy's response flag."""
+        self.reason = ""
+        self.over = False
+        self.retrial: Retrial | None = None
+        """Made at the first failure."""
+        self._attempt: Attempt | None = None
+        self._answer_whole = False
+        """Of a tunnel whose other direction still runs."""
+        self._kept: list[bytes] | None = None
+        """The request's body so far, as long as it may have to be sent (again)."""
+        self._kept_bytes = 0
+        self._replayable = True
+        self._hold = False
+        self._shadows: list[Shadow] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        """The end of all attempts."""
+        self._pause: asyncio.TimerHandle | None = None
+        """An injected delay, or the wait before another attempt."""
         stream.sink = self
         self.decision = decision = place.decide(self)
         if decision.flag or decision.delay_s:

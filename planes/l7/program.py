@@ -42,7 +42,7 @@ class Ended:
 
     def drain(self) -> None: ...
     def press(self) -> None:
-        """Within a drain: what is idle has had its time."""
+        """Within a drain, again and again: who is served is told to go elsewhere; who stays idle has had its time."""
 
     def stop(self) -> None: ...
     @property
@@ -199,9 +199,8 @@ class L7Program:
             spent_s = self.loop.time() - began_s
             if spent_s >= self.settings.drain_deadline_s:
                 break
-            if spent_s >= IDLE_GRACE_S:
-                for part in self.parts:
-                    part.press()
+            for part in self.parts:
+                part.press()
             await asyncio.sleep(0.05)
         for part in self.parts:
             part.stop()

@@ -21,7 +21,7 @@ from planes.l7.http1 import Http1Server
 from planes.l7.http2 import Http2Server
 from planes.l7.members import Members
 from planes.l7.message import Request, Response, field
-from planes.l7.program import Ended, L7Program
+from planes.l7.program import IDLE_GRACE_S, Ended, L7Program
 from planes.l7.upstream import Upstream
 from planes.l7.view import Cluster
 from planes.mesh import tls
@@ -215,9 +215,12 @@ class HttpSide(Ended):
             _last_call(connection)
 
     def press(self) -> None:
+        now_s = self.loop.time()
         for connection in list(self.connections):
-            connection.codec.drain()
-            connection.wake()
+            _last_call(connection)
+            if connection.idle_s(now_s) >= IDLE_GRACE_S:
+                connection.codec.drain()
+                connection.wake()
 
     def stop(self) -> None:
         for connection in list(self.connections):
