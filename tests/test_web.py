@@ -71,6 +71,20 @@ def test_a_remembered_answer_still_tells_each_peer_its_own_port(web: App) -> Non
             assert answer.getheader("x-peer-port") == str(connection.getsockname()[1])
 
 
+def test_a_new_request_id_changes_no_answer_and_hides_no_difference(web: App) -> None:
+    """Heads that differ in the id alone share an answer; any other difference is one, and each request counts."""
+    before = count(web)["requests"]
+    for number, size in enumerate((7, 7, 8, 7)):
+        head = f"GET /?size={size} HTTP/1.1\r\nhost: web\r\nx-request-id: {number:08d}\r\naccept: */*\r\n\r\n"
+        with web.connect() as connection:
+            connection.sendall(head.encode())
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+
+            assert answer.read() == b"x" * size
+    assert count(web)["requests"] - before == 4
+
+
 def test_pipelined_requests_are_answered_in_order(web: App) -> None:
     """A slow first request holds back the answers of those behind it."""
     targets = [b"/?status=201&delay_ms=60", b"/?status=202", b"/?status=203&delay_ms=5", b"/?status=206&size=100000"]

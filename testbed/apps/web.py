@@ -7,9 +7,10 @@ A request chooses by query (or by header `x-echo-<name>`, dashes for underscores
 `x-peer-port`; `x-body-bytes` counts a request body. `GET /-/count` gives totals. Timers tick at 1 ms (libuv's),
 delays are no finer.
 
-Only requests marked by `x-canary`, `x-request-id` or `log=1` are logged unless `--log-requests all`, so that a
-measured window pays for counting alone. An answer that depends on nothing but the head is remembered by the head's
-bytes: a load generator sends the same head all the time, and the app must not be what is measured.
+Only requests marked by `x-canary` or `log=1` are logged unless `--log-requests all`, so that a measured window pays
+for counting alone. An answer that depends on nothing but the head is remembered by the head's bytes, but for the
+`x-request-id` that L7 proxies make anew for every request: a load generator sends the same head all the time, and the
+app must neither be what is measured nor cost more under one plane than under another.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ MAX_SIZE_BYTES = 64 * 1024 * 1024
 MAX_DELAY_S = 60.0
 MAX_PENDING_BYTES = 64 * 1024
 MAX_PEERS_COUNTED = 1024
+_REQUEST_ID = re.compile(rb"\r\nx-request-id: [^\r\n]*")
 REMEMBERED_HEADS = 256
 REMEMBERED_BODY_BYTES = 16 * 1024
 _BLOCK = b"x" * MAX_PENDING_BYTES
@@ -72,7 +75,7 @@ def read_order(head: RequestHead) -> Order:
         delay_s=number("delay_ms", 0, MAX_DELAY_S * 1000, 0) / 1000,
         status=int(number("status", 200, 599, 200)),
         reflect=head.query.get("reflect") == "1",
-        log="x-canary" in head.headers or "x-request-id" in head.headers or head.query.get("log") == "1",
+        log="x-canary" in head.headers or head.query.get("log") == "1",
     )
 
 
@@ -148,7 +151,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if not self._busy and self._reader.between_requests and self._writable.is_set():
-            remembered = self._app.remembered.get(data)
+            remembered = self._app.remembered.get(_REQUEST_ID.sub(b"", data, 1))
             if remembered is not None:
                 before, after = remembered
                 self._transport.write(before + self._peer_lines + after)
@@ -246,7 +249,7 @@ class Connection(asyncio.Protocol):
 
     def _learn(self, head: RequestHead, before: bytes, after: bytes) -> None:
         if len(self._app.remembered) < REMEMBERED_HEADS:
-            self._app.remembered[self._reader.last_head_bytes] = (before, after)
+            self._app.remembered[_REQUEST_ID.sub(b"", self._reader.last_head_bytes, 1)] = (before, after)
 
     def _compose(
         self, head: RequestHead, order: Order, status: int, body: bytes, size_bytes: int, extra: str
