@@ -330,7 +330,7 @@ class _PortTable:
         view = table.view
         for service in view.config.services:
             entry = service.port(port)
-            if entry is None or not entry.is_http:
+            if entry is None or entry.protocol == "tcp":  # undeclared ones come here when HTTP was found on them
                 continue
             host = table._of_service(service, port, table._routes_of(service, port))
             for domain in domains(service, view.config.namespace):

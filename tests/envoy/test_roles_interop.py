@@ -158,9 +158,7 @@ def test_tcp_between_sidecars(scene: Make, client: Kind, server: Kind) -> None:
 @pytest.mark.parametrize(
     ("client", "server"),
     [
-        pytest.param("ours", "envoy", id="ours to envoy", marks=pytest.mark.xfail(
-            reason="our outbound routes HTTP of an undeclared port by host among declared ports only, and passes it by"
-        )),
+        pytest.param("ours", "envoy", id="ours to envoy"),
         pytest.param("envoy", "ours", id="envoy to ours"),
     ],
 )  # fmt: skip
