@@ -13,8 +13,10 @@ from testbed import interrupts
 
 @pytest.fixture(autouse=True)
 def clean() -> Iterator[None]:
-    """pytest's own handlers come back, and nothing is remembered."""
+    """pytest's own handlers come back, and nothing is remembered. A background job's SIGINT is ignored: not here."""
     before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
+    for number in before:
+        signal.signal(number, signal.default_int_handler)
     interrupts._came.clear()
     yield
     interrupts._came.clear()
