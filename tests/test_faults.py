@@ -85,7 +85,7 @@ class TestInterrupted:
             ("proof", 0.3, "none", signal.SIGINT),
             ("probing", 0.2, "none", signal.SIGTERM),
             ("load", 0.8, "none", signal.SIGINT),
-            ("load", 2.2, "none", signal.SIGTERM),
+            ("load", 1.4, "none", signal.SIGTERM),
             ("report", 0.0, "none", signal.SIGINT),
         ],
     )
