@@ -37,30 +37,6 @@ def build(run_path: Path | str) -> Path:
     return run.path / "report.html"
 
 
-def compare(run_a: Path | str, run_b: Path | str) -> table.Table:
-    """What each plane adds in run A, in run B, and B minus A (unpaired: rounds of two runs share nothing)."""
-    runs = [Run.open(p) for p in (run_a, run_b)]
-    names = [r.info["experiment"] for r in runs]
-    if names[0] != names[1]:
-        raise UsageError(f"cannot compare a run of {names[0]} with one of {names[1]}: pass two runs of one experiment")
-    a, b = (table.summarise(r.measurements()) for r in runs)
-    rows = []
-    for plane in [p for p in a.planes if p in b.planes]:
-        for metric in ("latency_p50", "latency_p99"):
-            first, second = a.rounds(plane, metric), b.rounds(plane, metric)
-            if not first or not second:
-                continue
-            low, high = table.unpaired_interval(list(first.values()), list(second.values()))
-            change = statistics.median(second.values()) - statistics.median(first.values())
-            texts = [plane, metric, *(table.digits(statistics.median(v.values())) for v in (first, second))]
-            texts += [table.digits(change), "–" if low is None else f"[{table.digits(low)}, {table.digits(high)}]"]
-            rows.append(tuple(table.Cell(lines=(t,)) for t in texts))
-    head = ("plane", "metric", "A ms", "B ms", "B − A ms", "95 %")
-    title = f"A = {runs[0].info['run']}, B = {runs[1].info['run']}"
-    notes = ("unpaired: two runs share no rounds, so drift of the machine between them is in the difference",)
-    return table.Table(blocks=(table.Block(title=title, head=head, rows=tuple(rows)),), notes=notes)
-
-
 def _page(
     run: Run,
     measurements: Sequence[Measurement],

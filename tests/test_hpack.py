@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from planes.l7 import hpack_tables
 from planes.l7.hpack import Decoder, Encoder, Secret
-from planes.l7.hpack_tables import CompressionError, integer
+from planes.l7.hpack_tables import CompressionError
+from planes.mesh.frames import integer
 
 NAMES = st.one_of(
     st.sampled_from([name for name, _ in hpack_tables.STATIC] + [b"x-request-id", b"traceparent", b"x-a"]),

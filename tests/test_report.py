@@ -178,20 +178,6 @@ def test_a_run_without_a_single_trial_still_reports(tmp_path: Path) -> None:
     assert "Nothing was measured" in text and "not finished" in text
 
 
-def test_two_runs_compare_with_an_unpaired_interval(tmp_path: Path) -> None:
-    """The same data twice differs by nothing, and the interval holds zero; another experiment is refused."""
-    a, b = synthetic.make_run(tmp_path), synthetic.make_run(tmp_path)
-    rows = report.compare(a.path, b.path).blocks[0].rows
-
-    assert len(rows) == 2 * len(synthetic.PLANES)
-    assert {r[4].lines[0] for r in rows} == {"0.000"}
-    assert all(r[5].lines[0].startswith("[−") for r in rows)
-    plan = store.Plan(topology=synthetic.topology(), seed=1, block_order=(), runtime="netns", link_kind="wire")
-    other = dataclasses.replace(synthetic.experiment(("none",)), name="other")
-    with store.Run.create(tmp_path, other, plan, started="2026-01-02T03:04:05Z") as run, pytest.raises(UsageError):
-        report.compare(a.path, run.path)
-
-
 def test_bars_begin_at_zero_and_are_as_long_as_their_values() -> None:
     """Twice the value is twice the length; the axis has no hidden start."""
     svg = plots.bars(

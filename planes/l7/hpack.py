@@ -15,9 +15,9 @@ from planes.l7.hpack_tables import (
     CompressionError,
     Field,
     huffman_decode,
-    integer,
     read_integer,
 )  # fmt: skip
+from planes.mesh.frames import integer
 
 DEFAULT_TABLE_BYTES = 4096
 _OVERHEAD = 32

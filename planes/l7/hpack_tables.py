@@ -9,20 +9,6 @@ class CompressionError(ValueError):
     """Bytes that are no header block: the connection's shared state is lost with them."""
 
 
-def integer(value: int, prefix_bits: int, first: int) -> bytes:
-    """RFC 7541 §5.1."""
-    limit = (1 << prefix_bits) - 1
-    if value < limit:
-        return bytes((first | value,))
-    out = bytearray((first | limit,))
-    value -= limit
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
 def read_integer(data: bytes, at: int, prefix_bits: int) -> tuple[int, int]:
     """The integer whose prefix is in `data[at]`, and where the next thing starts. IndexError: cut short."""
     limit = (1 << prefix_bits) - 1

@@ -6,15 +6,12 @@ import asyncio
 import gc
 import json
 import random
-import signal
 import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import IO
 
-from planes.l7 import settings as settings_file
 from planes.l7.dial import Dialler
 from planes.l7.route import RouteTable
 from planes.l7.settings import Settings
@@ -236,38 +233,3 @@ class L7Program:
     def _quit(self) -> Answer:
         self.quit()
         return 200, "shutdown now\n"
-
-
-async def run(program: L7Program) -> None:
-    loop = program.loop
-
-    def complain(_: asyncio.AbstractEventLoop, problem: dict) -> None:
-        error = problem.get("exception")
-        program.warn(f"{str(problem.get('message')).splitlines()[0]}: {error!r}")
-
-    loop.set_exception_handler(complain)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, program.quit)
-    loop.add_signal_handler(signal.SIGHUP, program.reload)
-    await program.start()
-    await program.ended.wait()
-    program.stop_watching()
-
-
-def main(name: str, make: Callable[[asyncio.AbstractEventLoop, Settings], L7Program], arguments: list[str]) -> int:
-    """Of `python -m planes.<name> --config <folder>/config.json`."""
-    if len(arguments) != 2 or arguments[0] != "--config":
-        print(f"usage: python -m planes.{name} --config <folder>/config.json", file=sys.stderr)
-        return 2
-    loop = net.new_loop()
-    asyncio.set_event_loop(loop)
-
-    async def go() -> None:
-        await run(make(loop, settings_file.load(Path(arguments[1]).resolve())))
-
-    try:
-        loop.run_until_complete(go())
-    except TestbedError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0

@@ -92,7 +92,7 @@ def headers(stream: int, block: bytes, *, end: bool, max_frame_size: int) -> byt
     )
 
 
-def _integer(value: int, prefix_bits: int, first: int) -> bytes:
+def integer(value: int, prefix_bits: int, first: int) -> bytes:
     """RFC 7541 §5.1."""
     limit = (1 << prefix_bits) - 1
     if value < limit:
@@ -128,10 +128,10 @@ def encode_fields(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
             out.append(bytes((0x80 | indexed,)))
             continue
         known = _STATIC_NAMES.get(name, 0)
-        out.append(_integer(known, 4, 0x00))
+        out.append(integer(known, 4, 0x00))
         if not known:
-            out.append(_integer(len(name), 7, 0x00))
+            out.append(integer(len(name), 7, 0x00))
             out.append(name)
-        out.append(_integer(len(value), 7, 0x00))
+        out.append(integer(len(value), 7, 0x00))
         out.append(value)
     return b"".join(out)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import signal
 from pathlib import Path
 
 from planes.mesh import net, tls
@@ -190,6 +189,9 @@ class Ztunnel:
         await asyncio.sleep(0)  # lets the closes reach their sockets
         self.ended.set()
 
+    def warn(self, text: str) -> None:
+        self.context.warn(text)
+
     def stop_watching(self) -> None:
         for task in self._tasks:
             task.cancel()
@@ -227,20 +229,3 @@ class Ztunnel:
     def _quit(self) -> Answer:
         self.quit()
         return 200, "shutdown now\n"
-
-
-async def run(settings: Settings) -> None:
-    loop = asyncio.get_running_loop()
-    ztunnel = Ztunnel(loop, settings)
-
-    def complain(_: asyncio.AbstractEventLoop, problem: dict) -> None:
-        error = problem.get("exception")
-        ztunnel.context.warn(f"{str(problem.get('message')).splitlines()[0]}: {error!r}")
-
-    loop.set_exception_handler(complain)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ztunnel.quit)
-    loop.add_signal_handler(signal.SIGHUP, ztunnel.reload)
-    await ztunnel.start()
-    await ztunnel.ended.wait()
-    ztunnel.stop_watching()
