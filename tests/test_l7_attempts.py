@@ -58,6 +58,27 @@ class TestRetries:
 
         run(scenario)
 
+    def test_what_a_client_says_of_itself_is_taken_off_also_where_the_first_attempt_found_nobody(self) -> None:
+        """Else a dead endpoint would let a forged x-forwarded-client-cert through; and the id is there in any case."""
+
+        async def scenario(world: World) -> None:
+            heard: list[dict[bytes, bytes]] = []
+
+            async def note(reader: Reader, writer: Writer) -> None:
+                _, fields = await read_head(reader)
+                heard.append(fields)
+                writer.write(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n")
+                await writer.drain()
+
+            relay = await world.relay(closed_port(), await world.origin(note), retry=DEFAULT)
+            forged = b"GET / HTTP/1.1\r\nhost: o\r\nx-forwarded-client-cert: URI=spiffe://cluster.local/forged\r\n\r\n"
+            for _ in range(8):
+                assert (await relay.ask(forged)).status == 204
+            assert max(e.attempts for e in relay.side.seen) == 2
+            assert all(b"x-request-id" in f and b"x-forwarded-client-cert" not in f for f in heard)
+
+        run(scenario)
+
     def test_where_nobody_listens_the_client_hears_503_after_all_tries(self) -> None:
         """One first try and two more."""
 

@@ -32,8 +32,8 @@ class Exchange:
     __slots__ = (
         "_answer_whole", "_attempt", "_deadline", "_hold", "_kept", "_kept_bytes", "_pause", "_replayable", "_shadows",
         "attempts", "connection", "decision", "flag", "grpc_status", "over", "place", "reason", "request",
-        "request_bytes", "request_done", "response", "response_bytes", "retrial", "started_s", "status", "stream",
-        "trailers", "tried", "upstream",
+        "request_bytes", "request_done", "response", "response_bytes", "retrial", "stamped", "started_s", "status",
+        "stream", "trailers", "tried", "upstream",
     )  # fmt: skip
 
     def __init__(self, place: Place, connection: HttpConnection, stream: ServerStream, request: Request) -> None:
@@ -58,6 +58,8 @@ class Exchange:
         """Envoy's response flag."""
         self.reason = ""
         self.over = False
+        self.stamped = False
+        """The request bears what the proxy itself writes: once, however many attempts and mirrors it takes."""
         self.retrial: Retrial | None = None
         """Made at the first failure."""
         self._attempt: Attempt | None = None

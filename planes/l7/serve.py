@@ -131,7 +131,10 @@ class HttpSide(Ended):
     def outgoing(self, exchange: Exchange) -> Request:
         request, decision = exchange.request, exchange.decision
         downstream: Downstream = exchange.connection.context  # type: ignore[assignment]
-        if exchange.attempts == 1:  # once for all attempts: they share request id and span
+        if not exchange.stamped:
+            # By the first that connects, which need not be the first attempt: what a client wrote of itself is taken
+            # off here. Later ones share request id and span.
+            exchange.stamped = True
             request.fields = edit.stamp(
                 request.fields, secure=self.arrives_secured(downstream), random_bits=self.program.random_bits,
                 client_cert=self.client_certificate(downstream),
