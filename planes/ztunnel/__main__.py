@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
+    from planes.mesh import suites
+
+    suites.restrict()  # before anything loads OpenSSL, asyncio too
     from planes.mesh.program import main
     from planes.ztunnel import settings
     from planes.ztunnel.program import Ztunnel
