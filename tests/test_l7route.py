@@ -231,6 +231,15 @@ class TestVirtualService:
 
         assert name(ask(table, "b", path, fields=fields)) == (C if holds else B)
 
+    @pytest.mark.parametrize("without", [False, True])
+    def test_a_header_sent_twice_is_compared_line_by_line(self, without: bool) -> None:
+        """Joined with commas, the second line would hide the first."""
+        match = RequestMatch(**{"without_headers" if without else "headers": (X_U,)})
+        table = sidecar(virtual(HttpRule(matches=(match,), destinations=(to("c"),)), HttpRule(destinations=(to("b"),))))
+        twice = Request(b"GET", b"b", b"/", [(b"x-u", b"other"), (b"x-u", b"j")])
+
+        assert name(table.decide(twice, address="10.96.0.10", port=80, draw=draws().__next__)) == (B if without else C)
+
     def test_weights_share_the_draw(self) -> None:
         """In proportion, whatever they add up to; 0 gets nothing."""
         table = sidecar(virtual(HttpRule(destinations=(to("b", 30), to("c", 10), to("d.far.svc.cluster.local", 0)))))

@@ -1,6 +1,6 @@
 """Matches of routes, compiled: a `RequestMatch` to one test of a head and its path without query. Pure.
 
-Envoy's meaning: paths are compared without query, a header's several values joined by commas, query parameters as
+Envoy's meaning: paths are compared without query, each line of a header by itself (any may hold), query parameters as
 written and by their first value; a regular expression must match the whole (Python's `re` stands for RE2, so an
 expression that RE2 refuses, such as one with back references, works here, and may be slow).
 """
@@ -99,8 +99,7 @@ def _header(match: NamedMatch) -> Test:
         return _of(test, "method")
 
     def holds(request: Request, path: bytes) -> object:
-        value = joined(request.fields, name)
-        return value is not None and test(value)
+        return any(key == name and test(value) for key, value in request.fields)
 
     return holds
 

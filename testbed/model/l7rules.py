@@ -213,14 +213,11 @@ def _header(name: bytes, values: Sequence[str]) -> RequestTest:
         return lambda head, path: test(head.method)
     if name == b":path":
         return lambda head, path: test(head.path)
-    # `*` asks for presence, and an empty value is present
-    anything = "*" in values
-
-    def matches(head: Head, path: bytes) -> bool:
-        held = [value for key, value in head.fields if key == name]
-        return bool(held) and (anything or test(held[0] if len(held) == 1 else b",".join(held)))
-
-    return matches
+    if "*" in values:  # asks for presence, and an empty value is present
+        return lambda head, path: any(key == name for key, _ in head.fields)
+    # each line by itself: joined with commas, a second line would hide the first one's value from a DENY
+    # (CVE-2026-26308; Envoy's RBAC compares so since 1.37.1)
+    return lambda head, path: any(key == name and test(value) for key, value in head.fields)
 
 
 def _unproven(values: Sequence[str]) -> RequestTest:
