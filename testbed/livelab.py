@@ -111,7 +111,7 @@ def describe(deployment: deploy.Deployment) -> dict:
     return {
         "lab": running.name,
         "topology": topology.name,
-        "runtime": "netns",
+        "runtime": running.running.runtime,
         "link_kind": running.link_kind,
         "plane": deployment.placement.plane,
         "nodes": [

@@ -73,6 +73,8 @@ class RunningLab(Protocol):
     """What a runtime hands back: sandboxes by name, the power to start programs, and its own end."""
 
     name: str
+    runtime: str
+    """Name of the runtime that made it."""
     folder: Path
     """State folder of the lab under the runtime directory."""
     sandboxes: Mapping[str, Sandbox]
@@ -83,6 +85,9 @@ class RunningLab(Protocol):
         ...
     def route(self, topology: Topology) -> None:
         """Routes between nodes over the links, whose devices must be there by now and up."""
+        ...
+    def dead(self) -> list[str]:
+        """Sandboxes that ended, or were begun again, since this process knows them; each with what happened."""
         ...
     def detach(self) -> None:
         """From now on the lab outlives this process. Until then it ends with it, so nobody meets a half-made one."""

@@ -64,7 +64,7 @@ def _become(job: dict, netns_fd: int, received: list[int], report: int) -> None:
     null = os.open("/dev/null", os.O_RDONLY)
     own_proc(job["pid_namespace"], required=job["own_proc"])
     os.chdir(job["folder"])
-    _drop(job)
+    drop(job)
     received[:] = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max([2, *job["fds"]]) + 1) for fd in received]
     report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, max([2, *job["fds"], *received]) + 1)
     for fd, number in ((null, 0), (log, 1), (log, 2)):
@@ -133,7 +133,7 @@ def _below(path: str, folder: str) -> bool:
     return path.startswith(folder.rstrip("/") + "/")
 
 
-def _drop(job: dict) -> None:
+def drop(job: dict) -> None:
     bits = kernel.capability_bits(job["capabilities"])
     if not job["single_uid"]:
         if (

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from testbed.errors import MachineError, UsageError
-from testbed.runtime import cgroups, enter
+from testbed.runtime import cgroups, dockersocket, enter
 from testbed.runtime.keeper import MARK, remove
 
 VERSION = 1
@@ -65,6 +65,8 @@ class LabState:
     """name, kind, index, address of each."""
     logs: str = ""
     topology: str = ""
+    engine: dict = field(default_factory=dict)
+    """Of a lab on Docker: the engine's `socket`, the labels of its containers, what they stand on."""
 
     @property
     def alive(self) -> bool:
@@ -206,11 +208,24 @@ def bury(state: LabState, root: Path) -> None:
         else:
             for keeper in keepers(state.name, root):
                 end(keeper)
+        if (made := now or state).engine:
+            sweep(made)
         if state.cgroup:
             for tree in cgroups.trees().all:
                 if (folder := tree / cgroups.TOP / state.cgroup).exists():
                     cgroups.remove(folder)
         remove(str(root / state.name))
+
+
+def sweep(state: LabState) -> None:
+    """Removes the containers of a lab. Raises MachineError when its engine does not answer: they may be there yet."""
+    try:
+        dockersocket.sweep(state.engine["socket"], state.engine["labels"])
+    except OSError as error:
+        raise MachineError(
+            f"lab {state.name}: its containers cannot be removed ({error}); start the engine at "
+            f"{state.engine['socket']}, then ./inv lab.gc"
+        ) from error
 
 
 @contextmanager
