@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from testbed.docker import layer
 from testbed.docker.engine import Engine
@@ -82,6 +82,15 @@ def configuration(layer_sum: str, *, settings: Mapping[str, object], date_s: int
         "history": [{"created": created, "created_by": "meshbed"}],
     }
     return json.dumps(config, sort_keys=True).encode()
+
+
+def digest(attributes: Mapping[str, Any]) -> str:
+    """What an image does and holds, from `docker inspect`; without its hour, its name and its maker's version."""
+    config = attributes.get("Config") or {}
+    told = {name: config.get(name) for name in ("Env", "Entrypoint", "Cmd", "User", "WorkingDir", "Labels")}
+    layers = (attributes.get("RootFS") or {}).get("Layers") or []
+    text = json.dumps({"layers": layers, "config": told, "arch": attributes.get("Architecture")}, sort_keys=True)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def present(engine: Engine, reference: str) -> Image | None:

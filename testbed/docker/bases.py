@@ -54,7 +54,8 @@ class Attempt(NamedTuple):
 class Base:
     kind: BaseKind
     reference: str
-    image_id: str
+    digest: str
+    """Over its layers and settings (`archive.digest`)."""
     python: str
     """The interpreter in it, of our own minor version, as an absolute path."""
 
@@ -108,20 +109,17 @@ def _packed_key() -> str:
 
 def obtain(engine: Engine, asked: str, *, progress: Progress) -> tuple[Base, list[str]]:
     """The first base that can be had, and why those before it could not. Raises MachineError when none can."""
-    names = {**references(), BaseKind.GIVEN: asked}
-    kinds = _MADE if asked == AUTO or asked in _MADE else (BaseKind.GIVEN,)
-    present = {kind for kind in kinds if archive.present(engine, names[kind])}
-    notes = []
+    names = _names(asked)
     why = offlinebase.lacking()
-    makeable = [BaseKind.PACKED, *([] if why else [BaseKind.DEBIAN])]
-    for attempt in attempts(asked, present=present, makeable=makeable):
+    notes = []
+    for attempt in _attempts(engine, asked):
         progress(f"image: base {names[attempt.kind]} ({attempt.how})")
         try:
             image = _have(engine, attempt, names[attempt.kind])
             base = Base(
                 kind=attempt.kind,
                 reference=names[attempt.kind],
-                image_id=str(image.id),
+                digest=archive.digest(image.attrs),
                 python=python_in(engine, names[attempt.kind]),
             )
         except (MachineError, UsageError) as error:
@@ -134,6 +132,22 @@ def obtain(engine: Engine, asked: str, *, progress: Progress) -> tuple[Base, lis
     if why and asked == AUTO:
         notes.append(f"debian: {why}")
     raise MachineError("no base for the image can be had: " + "; ".join(notes))
+
+
+def plan(engine: Engine, asked: str) -> list[tuple[str, How]]:
+    """Names of the bases that `obtain` would try, and how."""
+    return [(_names(asked)[attempt.kind], attempt.how) for attempt in _attempts(engine, asked)]
+
+
+def _names(asked: str) -> dict[BaseKind, str]:
+    return {**references(), BaseKind.GIVEN: asked}
+
+
+def _attempts(engine: Engine, asked: str) -> list[Attempt]:
+    names = _names(asked)
+    kinds = _MADE if asked == AUTO or asked in _MADE else (BaseKind.GIVEN,)
+    makeable = [BaseKind.PACKED, *([] if offlinebase.lacking() else [BaseKind.DEBIAN])]
+    return attempts(asked, present={k for k in kinds if archive.present(engine, names[k])}, makeable=makeable)
 
 
 def _have(engine: Engine, attempt: Attempt, name: str) -> Image:

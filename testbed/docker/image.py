@@ -9,11 +9,10 @@ cache like any program's. The price is half a second after an edit. Images are f
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,9 +84,9 @@ def build(engine: Engine, *, base: str = "auto", fresh: bool = False, progress: 
     key = inputs_key()
     progress("image: our code")
     labels = {INPUTS: key, BASE: chosen.reference, BASE_KIND: chosen.kind}
-    reference = f"{REPOSITORY}:{_short(on_packages.id, key, chosen.kind, chosen.reference)}"
+    reference = f"{REPOSITORY}:{_short(chosen.digest, key, chosen.kind, chosen.reference)}"
     entries = list(layer.compiled(inputs.code(), cache=layer.cache_folder()))
-    _add(engine, entries, base=on_packages.tags[0], tag=reference, labels=labels, fresh=fresh)
+    _add(engine, entries, base=on_packages, tag=reference, labels=labels, fresh=fresh)
     image = engine.client.images.get(reference)
     _sweep(engine, keep=image.id)
     return _built(image, seconds=time.monotonic() - start, notes=tuple(notes))
@@ -100,31 +99,17 @@ def inputs_key() -> str:
     return layer.key(inputs.code(), total)
 
 
-def digest(attributes: Mapping[str, Any]) -> str:
-    """What an image does and holds, from `docker inspect`; without its hour, its name and its maker's version."""
-    config = attributes.get("Config") or {}
-    told = {name: config.get(name) for name in ("Env", "Entrypoint", "Cmd", "User", "WorkingDir", "Labels")}
-    layers = (attributes.get("RootFS") or {}).get("Layers") or []
-    text = json.dumps({"layers": layers, "config": told, "arch": attributes.get("Architecture")}, sort_keys=True)
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
-
-
-def as_plain(built: Built) -> dict[str, object]:
-    return asdict(built)
-
-
-def _packages(engine: Engine, base: Base, *, fresh: bool, progress: Progress) -> Image:
+def _packages(engine: Engine, base: Base, *, fresh: bool, progress: Progress) -> str:
     """The base with Python packages: the large part, made once for each set of packages and base."""
     dockerfile = (program.CHECKOUT / "Dockerfile").read_text()
-    tag = f"{REPOSITORY}-packages:{_short(base.image_id, inputs.packages_key(), dockerfile)}"
-    present = archive.present(engine, tag)
-    if present is not None and not fresh:
-        return present
+    tag = f"{REPOSITORY}-packages:{_short(base.digest, inputs.packages_key(), dockerfile)}"
+    if archive.present(engine, tag) is not None and not fresh:
+        return tag
     progress("image: Python packages")
     cache = layer.cache_folder()
     entries = [*layer.compiled(inputs.packages(), cache=cache), layer.Entry(path=PYTHON[1:], link=base.python)]
     _add(engine, entries, base=base.reference, tag=tag, labels={}, fresh=fresh)
-    return engine.client.images.get(tag)
+    return tag
 
 
 def _add(
@@ -183,7 +168,7 @@ def _built(image: Image, *, seconds: float, notes: tuple[str, ...] = ()) -> Buil
     return Built(
         reference=next(tag for tag in image.tags if tag.startswith(f"{REPOSITORY}:")),
         image_id=image.id,
-        digest=digest(image.attrs),
+        digest=archive.digest(image.attrs),
         base=image.labels.get(BASE, ""),
         base_kind=image.labels.get(BASE_KIND, ""),
         size_bytes=int(image.attrs.get("Size", 0)),
@@ -196,4 +181,4 @@ def _short(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
-__all__ = ["ENVIRONMENT", "PYTHON", "BaseKind", "Built", "build", "digest", "find", "inputs_key", "ready"]
+__all__ = ["ENVIRONMENT", "PYTHON", "BaseKind", "Built", "build", "find", "inputs_key", "ready"]
