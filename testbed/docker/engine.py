@@ -82,8 +82,8 @@ def connect(host: str = "", *, answer_within_s: float = ANSWER_WITHIN_S) -> Engi
     host = host or address()
     if not host.startswith("unix://"):
         raise MachineError(
-            f"Docker engine {host}: links are made in namespaces of this machine, so only an engine of this machine will "
-            f"do; unset DOCKER_HOST, or set it to unix://<socket> (docker context use default). {OTHER_WAY}"
+            f"Docker engine {host}: links are made in namespaces of this machine, so only an engine of this machine "
+            f"will do; unset DOCKER_HOST, or set it to unix://<socket> (docker context use default). {OTHER_WAY}"
         )
     asking = None
     try:
@@ -151,7 +151,7 @@ def settle(said: object, *, newest: str, host: str) -> str:
     if isinstance(least, str) and numbers(least) > numbers(newest):
         raise MachineError(
             f"Docker engine {host}: it wants API {least} at least (Docker {said.get('Version', '?')}), the docker "
-            f"package here speaks {newest}; install a newer docker package, or an engine that speaks {newest}. {OTHER_WAY}"
+            f"package here speaks {newest}; install a newer docker package, or an engine that speaks that. {OTHER_WAY}"
         )
     return min(theirs, newest, key=numbers)
 
