@@ -42,8 +42,7 @@ class DockerLab(NetnsLab):
 
     @property
     def ground(self) -> Ground:
-        fields = self.state.engine["ground"]
-        return Ground(**{**fields, "shown": tuple(fields["shown"])})
+        return Ground(**self.state.engine["ground"])
 
     @property
     def socket(self) -> str:
@@ -86,7 +85,7 @@ class DockerLab(NetnsLab):
         plans = [self._plan(spawn) for spawn in spawns if not spawn.fds]
         for plan, watched in zip(plans, begin(self.client, self.socket, plans, lab=self.name), strict=True):
             name = plan.labels[NAME]
-            started[name] = self.programs[name] = ContainerProcess(watched, name=name, log=self._log(name))
+            started[name] = self.programs[name] = self._program(watched, name, plan.image)
         return [started[spawn.name] for spawn in spawns]
 
     def dead(self) -> list[str]:
@@ -105,16 +104,24 @@ class DockerLab(NetnsLab):
             self._client = None
         super().down()
 
+    def _program(self, watched: Watched, name: str, image: str) -> ContainerProcess:
+        return ContainerProcess(
+            watched, name=name, log=self._log(name), printed_by_engine=image != self.ground.image
+        )  # fmt: skip
+
     def _plan(self, spawn: Spawn) -> Container:
+        row = next(p for p in self.planned if p.name == spawn.sandbox)
+        network = self.watched[spawn.sandbox].container
+        if spawn.image:
+            return dockerplan.foreign(self.of, spawn, node=row.node, network=network)
         launch.prepare(str(spawn.folder), spawn.uid, single_uid=False)
         log = self._log(spawn.name)
         out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         os.fchown(out, spawn.uid, spawn.uid)
         os.close(out)
-        row = next(p for p in self.planned if p.name == spawn.sandbox)
         return dockerplan.program(
-            self.of, self.ground, spawn, node=row.node, network=self.watched[spawn.sandbox].container,
-            log=str(log.absolute()), ours=sys.executable, checkout=str(PROJECT),
+            self.of, self.ground, spawn, node=row.node, network=network, log=str(log.absolute()), ours=sys.executable,
+            checkout=str(PROJECT),
         )  # fmt: skip
 
     def _look_around(self) -> None:
@@ -126,7 +133,7 @@ class DockerLab(NetnsLab):
             if found["Labels"][dockerplan.ROLE].startswith(SANDBOX):
                 self._watched[name] = watched
             else:
-                self._programs[name] = ContainerProcess(watched, name=name, log=self._log(name))
+                self._programs[name] = self._program(watched, name, found["Image"])
 
     def _all_known(self, spawns: Sequence[Spawn]) -> None:
         for spawn in spawns:
@@ -158,20 +165,34 @@ def _begin_one(client: DockerClient, path: str, plan: Container) -> Watched | st
 
     try:
         try:
-            made = client.api.create_container_from_config(dockerplan.as_request(plan), plan.name)
+            made = _create(client, plan)
         except APIError as error:
-            if error.status_code != 409 or (old := dockersocket.look(path, plan.name)) is None:
+            if error.status_code == 404:
+                client.api.pull(plan.image)
+            elif error.status_code != 409 or not _make_room(path, plan):
                 raise
-            if (
-                old["State"]["Running"]
-                or old["Config"]["Labels"].get(dockerplan.OWNER) != plan.labels[dockerplan.OWNER]
-            ):
-                return f"a container called {plan.name} is there already"
-            dockersocket.remove(path, [old["Id"]])  # of a program of that name that has ended
-            made = client.api.create_container_from_config(dockerplan.as_request(plan), plan.name)
-        client.api.start(made["Id"])
-        return Watched.look(path, made["Id"])
+            made = _create(client, plan)
+        client.api.start(made)
+        return Watched.look(path, made)
     except APIError as error:
-        return str(error.explanation or error).strip()
+        said = str(error.explanation or error).strip()
+        if error.status_code == 404 or "pull" in str(error.response.url):
+            return f"image {plan.image} is not in the engine and cannot be pulled ({said}); docker load or build it"
+        return said
     except (RequestException, OSError) as error:
         return f"the engine does not answer ({error})"
+
+
+def _create(client: DockerClient, plan: Container) -> str:
+    return str(client.api.create_container_from_config(dockerplan.as_request(plan), plan.name)["Id"])
+
+
+def _make_room(path: str, plan: Container) -> bool:
+    """Removes a program of that name that has ended; False when it runs, or is not ours."""
+    old = dockersocket.look(path, plan.name)
+    if old is None:
+        return True
+    labels = old["Config"]["Labels"]
+    if old["State"]["Running"] or any(labels.get(key) != value for key, value in plan.labels.items()):
+        return False
+    return not dockersocket.remove(path, [old["Id"]])

@@ -34,9 +34,9 @@ class Ground:
     interpreter: str
     """Takes the place of this machine's Python in a program's words."""
     code: str
-    """Where this project lies in it; takes the place of the checkout in PYTHONPATH."""
-    shown: tuple[str, ...] = ()
-    """Folders of this machine that it also needs, read-only and at the same path."""
+    """Where this project lies in it."""
+    path: str
+    """PYTHONPATH there; takes the place of the checkout in a program's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +56,10 @@ class Container:
     """Docker's spelling: NET_ADMIN."""
     shown: tuple[str, ...] = ()
     """Folders and files of this machine, at the same path, to write to."""
-    read: tuple[str, ...] = ()
-    """The same, to read only."""
     own_entrypoint: bool = False
-    """Whether the image's own entrypoint and command say what runs."""
-    writable: bool = False
+    """Whether the image's entrypoint stands, and its command where `command` is empty."""
+    writable: tuple[str, ...] = ()
+    """Folders in memory, besides /tmp; all else is read-only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +99,6 @@ def sandbox(of: Of, ground: Ground, *, name: str, kind: str, node: str) -> Conta
         command=SLEEP,
         labels=of.labels(role=f"{SANDBOX}.{kind}", name=name, node=node),
         user="65534:65534",
-        read=ground.shown,
     )
 
 
@@ -111,7 +109,11 @@ def program(
     project, as `spawn` names them. What it prints goes to `log`, which must be there and be the user's to write."""
     argv = [ground.interpreter if str(word) == ours else str(word) for word in spawn.argv]
     folder = str(Path(spawn.folder).absolute())
-    environment = {key: value.replace(checkout, ground.code) for key, value in spawn.env.items() if key != "PATH"}
+    environment = {
+        key: ground.path if (key, value) == ("PYTHONPATH", checkout) else value
+        for key, value in spawn.env.items()
+        if key != "PATH"
+    }
     if spawn.capabilities:
         entry = f"import sys; sys.path.insert(0, {ground.code!r}); from testbed.runtime.dockerentry import main; main()"
         kept = ",".join(spawn.capabilities)
@@ -131,7 +133,22 @@ def program(
         folder=folder,
         capabilities=tuple(sorted(asked)),
         shown=(*dict.fromkeys([folder, *(str(Path(s).absolute()) for s in spawn.shared_folders)]), log),
-        read=ground.shown,
+    )
+
+
+def foreign(of: Of, spawn: Spawn, *, node: str, network: str) -> Container:
+    """A program of the user's own image: its words, its variables, none of our files. What it prints stays with the
+    engine."""
+    return Container(
+        name=of.name(spawn.name),
+        image=spawn.image,
+        command=tuple(map(str, spawn.argv)),
+        labels=of.labels(role=role(spawn.name), name=spawn.name, node=node),
+        network=f"container:{network}",
+        user=f"{spawn.uid}:{spawn.uid}",
+        environment=spawn.env,
+        own_entrypoint=True,
+        writable=tuple(spawn.writable),
     )
 
 
@@ -142,7 +159,6 @@ def role(spawn_name: str) -> str:
 
 def as_request(plan: Container) -> dict[str, object]:
     """The body of POST /containers/create."""
-    binds = [f"{path}:{path}" for path in plan.shown] + [f"{path}:{path}:ro" for path in plan.read]
     return {
         "Image": plan.image,
         **({} if plan.own_entrypoint else {"Entrypoint": []}),
@@ -157,10 +173,10 @@ def as_request(plan: Container) -> dict[str, object]:
             "CapDrop": ["ALL"],
             "CapAdd": list(plan.capabilities),
             "SecurityOpt": ["no-new-privileges"],
-            "ReadonlyRootfs": not plan.writable,
+            "ReadonlyRootfs": True,
             "Privileged": False,
-            "Binds": binds,
-            "Tmpfs": {"/tmp": "mode=1777,size=64m"},
+            "Binds": [f"{path}:{path}" for path in plan.shown],
+            "Tmpfs": dict.fromkeys(("/tmp", *plan.writable), "mode=1777,size=64m"),
             "LogConfig": {"Type": "json-file", "Config": {"max-size": "4m", "max-file": "1"}},
             "RestartPolicy": {"Name": "no"},
         },
@@ -170,6 +186,16 @@ def as_request(plan: Container) -> dict[str, object]:
 def exit_code(told: int) -> int:
     """As `seams.Process` has it: Docker adds 128 to the number of the signal that ended a program."""
     return 128 - told if 128 < told <= 192 else told
+
+
+def printed(stream: bytes) -> bytes:
+    """What a program printed, from GET /containers/<id>/logs: frames of 8 bytes (stream, 0 0 0, length) and data."""
+    out = bytearray()
+    while len(stream) >= 8:
+        end = 8 + int.from_bytes(stream[4:8], "big")
+        out += stream[8:end]
+        stream = stream[end:]
+    return bytes(out)
 
 
 def cgroup_of(proc_cgroup: str) -> str:

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,11 +76,12 @@ class Watched:
 class ContainerProcess:
     """A program in a container of its own (`seams.Process`)."""
 
-    def __init__(self, watched: Watched, *, name: str, log: Path | None) -> None:
+    def __init__(self, watched: Watched, *, name: str, log: Path, printed_by_engine: bool = False) -> None:
         self.name = name
         self.pid = watched.pid
         self.container = watched.container
-        self.log = log
+        self._log = log
+        self._printed_by_engine = printed_by_engine
         self.cgroup = _cgroup(watched.pid)
         self._watched = watched
         self._code: int | None = None
@@ -88,6 +90,14 @@ class ContainerProcess:
     def __repr__(self) -> str:
         code = self.poll()
         return f"<{self.name} container {self.container[:12]} {'running' if code is None else f'ended {code}'}>"
+
+    @property
+    def log(self) -> Path | None:
+        """What it prints. Of an image of the user's own the engine holds it; then the file is as of now."""
+        if self._printed_by_engine:
+            with suppress(OSError):
+                self._log.write_bytes(dockerplan.printed(dockersocket.logs(self._watched.socket, self.container)))
+        return self._log
 
     def poll(self) -> int | None:
         """Exit code (minus the signal's number if one ended it), None while it runs. A restart ends it too."""

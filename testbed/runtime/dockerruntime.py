@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from testbed.docker import engine
+from testbed.docker import engine, image, inputs
 from testbed.errors import MachineError
-from testbed.runtime import dockerground, dockerplan, dockersocket, enter, ownership, wiring
+from testbed.runtime import dockerplan, dockersocket, enter, ownership, wiring
 from testbed.runtime.dockerlab import DockerLab, begin
+from testbed.runtime.dockerplan import Ground
 from testbed.runtime.keeper import BASE
 from testbed.runtime.netns import PROJECT, NetnsRuntime, greeted, start_keeper
 from testbed.runtime.ownership import LabState
 from testbed.runtime.wiring import Planned
+from testbed.seams import Progress
 
 START = f"import sys; sys.path.insert(0, {str(PROJECT)!r}); from testbed.runtime.dockerkeeper import run; run()"
 
@@ -26,9 +29,13 @@ START = f"import sys; sys.path.insert(0, {str(PROJECT)!r}); from testbed.runtime
 class DockerRuntime(NetnsRuntime):
     name = "docker"
     lab = DockerLab
+    runs_images = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, progress: Progress = lambda line: print(line, file=sys.stderr)) -> None:
+        """`progress` is told what goes on while an image is made; once it is there, nothing."""
         self._engine: engine.Engine | None = None
+        self._ground: Ground | None = None
+        self._progress = progress
 
     def check(self) -> list[str]:
         """What this machine lacks, each with its mend."""
@@ -51,12 +58,24 @@ class DockerRuntime(NetnsRuntime):
             self._engine = engine.connect()
         return self._engine
 
+    def ground(self) -> Ground:
+        """What containers of labs made by this runtime stand on: the image of the code as it was at the first."""
+        if self._ground is None:
+            built = image.ready(self.engine(), progress=self._progress)
+            self._ground = Ground(
+                image=built.reference,
+                interpreter=image.PYTHON,
+                code=f"/{inputs.CODE}",
+                path=image.ENVIRONMENT["PYTHONPATH"],
+            )
+        return self._ground
+
     def _begin(self, state: LabState, root: Path, sandboxes: Sequence[Planned], groups: Sequence[str]) -> DockerLab:
         client, path = self.engine().client, dockersocket.socket_path(self.engine().info.host)
         of = dockerplan.of(
             lab=state.name, root=root, default_root=ownership.default_root(), uid=os.geteuid(), topology=state.topology
         )
-        ground = dockerground.host(client)
+        ground = self.ground()
         labels = {dockerplan.OWNER: of.owner, dockerplan.LAB: of.lab}
         about = {
             "socket": path, "labels": labels, "of": dataclasses.asdict(of), "ground": dataclasses.asdict(ground),

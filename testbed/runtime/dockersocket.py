@@ -48,13 +48,7 @@ def socket_path(host: str | None = None) -> str:
 def find(path: str, labels: Mapping[str, str]) -> list[dict]:
     """All containers, running or not, that bear all of these labels. Raises OSError when no engine answers."""
     filters = quote(json.dumps({"label": [f"{key}={value}" for key, value in labels.items()]}))
-    engine = Engine(path)
-    try:
-        status, body = engine.ask("GET", f"/containers/json?all=1&filters={filters}")
-    except http.client.HTTPException as error:
-        raise OSError(f"engine {path}: {error}") from error
-    finally:
-        engine.close()
+    status, body = _get(path, f"/containers/json?all=1&filters={filters}")
     if status != 200:
         raise OSError(f"engine {path}: HTTP {status} {body[:200].decode(errors='replace')}")
     return json.loads(body)
@@ -62,14 +56,24 @@ def find(path: str, labels: Mapping[str, str]) -> list[dict]:
 
 def look(path: str, container: str) -> dict | None:
     """What GET /containers/<id>/json says; None when there is none. Raises OSError when no engine answers."""
+    status, body = _get(path, f"/containers/{container}/json")
+    return json.loads(body) if status == 200 else None
+
+
+def logs(path: str, container: str) -> bytes:
+    """What it printed, in the engine's framing; empty when it is gone. Raises OSError when no engine answers."""
+    status, body = _get(path, f"/containers/{container}/logs?stdout=1&stderr=1")
+    return body if status == 200 else b""
+
+
+def _get(path: str, where: str) -> tuple[int, bytes]:
     engine = Engine(path)
     try:
-        status, body = engine.ask("GET", f"/containers/{container}/json")
+        return engine.ask("GET", where)
     except http.client.HTTPException as error:
         raise OSError(f"engine {path}: {error}") from error
     finally:
         engine.close()
-    return json.loads(body) if status == 200 else None
 
 
 def remove(path: str, ids: Sequence[str]) -> list[str]:
