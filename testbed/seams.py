@@ -114,6 +114,10 @@ class Runtime(Protocol):
         """What works here, but not as well as it could, each with its mend."""
         ...
 
+    def about(self) -> dict[str, str]:
+        """What a result must say of it beside the machine, such as its engine; words, by name."""
+        ...
+
     def up(
         self,
         topology: Topology,

@@ -35,6 +35,7 @@ class DockerRuntime(NetnsRuntime):
         """`progress` is told what goes on while an image is made; once it is there, nothing."""
         self._engine: engine.Engine | None = None
         self._ground: Ground | None = None
+        self._base = ""
         self._progress = progress
 
     def check(self) -> list[str]:
@@ -52,6 +53,13 @@ class DockerRuntime(NetnsRuntime):
             lacks.append(str(error))
         return lacks
 
+    def about(self) -> dict[str, str]:
+        on, info = self.ground(), self.engine().info
+        return {
+            "docker": f"{info.version} (API {info.api}, {info.storage}, {info.cgroup_driver})", "image": on.image,
+            "image base": self._base,
+        }  # fmt: skip
+
     def engine(self) -> engine.Engine:
         """Raises MachineError when there is none to use."""
         if self._engine is None:
@@ -62,6 +70,7 @@ class DockerRuntime(NetnsRuntime):
         """What containers of labs made by this runtime stand on: the image of the code as it was at the first."""
         if self._ground is None:
             built = image.ready(self.engine(), progress=self._progress)
+            self._base = f"{built.base} ({built.base_kind})"
             self._ground = Ground(
                 image=built.reference,
                 interpreter=image.PYTHON,

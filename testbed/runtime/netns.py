@@ -298,6 +298,10 @@ class NetnsRuntime:
             )
         return found
 
+    def about(self) -> dict[str, str]:
+        """Nothing beyond what `machine.describe` says of any run."""
+        return {}
+
     def up(
         self,
         topology: Topology,
