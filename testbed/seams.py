@@ -28,6 +28,8 @@ class Sandbox:
     """`node`, `workload` or `proxy` (a waypoint's own)."""
     netns: str
     address: str
+    container: str | None = None
+    """Name of the container that it is, in the engine; None where it is a namespace only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,8 @@ from testbed import registry, seams
 from testbed.links.netem import NetemLink
 from testbed.links.wire import WireLink
 from testbed.observe.procstat import ProcStat
+from testbed.runtime.dockerlab import DockerLab
+from testbed.runtime.dockerprocess import ContainerProcess
 from testbed.runtime.netns import NetnsLab
 from testbed.runtime.process import LabProcess
 
@@ -28,7 +30,9 @@ def registered() -> list[tuple[type, type]]:
 
 HANDED_OUT = [
     (seams.RunningLab, NetnsLab),
+    (seams.RunningLab, DockerLab),
     (seams.Process, LabProcess),
+    (seams.Process, ContainerProcess),
     (seams.LiveLink, NetemLink),
     (seams.LiveLink, WireLink),
     (seams.Observer, ProcStat),

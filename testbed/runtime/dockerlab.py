@@ -6,11 +6,12 @@ containers' namespaces as it holds its own. Wires stay the keeper's: they are th
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from testbed.docker import engine
 from testbed.errors import PeerError, UsageError
@@ -35,6 +36,12 @@ class DockerLab(NetnsLab):
     _client: DockerClient | None = None
     _programs: dict[str, ContainerProcess] | None = None
     _watched: dict[str, Watched] | None = None
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.sandboxes = {
+            name: dataclasses.replace(sandbox, container=self.of.name(name)) for name, sandbox in self.sandboxes.items()
+        }
 
     @property
     def of(self) -> Of:
