@@ -17,7 +17,7 @@ def needs_engine() -> None:
     """Skips the test, saying why, where labs cannot be made of containers."""
     from testbed.runtime.dockerruntime import DockerRuntime
 
-    lacks = DockerRuntime().check() if not missing else missing
+    lacks = missing or DockerRuntime().check()
     if lacks:
         pytest.skip("needs a Docker engine and root: " + "; ".join(lacks))
 

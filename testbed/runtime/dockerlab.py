@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from testbed.docker import engine
-from testbed.errors import PeerError, UsageError
+from testbed.errors import MachineError, PeerError, UsageError
 from testbed.runtime import dockerplan, dockersocket, launch
 from testbed.runtime.dockerplan import NAME, SANDBOX, Container, Ground, Of
 from testbed.runtime.dockerprocess import ContainerProcess, Watched
@@ -175,19 +175,31 @@ def _begin_one(client: DockerClient, path: str, plan: Container) -> Watched | st
             made = _create(client, plan)
         except APIError as error:
             if error.status_code == 404:
-                client.api.pull(plan.image)
+                _pull(client, plan.image)
             elif error.status_code != 409 or not _make_room(path, plan):
                 raise
             made = _create(client, plan)
         client.api.start(made)
         return Watched.look(path, made)
     except APIError as error:
-        said = str(error.explanation or error).strip()
-        if error.status_code == 404 or "pull" in str(error.response.url):
-            return f"image {plan.image} is not in the engine and cannot be pulled ({said}); docker load or build it"
-        return said
+        return str(error.explanation or error).strip()
+    except MachineError as error:
+        return str(error)
     except (RequestException, OSError) as error:
         return f"the engine does not answer ({error})"
+
+
+def _pull(client: DockerClient, image: str) -> None:
+    """Raises MachineError when the image cannot be had."""
+    from docker.errors import APIError
+
+    try:
+        client.images.pull(image)
+    except APIError as error:
+        raise MachineError(
+            f"image {image} is not in the engine and cannot be pulled ({str(error.explanation or error).strip()}); "
+            "docker load or docker build it"
+        ) from error
 
 
 def _create(client: DockerClient, plan: Container) -> str:

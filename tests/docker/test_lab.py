@@ -163,8 +163,8 @@ def test_a_program_of_a_users_image_runs_with_its_own_words(lab: DockerLab) -> N
     docker("tag", lab.ground.image, own)
     try:
         spawn = Spawn(
-            name="app.own", sandbox="w1-1", argv=["/bin/sh", "-c", "echo $GREETING; id -u; touch /data/x && echo wrote"],
-            uid=3004, env={"GREETING": "hi"}, folder=Path("/nonexistent"), image=own, writable=("/data",),
+            name="app.own", sandbox="w1-1", uid=3004, env={"GREETING": "hi"}, folder=Path("/nonexistent"), image=own,
+            argv=["/bin/sh", "-c", "echo $GREETING; id -u; touch /data/x && echo wrote"], writable=("/data",),
         )  # fmt: skip
         (process,) = lab.spawn([spawn])
 
