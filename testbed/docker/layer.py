@@ -8,12 +8,14 @@ content in a folder of the user's cache.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import marshal
 import os
 import sys
 import tarfile
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import MAGIC_NUMBER, source_hash
@@ -140,8 +142,7 @@ def byte_code(source: bytes, path: str, *, cache: Path | None) -> bytes | None:
 
 
 def _compile(source: bytes, path: str) -> bytes | None:
-    import warnings
-
+    _settle_interned()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other people's escape sequences
@@ -149,6 +150,14 @@ def _compile(source: bytes, path: str) -> bytes | None:
     except (SyntaxError, ValueError):
         return None
     return MAGIC_NUMBER + UNCHECKED_HASH + source_hash(source) + marshal.dumps(code)
+
+
+@functools.cache
+def _settle_interned() -> list[str]:
+    """Strings of one character exist once in a process, and marshal writes whether anybody has interned them by now:
+    from here on somebody has.
+    """
+    return [sys.intern(chr(number)) for number in range(256)]
 
 
 def _keep(path: Path, data: bytes) -> None:
