@@ -99,6 +99,14 @@ def _header(entry: Entry, size: int, date_s: int) -> tarfile.TarInfo:
     return header
 
 
+@functools.cache
+def recipe(*modules: str) -> bytes:
+    """sha256 of this module's text and of those beside it: what is made by other rules is another thing."""
+    here = Path(__file__)
+    files = [here, *(here.with_name(f"{module}.py") for module in modules)]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).digest()
+
+
 class _Summing:
     """A file that knows the sha256 of what was written to it."""
 
@@ -130,7 +138,7 @@ def byte_code(source: bytes, path: str, *, cache: Path | None) -> bytes | None:
     """What Python would write to __pycache__ for a file at `path` of the image; None for what does not compile."""
     kept = None
     if cache is not None:
-        kept = cache / hashlib.sha256(MAGIC_NUMBER + path.encode() + b"\0" + source).hexdigest()
+        kept = cache / hashlib.sha256(recipe() + MAGIC_NUMBER + path.encode() + b"\0" + source).hexdigest()
         try:
             return kept.read_bytes() or None
         except OSError:
