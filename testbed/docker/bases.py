@@ -7,6 +7,7 @@ of Debian packages; the running interpreter, packed. A `--base` that is named is
 from __future__ import annotations
 
 import hashlib
+import platform
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 AUTO = "auto"
 MINOR = f"{sys.version_info[0]}.{sys.version_info[1]}"
 REPOSITORY = "meshbed-base"
+SETTINGS = {"Cmd": ["/bin/sh"], "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]}
+"""Of the bases made here."""
 PULL_WITHIN_S = 20.0
 """Without any word from the registry for so long, it counts as not reachable."""
 
@@ -82,12 +85,13 @@ def suits(asked: str, kind: str | None, reference: str | None) -> bool:
 
 def references() -> dict[BaseKind, str]:
     """Names of the bases for this interpreter and these recipes."""
-    source = hashlib.sha256("\0".join(offlinebase.packages(sys.version_info[:2])).encode())
-    source.update(f"{layer.epoch_s()}".encode())
+    recipe = f"{layer.recipe('offlinebase', 'packedbase').hex()}\0{layer.epoch_s()}\0{platform.machine()}"
+    # Which interpreter, with which packages beside it, whose libraries are packed with its own.
+    packed = f"{recipe}\0{sys.version}\0{inputs.packages_key()}"
     return {
         BaseKind.OFFICIAL: f"python:{MINOR}-slim-bookworm",
-        BaseKind.DEBIAN: f"{REPOSITORY}:debian-{MINOR}-{source.hexdigest()[:12]}",
-        BaseKind.PACKED: f"{REPOSITORY}:packed-{MINOR}-{_packed_key()}",
+        BaseKind.DEBIAN: f"{REPOSITORY}:debian-{MINOR}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}",
+        BaseKind.PACKED: f"{REPOSITORY}:packed-{MINOR}-{hashlib.sha256(packed.encode()).hexdigest()[:12]}",
     }
 
 
@@ -96,12 +100,6 @@ _MADE = (BaseKind.OFFICIAL, BaseKind.DEBIAN, BaseKind.PACKED)
 
 def _fetching(kind: BaseKind) -> Attempt:
     return Attempt(kind, How.PULL if kind in (BaseKind.OFFICIAL, BaseKind.GIVEN) else How.MAKE)
-
-
-def _packed_key() -> str:
-    """Which interpreter, with which packages beside it, whose libraries are packed with its own."""
-    text = f"{sys.version}\0{inputs.packages_key()}\0{layer.epoch_s()}"
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 # -- the engine asked
@@ -161,10 +159,7 @@ def _have(engine: Engine, attempt: Attempt, name: str) -> Image:
     else:
         native = [entry.source for entry in inputs.packages() if entry.source is not None]
         made = packedbase.entries(native=native, cache=cache)
-    return archive.load(engine, made, tag=name, settings={"Cmd": ["/bin/sh"], "Env": [f"PATH={_PATH}"]})
-
-
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    return archive.load(engine, made, tag=name, settings=SETTINGS)
 
 
 def _pull(engine: Engine, name: str) -> Image:

@@ -51,7 +51,7 @@ def packages() -> Iterator[Entry]:
 
 def packages_key() -> str:
     """What `packages` would give, by the packages' own records of their files (names and hashes): in milliseconds."""
-    total = hashlib.sha256(MAGIC_NUMBER)
+    total = hashlib.sha256(MAGIC_NUMBER + layer.recipe("inputs"))
     for name in closure(ROOTS, OPTIONAL_ROOTS):
         record = metadata.distribution(name).read_text("RECORD") or ""
         lines = [line for line in record.splitlines() if not _NOT_NEEDED.search(line.partition(",")[0])]

@@ -8,12 +8,14 @@ content in a folder of the user's cache.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import marshal
 import os
 import sys
 import tarfile
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import MAGIC_NUMBER, source_hash
@@ -97,6 +99,14 @@ def _header(entry: Entry, size: int, date_s: int) -> tarfile.TarInfo:
     return header
 
 
+@functools.cache
+def recipe(*modules: str) -> bytes:
+    """sha256 of this module's text and of those beside it: what is made by other rules is another thing."""
+    here = Path(__file__)
+    files = [here, *(here.with_name(f"{module}.py") for module in modules)]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).digest()
+
+
 class _Summing:
     """A file that knows the sha256 of what was written to it."""
 
@@ -128,7 +138,7 @@ def byte_code(source: bytes, path: str, *, cache: Path | None) -> bytes | None:
     """What Python would write to __pycache__ for a file at `path` of the image; None for what does not compile."""
     kept = None
     if cache is not None:
-        kept = cache / hashlib.sha256(MAGIC_NUMBER + path.encode() + b"\0" + source).hexdigest()
+        kept = cache / hashlib.sha256(recipe() + MAGIC_NUMBER + path.encode() + b"\0" + source).hexdigest()
         try:
             return kept.read_bytes() or None
         except OSError:
@@ -140,8 +150,7 @@ def byte_code(source: bytes, path: str, *, cache: Path | None) -> bytes | None:
 
 
 def _compile(source: bytes, path: str) -> bytes | None:
-    import warnings
-
+    _settle_interned()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other people's escape sequences
@@ -149,6 +158,14 @@ def _compile(source: bytes, path: str) -> bytes | None:
     except (SyntaxError, ValueError):
         return None
     return MAGIC_NUMBER + UNCHECKED_HASH + source_hash(source) + marshal.dumps(code)
+
+
+@functools.cache
+def _settle_interned() -> list[str]:
+    """Strings of one character exist once in a process, and marshal writes whether anybody has interned them by now:
+    from here on somebody has.
+    """
+    return [sys.intern(chr(number)) for number in range(256)]
 
 
 def _keep(path: Path, data: bytes) -> None:

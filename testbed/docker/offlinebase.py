@@ -102,7 +102,7 @@ def machine_sources(suite: str, os_release: Mapping[str, str], files: Mapping[Pa
     """
     if os_release.get("VERSION_CODENAME") != suite:
         return []
-    named = re.compile(rf"^(deb\s.*|Suites:.*)\s{re.escape(suite)}(\s|$)", re.MULTILINE)
+    named = re.compile(rf"^(deb\s.*|Suites:.*)\s{re.escape(suite)}(-\w+)?(\s|$)", re.MULTILINE)
     return [str(path) for path, text in files.items() if named.search(text)]
 
 
