@@ -136,7 +136,7 @@ def test_a_lab_whose_wire_died_is_told_by_every_look_at_it(verb: Verb, tmp_path:
     assert verb("link.set", "node-a", "node-b", "--delay-ms", "2").returncode in (0, 3)
     healthy = verb("link.show").returncode
     keepers = [keeper.pid for keeper in ownership.keepers("pair", tmp_path / "state")]
-    (wire,) = [pid for pid in children(*keepers) if b"links.wireproc" in command_line(pid)]
+    (wire,) = {pid for pid in children(*keepers) if b"links.wireproc" in command_line(pid)}
     os.kill(wire, signal.SIGKILL)
 
     looks = [
