@@ -115,7 +115,7 @@ def up(
     print(f"\nlab {name} is up: ./inv lab.exec {where} -- …, ./inv lab.inspect, ./inv lab.down", file=sys.stderr)
     if about["keylog"]:
         print("its proxies log their TLS secrets: for labs only, captures of it can be read", file=sys.stderr)
-    return 3 if any(not reading.within_tolerance for reading in readings) else 0
+    return livelinks.verdict(name, running.links, readings)
 
 
 def _settled(folder: Path, limit_s: float = 60.0) -> ownership.LabState | None:
@@ -184,11 +184,12 @@ def inspect(name: str, json_text: bool) -> int:
     about = about_of(ownership.state_root() / name)
     maker, attached = attach(name)
     links = links_of(about)
-    readings = measure(attached, maker.attach(attached, links))
+    live = maker.attach(attached, links)
+    readings = measure(attached, live)
     about["links"] = [link_row(link, reading) for link, reading in zip(links, readings, strict=True)]
     if json_text:
         print(json.dumps(about, indent=1))
-        return 0
+        return livelinks.verdict(name, live, readings)
     print(f"lab {about['lab']}: {about['topology']} with plane {about['plane']}, links by {about['link_kind']}")
     for node in about["nodes"]:
         print(f"  node {node['name']} ({node['zone']}) {node['address']}")
@@ -206,7 +207,7 @@ def inspect(name: str, json_text: bool) -> int:
         ports = ", ".join(f"{p['port']}→{p['target_port']}" for p in service["ports"])
         print(f"  service {service['name']} {service['address']} {ports}")
     livelinks.print_readings(readings)
-    return 0
+    return livelinks.verdict(name, live, readings)
 
 
 def execute(name: str, workload: str, words: Sequence[str]) -> int:

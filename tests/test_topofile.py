@@ -153,6 +153,7 @@ MISTAKES = [
     ("links: [{between: [a, b], delayMs: 5ms}]", "4:36: one-way delay in ms must be a number", "write 5 without unit"),
     ("links: [{between: [a, b], loss: 5}]", "4:33: loss is above 1 (5)", "did you mean 0.05?"),
     ("links: [{between: [a, b], delayMs: -1}]", "out of range (-1)", "from 0 to 10000"),
+    ("links: [{between: [a, b], rateMbit: 1.0e-6}]", "out of range (1e-06)", "0, or from 0.02 to 400000"),
     ("links: [{between: [a, b], delayMs: yes}]", "must be a number, not true/false (yes)", "write a number"),
     ("links: [{between: [a, bb]}]", "4:23: no node of that name ('bb')", "did you mean 'b'?"),
     ("links: [{between: [a, a]}]", "a link needs two nodes ('a' twice)", "name another node"),
@@ -321,7 +322,7 @@ GOOD = {
     "nodes": {"a": {"zone": "e"}, "b": {}},
     "workloads": {"w": {"node": "a", "replicas": 2, "app": {"kind": "http-echo", "ports": [1]}, "labels": {"x": "y"}}},
     "services": {"s": {"ports": [{"port": 1, "protocol": "tcp"}], "workloads": ["w"], "waypoint": {"node": "a"}}},
-    "links": [{"between": ["a", "b"], "delayMs": 1.5, "forward": {"loss": 0.1}}],
+    "links": [{"between": ["a", "b"], "delayMs": 1.5, "forward": {"loss": 0.1, "rateMbit": 0}}],
     "zoneLinks": [{"between": ["e", "e"], "rttMs": 2}],
     "policies": [
         {"file": "x.yml"},
