@@ -151,6 +151,11 @@ def start(
     return deployment
 
 
+def extra_sandboxes(placement: Placement) -> list[tuple[str, str, str]]:
+    """(name, node, address) of what a runtime makes for proxies that have an address of their own: waypoints."""
+    return [(proxy.sandbox, proxy.node, proxy.own_address) for proxy in placement.proxies if proxy.own_address]
+
+
 def _capture_batch(capture: Capture, uids: Mapping[str, int]) -> nftables.Batch:
     if capture.kind is CaptureKind.IN_POD:
         return nftables.in_pod_capture()

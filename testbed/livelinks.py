@@ -7,19 +7,19 @@ import json
 import math
 
 from testbed.errors import UsageError
-from testbed.links.gauge import measure
+from testbed.links.gauge import PROBES, measure
 from testbed.livelab import ABOUT, about_of, attach, chosen_up, link_row, links_of
 from testbed.model.experiment import LinkReading
 from testbed.runtime import ownership
 from testbed.store import as_json, write_whole
 
 
-def show(name: str, json_text: bool) -> int:
+def show(name: str, json_text: bool, *, probes: int = PROBES) -> int:
     name = chosen_up(name)
     about = about_of(ownership.state_root() / name)
     maker, attached = attach(name)
     links = links_of(about)
-    readings = measure(attached, maker.attach(attached, links))
+    readings = measure(attached, maker.attach(attached, links), probes=probes)
     if json_text:
         print(json.dumps([link_row(link, reading) for link, reading in zip(links, readings, strict=True)], indent=1))
     else:

@@ -58,6 +58,8 @@ def test_ordinary_user_runs_a_lab_with_a_plane_and_leaves_nothing(user: Ordinary
     logs = user.state / "pair" / "logs"
     assert "server" in (logs / "ztunnel.node-a.log").read_text() + (logs / "ztunnel.node-b.log").read_text()
     assert user.inv("lab.exec", "client", "--", "sh", "-c", "exit 7").returncode == 7
+    shown = user.inv("lab.inspect")
+    assert shown.returncode in (0, 3) and "renewed at half life by pid" in shown.stdout, shown.stderr
     assert "node-a--node-b" in user.inv("link.set", "node-a", "node-b", "--delay-ms", "5").stdout
 
     down = user.inv("lab.down", own_ids=own_ids)
