@@ -54,8 +54,8 @@ def in_child(job_fd: int, pidfds: list[int], now: float) -> bool:
     for pidfd in pidfds:
         try:
             _signal.pidfd_send_signal(pidfd, _signal.SIGHUP)
-        except ProcessLookupError:
-            pass  # it has ended
+        except OSError:
+            pass  # it has ended, or is in no PID namespace below ours: then it looks at its files by itself
     return done
 
 
