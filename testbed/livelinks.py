@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from testbed.errors import UsageError
 from testbed.links.ends import dead_links
-from testbed.links.gauge import measure
+from testbed.links.gauge import PROBES, measure
 from testbed.livelab import ABOUT, about_of, attach, chosen_up, link_row, links_of
 from testbed.model.experiment import LinkReading
 from testbed.model.topology import LEAST_RATE_MBIT
@@ -19,13 +19,13 @@ from testbed.seams import LiveLink
 from testbed.store import as_json, write_whole
 
 
-def show(name: str, json_text: bool) -> int:
+def show(name: str, json_text: bool, *, probes: int = PROBES) -> int:
     name = chosen_up(name)
     about = about_of(ownership.state_root() / name)
     maker, attached = attach(name)
     links = links_of(about)
     live = maker.attach(attached, links)
-    readings = measure(attached, live)
+    readings = measure(attached, live, probes=probes)
     if json_text:
         print(json.dumps([link_row(link, reading) for link, reading in zip(links, readings, strict=True)], indent=1))
     else:

@@ -37,6 +37,19 @@ def build(run_path: Path | str) -> Path:
     return run.path / "report.html"
 
 
+def missing_requests(run: Run) -> list[str]:
+    """Files of stored requests that the run's journal names and that are gone."""
+    return [path.name for path in run.request_files().values() if not path.exists()]
+
+
+def told_missing(names: Sequence[str]) -> str:
+    some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return (
+        f"{len(names)} files of requests are gone from the run, so the curves of single requests lack these trials: "
+        f"{some}. The tables do not: they come from measurements.csv. Restore the files from a copy"
+    )
+
+
 def _page(
     run: Run,
     measurements: Sequence[Measurement],
@@ -96,6 +109,8 @@ def _warnings(run: Run, summary: table.Summary) -> str:
             f"Captures hold TLS secrets: {_e(', '.join(names))}. Whoever has these files can read all traffic in them. "
             "They are for labs only; do not pass them on with keys of anything real."
         )
+    if gone := missing_requests(run):
+        out.append(f"{_e(told_missing(gone))}.")
     if run.info["ended"] is None:
         out.append("This run is not finished; the page shows its whole trials only.")
     if dead := [p for p in summary.planes if not summary.valid[p]]:
@@ -141,11 +156,9 @@ def _latency(run: Run, summary: table.Summary, measurements: Sequence[Measuremen
     ]
     if added:
         parts.append(plots.dots(added, unit="ms", title="Added latency against none, paired by round"))
-    parts.append(
-        plots.curves(
-            _ecdf(run, summary, measurements), unit="ms", title="All stored requests of valid trials, up to p99"
-        )
-    )
+    gone = len(missing_requests(run))
+    title = "All stored requests of valid trials, up to p99" + (f"; {gone} trials are missing" if gone else "")
+    parts.append(plots.curves(_ecdf(run, summary, measurements), unit="ms", title=title))
     return "".join(parts)
 
 

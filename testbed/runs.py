@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from testbed import claims, honoured, planespec, report, sweep, table, typeset
+from testbed import claims, honoured, planespec, report, runnames, sweep, table, typeset
 from testbed.claimlist import CLAIMS
 from testbed.errors import MachineError, TestbedError, UsageError
 from testbed.links.probe import choose
@@ -51,6 +51,7 @@ def run(
     runtime_name = "netns" if runtime == "auto" else runtime
     seed = random.SystemRandom().randrange(2**31) if seed is None else seed
     if resume:
+        resume = str(runnames.find(resume))
         planned = Run.open(Path(resume)).info
         stored = planned["plan"]["experiment"]
         experiment = sweep.with_overrides(experiment, rounds=stored["rounds"], planes=stored["planes"])
@@ -99,7 +100,9 @@ def run(
     )
     now = datetime.now(UTC).isoformat(timespec="seconds")
     store = (
-        Run.resume(Path(resume), now=now) if resume else Run.create(sweep.results_root(), experiment, plan, started=now)
+        Run.resume(Path(resume), now=now)
+        if resume
+        else Run.create(runnames.results_root(), experiment, plan, started=now)
     )
     left = len(blocks) - len(store.whole_trials()) + len(set(experiment.planes) - {f.plane for f in store.findings()})
     with store as into, _steps(total=left) as (progress, say):

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from testbed import boundaries, deploy, interrupts, lab, planespec, proof, topofile, trial
+from testbed.deploy import extra_sandboxes
 from testbed.errors import MachineError, PeerError, TrialError, UsageError
 from testbed.links.gauge import measure
 from testbed.model.experiment import Experiment, LinkReading, Result
@@ -129,10 +130,6 @@ def lab_name(into: Run) -> str:
     return f"{into.info['experiment'][:12]}-{os.getpid()}-{int(time.monotonic() * 1000) % 100000:05d}"
 
 
-def extra_sandboxes(placement: Placement) -> list[tuple[str, str, str]]:
-    return [(proxy.sandbox, proxy.node, proxy.own_address) for proxy in placement.proxies if proxy.own_address]
-
-
 def _measure(
     experiment: Experiment,
     into: Run,
@@ -225,7 +222,3 @@ def with_overrides(experiment: Experiment, *, rounds: int | None = None, planes:
     if planes:
         experiment = replace(experiment, planes=tuple(planes))
     return experiment
-
-
-def results_root() -> Path:
-    return Path(os.environ.get("MESHBED_RESULTS", "results"))

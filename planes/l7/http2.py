@@ -24,7 +24,7 @@ SERVER_LIMITS = Limits(
     max_concurrent_streams=256, max_header_list_bytes=64 << 10, extended_connect=True,
 )  # fmt: skip
 """What a proxy may have to keep is the streams' windows: 64 MiB from a peer that uses them all against a stalled
-upstream. Envoy's header limit is 60 KiB (facts/envoy), ours the next round number."""
+upstream. Envoy's default header limit is 60 KiB (`max_request_headers_kb`), ours the next round number."""
 CLIENT_LIMITS = Limits(
     stream_window_bytes=256 << 10, connection_window_bytes=4 << 20, max_frame_bytes=16 << 10,
     max_header_list_bytes=64 << 10,

@@ -1,7 +1,7 @@
 """One client connection of the load generator: HTTP/1.1 over a plain socket, a request out, an answer in, timed.
 
 The socket is gevent's where gevent has patched the standard library, as in the generator. Nothing here is locust's:
-its clients cost 100 us of CPU a request (facts/performance 4.2), more than a proxy that is to be measured.
+its faster client costs 100 us of CPU a request (measured), more than a proxy that is to be measured.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Load drivers: start the generator inside the client workload's sandbox, wait for it, hand back its raw rows.
 
 `OpenLoop` sends on a schedule drawn before, `ClosedLoop` as fast as answers come. Latency comes from the rows,
-counted from the intended send time; locust's percentiles round to the millisecond (facts/performance 4.2) and are
-never used.
+counted from the intended send time; locust's percentiles round to the millisecond (below 100 ms, else coarser)
+and are never used.
 """
 
 from __future__ import annotations
