@@ -90,7 +90,7 @@ class HttpSide(Ended):
             else:
                 connection.codec = Http1Server(
                     lambda stream, request: self.exchange(connection, stream, request), connection.wake,
-                    scheme=self.scheme, eof_cancels=True,
+                    scheme=self.scheme,
                 )  # fmt: skip
             if self.program.draining:
                 _last_call(connection)
