@@ -7,6 +7,9 @@ wake its reader sooner, and fewer messages would share a turn (measured: a tenth
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import socket
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
@@ -17,6 +20,10 @@ HIGH_WATER_BYTES = 512 << 10
 LARGE_BYTES = 16 << 10
 """A piece of a body from here on is written at once: gathering saves nothing then, and only a write tells whether the
 peer takes more (an event loop may read megabytes from one socket in a turn)."""
+PROBE_EVERY_S = 15
+LOOK_EVERY_S = 0.5
+"""At clients that have ended their side before their answer."""
+_TCP_CLOSE = 7
 LINGER_S = 1.0
 """How long a server that has said its last word reads on: closing at once would turn unread bytes of the client into a
 RST, which may destroy the answer on its way (RFC 9112 9.6). Envoy's delayed_close_timeout."""
@@ -123,10 +130,34 @@ class HttpConnection(asyncio.Protocol):
             self.transport.close()
             return False
         self.codec.receive_eof()
+        if self.codec.active and not self.secured:
+            self._watch_for_the_end()
         self.wake()
         if self._on_turn is not None:
             self._on_turn(self)
         return not self.secured  # a TLS transport closes with its peer whatever one says
+
+    def _watch_for_the_end(self) -> None:
+        """A client that has closed looks like one that has only shut its side, until what is sent to it is refused:
+        bytes of the answer, or probes once its kernel has forgotten it (tcp_fin_timeout). Event loops do not watch a
+        socket any more whose end they have read."""
+        held = self.transport.get_extra_info("socket")
+        if held is None:
+            return  # a tunnel's stream, whose own end tells
+        with contextlib.suppress(OSError):
+            sock = socket.socket(fileno=os.dup(held.fileno()))  # an event loop's wrapper sets no options
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_EVERY_S)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_EVERY_S)
+            self.loop.call_later(LOOK_EVERY_S, self._look_for_the_end, sock)
+
+    def _look_for_the_end(self, sock: socket.socket) -> None:
+        if not self.lost and self.codec.active:
+            if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_CLOSE:
+                self.loop.call_later(LOOK_EVERY_S, self._look_for_the_end, sock)
+                return
+            self.abort()
+        sock.close()
 
     def pause_writing(self) -> None:
         self.codec.set_write_blocked(True)
