@@ -20,7 +20,7 @@ from testbed.errors import MachineError, PeerError, UsageError
 from testbed.model.topology import Topology
 from testbed.runtime import cgroups, enter, ownership, wiring
 from testbed.runtime.keeper import BASE, MARK
-from testbed.runtime.launch import TMP
+from testbed.runtime.launch import TMP, prepare
 from testbed.runtime.ownership import LabState, being
 from testbed.runtime.process import Connection, LabProcess
 from testbed.runtime.routing import routes
@@ -84,13 +84,19 @@ class NetnsLab:
                 raise UsageError(
                     f"lab {self.name}: {spawn.name!r} is for sandbox {spawn.sandbox!r}, known are: {known}"
                 )
-        joins = self._make_cgroups([spawn.name for spawn in spawns])
         ways = Ways()
-        for spawn in spawns:
+        asked, failed = 0, []
+        for spawn in spawns:  # the keeper starts one while this process prepares the next
             self._connection.codes.pop(spawn.name, None)
-            self._connection.send(self._job(spawn, joins.get(spawn.name, ""), ways), spawn.fds)
-        failed = []
-        for _ in spawns:
+            try:
+                job = self._job(spawn, ways)
+                prepare(job["folder"], job["uid"], job["single_uid"])
+            except OSError as error:
+                failed.append(f"{spawn.name}: {error}")
+                continue
+            self._connection.send(job, spawn.fds)
+            asked += 1
+        for _ in range(asked):
             answer = self._connection.answer()
             if answer["op"] == "started":
                 self.processes[answer["name"]] = self._process(answer["name"], answer["pid"])
@@ -159,11 +165,10 @@ class NetnsLab:
             refused = [(position, errno)] * len(answer["refused"])
             raise netlink.explain(f"lab {self.name}, {where}", batches[number].messages, refused)
 
-    def _make_cgroups(self, names: Sequence[str]) -> dict[str, str]:
+    def _make_cgroup(self, name: str) -> str:
         if not self.state.cgroup:
-            return {}
-        made = cgroups.make(self._trees, [f"{self.state.cgroup}/{name}" for name in names])
-        return {entrance.parent.name: str(entrance) for entrance in made}
+            return ""
+        return next(map(str, cgroups.make(self._trees, [f"{self.state.cgroup}/{name}"])), "")
 
     def _process(self, name: str, pid: int) -> LabProcess:
         cgroup = f"{cgroups.TOP}/{self.state.cgroup}/{name}" if self.state.cgroup else None
@@ -172,7 +177,7 @@ class NetnsLab:
     def _log(self, name: str) -> Path:
         return Path(self.state.logs or self.folder / "logs", f"{name}.log")
 
-    def _job(self, spawn: Spawn, cgroup: str, ways: Ways) -> dict:
+    def _job(self, spawn: Spawn, ways: Ways) -> dict:
         folder = Path(spawn.folder).absolute()
         shown = [folder, *(Path(shared).absolute() for shared in spawn.shared_folders)]
         code = ways.code_folders(spawn.argv[0])
@@ -195,7 +200,7 @@ class NetnsLab:
             "capabilities": list(spawn.capabilities),
             "fds": [int(fd) for fd in spawn.fds],
             "pid_namespace": spawn.new_pid_namespace,
-            "cgroup": cgroup,
+            "cgroup": self._make_cgroup(spawn.name),
             "log": str(self._log(spawn.name)),
             "hide": [str(path) for path in dict.fromkeys([Path(TMP), self._root, *barred.values()])],
             "show": [str(path) for path in dict.fromkeys([*shown, *barred, *in_tmp])],
