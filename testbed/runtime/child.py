@@ -75,25 +75,29 @@ def step(name: str, *arguments: Argument, optional: bool = False) -> Step:
 def encode(steps: Sequence[Step], base: int) -> bytes:
     """The list as it lies in memory at `base`: a record for each step, one that exits, then what they point to."""
     leave = base + RECORD.size * len(steps)
-    records, heap = bytearray(), bytearray()
+    free = leave + RECORD.size
+    records: list[int] = []
+    heap: list[bytes] = []
 
-    def place(argument: Argument) -> int:
-        if isinstance(argument, int):
-            return argument
-        if isinstance(argument, tuple):
-            argument = struct.pack(f"={len(argument) + 1}q", *map(place, argument), 0)
-            heap.extend(bytes(-len(heap) % 8))
-        at = leave + RECORD.size + len(heap)
-        heap.extend(argument)
-        heap.append(0)
-        return at
+    def place(data: bytes) -> int:
+        nonlocal free
+        padded = data + bytes(8 - len(data) % 8)  # at least one, which ends a string
+        heap.append(padded)
+        free += len(padded)
+        return free - len(padded)
 
-    for number, (name, arguments, optional) in enumerate(steps, 1):
-        five = [*map(place, arguments), 0, 0, 0, 0, 0][:5]
-        following = base + RECORD.size * number if optional else leave
-        records += RECORD.pack(NUMBERS[name], *five, NOT_REACHED, following)
-    records += RECORD.pack(NUMBERS["exit_group"], 127, 0, 0, 0, 0, NOT_REACHED, leave)
-    return bytes(records + heap)
+    following = base
+    for name, arguments, optional in steps:
+        following += RECORD.size
+        records.append(NUMBERS[name])
+        for argument in arguments:
+            if isinstance(argument, tuple):
+                argument = struct.pack(f"={len(argument) + 1}q", *map(place, argument), 0)
+            records.append(argument if isinstance(argument, int) else place(argument))
+        records += [0] * (5 - len(arguments))
+        records += (NOT_REACHED, following if optional else leave)
+    records += (NUMBERS["exit_group"], 127, 0, 0, 0, 0, NOT_REACHED, leave)
+    return struct.pack(f"={len(records)}q", *records) + b"".join(heap)
 
 
 class Launcher:

@@ -165,11 +165,6 @@ class NetnsLab:
             refused = [(position, errno)] * len(answer["refused"])
             raise netlink.explain(f"lab {self.name}, {where}", batches[number].messages, refused)
 
-    def _make_cgroup(self, name: str) -> str:
-        if not self.state.cgroup:
-            return ""
-        return next(map(str, cgroups.make(self._trees, [f"{self.state.cgroup}/{name}"])), "")
-
     def _process(self, name: str, pid: int) -> LabProcess:
         cgroup = f"{cgroups.TOP}/{self.state.cgroup}/{name}" if self.state.cgroup else None
         return LabProcess(self._connection, name=name, pid=pid, cgroup=cgroup, log=self._log(name))
@@ -178,14 +173,14 @@ class NetnsLab:
         return Path(self.state.logs or self.folder / "logs", f"{name}.log")
 
     def _job(self, spawn: Spawn, ways: Ways) -> dict:
-        folder = Path(spawn.folder).absolute()
-        shown = [folder, *(Path(shared).absolute() for shared in spawn.shared_folders)]
+        folder = _absolute(spawn.folder)
+        shown = [folder, *map(_absolute, spawn.shared_folders)]
         code = ways.code_folders(spawn.argv[0])
         needed = [] if self._single_uid else [*shown, *code]
         barred = {path: bar for path in needed if (bar := ways.barrier(path, spawn.uid)) is not None}
-        in_tmp = [path for path in code if path.is_relative_to(TMP)]
+        in_tmp = [path for path in code if path.startswith(f"{TMP}/")]
         kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        env = {"HOME": str(folder), "TMPDIR": str(folder), **kept, **spawn.env}
+        env = {"HOME": folder, "TMPDIR": folder, **kept, **spawn.env}
         return {
             "op": "spawn",
             "name": spawn.name,
@@ -196,24 +191,29 @@ class NetnsLab:
             "uid": spawn.uid,
             "single_uid": self._single_uid,
             "own_proc": not self._in_user_namespace,
-            "folder": str(folder),
+            "folder": folder,
             "capabilities": list(spawn.capabilities),
             "fds": [int(fd) for fd in spawn.fds],
             "pid_namespace": spawn.new_pid_namespace,
-            "cgroup": self._make_cgroup(spawn.name),
+            "cgroup": cgroups.make(self._trees, f"{self.state.cgroup}/{spawn.name}") if self.state.cgroup else "",
             "log": str(self._log(spawn.name)),
-            "hide": [str(path) for path in dict.fromkeys([Path(TMP), self._root, *barred.values()])],
-            "show": [str(path) for path in dict.fromkeys([*shown, *barred, *in_tmp])],
+            "hide": list(dict.fromkeys([TMP, str(self._root), *barred.values()])),
+            "show": list(dict.fromkeys([*shown, *barred, *in_tmp])),
         }
+
+
+def _absolute(path: str | Path) -> str:
+    """As text: a hundred programs compare some thousands of paths, which `Path` would take a third of their start for."""
+    return os.path.join(os.getcwd(), path)
 
 
 class Ways:
     """Which folders are in a program's way, each looked at once for all programs that start together."""
 
     def __init__(self) -> None:
-        self._code: dict[str, list[Path]] = {}
+        self._code: dict[str, list[str]] = {}
         self._programs: dict[tuple[str, str], list[str]] = {}
-        self._seen: dict[Path, tuple[int, int] | None] = {}
+        self._seen: dict[str, tuple[int, int] | None] = {}
 
     def programs(self, program: str, path: str) -> list[str]:
         """Files that exec may try for `program`, in the order of `path`: those that are there."""
@@ -224,22 +224,24 @@ class Ways:
             self._programs[program, path] = [file for file in found if os.path.exists(file)]
         return self._programs[program, path]
 
-    def code_folders(self, program: str) -> list[Path]:
+    def code_folders(self, program: str) -> list[str]:
         """Where Python and this project live: a program of the lab must be able to read them."""
         if program not in self._code:
-            folders = [Path(sys.prefix), Path(sys.base_prefix), PROJECT]
+            folders = [sys.prefix, sys.base_prefix, str(PROJECT)]
             if program.startswith("/"):
-                folders.append(Path(program).parent)
-            self._code[program] = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+                folders.append(os.path.dirname(program))
+            self._code[program] = [folder for folder in dict.fromkeys(folders) if os.path.isdir(folder)]
         return self._code[program]
 
-    def barrier(self, path: Path, uid: int) -> Path | None:
+    def barrier(self, path: str, uid: int) -> str | None:
         """The topmost folder on the way to `path` that user `uid` may not pass, such as /root;
         None when the way is open.
         """
         if uid == 0:
             return None
-        for folder in reversed(path.parents):
+        end = 0
+        while (end := path.find("/", end + 1)) > 0:
+            folder = path[:end]
             if folder not in self._seen:
                 self._seen[folder] = self._look(folder)
             if (found := self._seen[folder]) is None:
@@ -250,9 +252,9 @@ class Ways:
         return None
 
     @staticmethod
-    def _look(folder: Path) -> tuple[int, int] | None:
+    def _look(folder: str) -> tuple[int, int] | None:
         try:
-            found = folder.stat()
+            found = os.stat(folder)
         except FileNotFoundError:
             return None
         return found.st_mode, found.st_uid
