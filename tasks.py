@@ -112,6 +112,19 @@ def lab_gc(c, dry_run=False, all=False, json=False):
     cli.exit_with(cli.lab_gc, dry_run=dry_run, everything=all, as_json_text=json)
 
 
+@task(
+    help={
+        "base": "official, debian, packed, or an image of your own with this Python; auto takes the first to be had",
+        "fresh": "build anew, from nothing but the base",
+        "dry-run": DRY,
+        "json": JSON,
+    }
+)
+def image_build(c, base="auto", fresh=False, dry_run=False, json=False):
+    """The image that containers of the docker runtime start from; says which base was used."""
+    cli.exit_with(cli.image_build, base=base, fresh=fresh, dry_run=dry_run, as_json_text=json)
+
+
 @task(help={"name": NAME, "json": JSON})
 def link_show(c, name="", json=False):
     """Links: asked and measured."""
@@ -273,7 +286,7 @@ def _raise(error):
     raise error
 
 
-NOUNS = ("lab", "link", "capture", "experiment", "report", "bench")
+NOUNS = ("image", "lab", "link", "capture", "experiment", "report", "bench")
 
 namespace = Collection()
 for _name, _task in [(n, t) for n, t in sorted(globals().items()) if hasattr(t, "body")]:

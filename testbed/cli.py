@@ -192,6 +192,35 @@ def report_compare(before: str, after: str, as_json_text: bool = False) -> int:
     return 0
 
 
+# images
+
+
+def image_build(base: str = "auto", fresh: bool = False, dry_run: bool = False, as_json_text: bool = False) -> int:
+    """0 also where the image is there already. Raises MachineError without an engine, or without any base."""
+    from testbed.docker import bases, engine, image
+
+    connected = engine.connect()
+    try:
+        found = None if fresh else image.find(connected, base=base)
+        if dry_run and found is None:
+            tried = bases.plan(connected, base)
+            if as_json_text:
+                as_json({"reference": None, "tried": [{"base": name, "how": how} for name, how in tried]})
+            else:
+                print("would build on the first of: " + ", ".join(f"{name} ({how})" for name, how in tried))
+            return 0
+        built = found or image.build(connected, base=base, fresh=fresh, progress=say)
+    finally:
+        connected.close()
+    if as_json_text:
+        as_json(dataclasses.asdict(built))
+        return 0
+    made = f"built in {built.seconds:.1f} s" if found is None else "there already"
+    print(f"{built.reference}: {made}, {built.size_bytes / 1e6:.0f} MB, on {built.base} ({built.base_kind})")
+    print(f"digest {built.digest}")
+    return 0
+
+
 # labs
 
 

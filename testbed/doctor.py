@@ -9,18 +9,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from testbed import machine
+from testbed.errors import MachineError
 from testbed.program import CHECKOUT
 from testbed.runtime import enter
 from testbed.typeset import clean
+
+if TYPE_CHECKING:
+    from testbed.docker.engine import Engine
 
 OK, WARN, LACK = "ok", "warn", "lack"
 TIMEOUT_S = 10.0
@@ -149,19 +153,47 @@ def _fifo() -> Answer:
 
 
 def _docker() -> Answer:
-    host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-    mend = "start dockerd and be in group docker; only the docker runtime needs it"
-    if not host.startswith("unix://"):
-        return WARN, f"DOCKER_HOST is {host}; only a local daemon is looked for", mend
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(2)
-        try:
-            probe.connect(host.removeprefix("unix://"))
-            probe.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
-            answer = probe.recv(64)
-        except OSError as error:
-            return WARN, f"no Docker daemon at {host}: {error.strerror or error}", mend
-    return (OK, f"a daemon answers at {host}", "") if b" 200 " in answer else (WARN, f"{host} answers {answer!r}", mend)
+    engine, what, mend = _engine()
+    if engine is None:
+        return WARN, what, mend
+    engine.close()
+    said = engine.info
+    what = f"Docker {said.version} at {said.host}, API {said.api}, {said.storage}, cgroup driver {said.cgroup_driver}"
+    if said.rootless:
+        mend = "use an engine that root runs; a rootless one keeps its namespaces to itself"
+        return WARN, f"{what}; rootless: links between its containers cannot be made from here", mend
+    if os.geteuid() != 0:
+        mend = "run as root; membership in the socket's group starts containers, but cannot wire them"
+        return WARN, f"{what}; images can be built, but wiring containers needs root", mend
+    return OK, what, ""
+
+
+def _docker_image() -> Answer:
+    engine, _, mend = _engine()
+    if engine is None:
+        return WARN, "no engine to ask for it; only the docker runtime needs one", mend
+    from testbed.docker import image, offlinebase
+
+    try:
+        found = image.find(engine)
+    finally:
+        engine.close()
+    if found is not None:
+        return OK, f"{found.reference} on {found.base} ({found.base_kind})", ""
+    without = offlinebase.lacking()
+    lack = f"; without a registry its base would be the running Python, for {without}" if without else ""
+    return WARN, f"not built yet for this code{lack}", "./inv image.build (or leave it to the first lab.up)"
+
+
+def _engine() -> tuple[Engine | None, str, str]:
+    """The engine, or what is wrong with it and what mends that."""
+    from testbed.docker import engine
+
+    try:
+        return engine.connect(answer_within_s=3.0), "", ""
+    except MachineError as error:
+        what, _, mend = str(error).partition("; ")
+        return None, what, mend or engine.OTHER_WAY
 
 
 def _cgroups() -> Answer:
@@ -219,6 +251,7 @@ CHECKS: dict[str, Callable[[], Answer]] = {
     "nf_tables": _nf_tables,
     "SCHED_FIFO": _fifo,
     "Docker": _docker,
+    "Docker image": _docker_image,
     "cgroups": _cgroups,
     "Envoy": _envoy,
     "cores": _cores,

@@ -112,9 +112,12 @@ def _start_apps(lab: Lab, workloads: Sequence[Workload], logs: Path) -> None:
     serving = [w for w in workloads if w.app.kind != "idle"]
     spawns = []
     for workload in serving:
-        module = load("app", workload.app.kind).__name__
         folder = lab.running.folder / "apps" / workload.name
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if workload.app.image:
+            spawns.append(from_image(workload, folder))
+            continue
+        module = load("app", workload.app.kind).__name__
         arguments = ["--name", workload.name, "--log", str(folder / "requests.jsonl")]
         for port in workload.app.ports:
             arguments += ["--port", str(port)]
@@ -138,6 +141,20 @@ def _start_apps(lab: Lab, workloads: Sequence[Workload], logs: Path) -> None:
     for workload in serving:
         for port in workload.app.ports:
             wait_for_port(lab, workload.name, port, process=lab.apps[workload.name])
+
+
+def from_image(workload: Workload, folder: Path) -> Spawn:
+    """A program of the user's own; its environment is its image's, but for what the topology adds."""
+    return Spawn(
+        name=f"app.{workload.name}",
+        sandbox=workload.name,
+        argv=workload.app.command,
+        env=dict(workload.app.environment),
+        uid=APP_UID if workload.app.user_id is None else workload.app.user_id,
+        folder=folder,
+        image=workload.app.image,
+        writable=workload.app.writable,
+    )
 
 
 def wait_for_port(

@@ -49,6 +49,12 @@ class Spawn:
     new_pid_namespace: bool = True
     shared_folders: Sequence[Path] = ()
     """Folders of the lab it may also see (read-write), such as the run's log folder."""
+    image: str = ""
+    """An image of the user's own that it runs from, with the image's own command where `argv` is empty; only runtimes
+    of containers can. It sees neither our code nor `folder`.
+    """
+    writable: Sequence[str] = ()
+    """With `image`: paths in it that become empty folders in memory; the rest of it is read-only."""
 
 
 class Process(Protocol):

@@ -35,6 +35,7 @@ def _as_fraction(value: float) -> str:
     return f"it is a probability from 0 to 1; did you mean {value / 100:g}?" if value <= 100 else "give 0 to 1"
 
 
+_FOLDER = "write an absolute path without colons and commas"
 _PORT = Number(what="port", minimum=1, maximum=65535, integer=True)
 _IMPAIRMENT: dict[str, Shape] = {
     "delayMs": Number(what="one-way delay in ms", minimum=0, maximum=MAX_DELAY_MS, above=_too_long),
@@ -87,6 +88,11 @@ _WORKLOAD = Record(
                 "ports": Sequence(what="ports", of=_PORT),
                 "serviceTimeMs": Number(what="service time in ms", minimum=0, maximum=60_000),
                 "calls": Sequence(what="calls", of=Text(what="name of a service")),
+                "image": Text(what="name of an image", pattern=r"^[a-z0-9][-a-z0-9._/:@]*\S*$"),
+                "command": Sequence(what="command", of=Text(what="word of a command"), minimum=1),
+                "environment": Table(what="environment", of=Text(what="value"), key=r"^[A-Za-z_][A-Za-z0-9_]*$"),
+                "writable": Sequence(what="writable", of=Text(what="folder", pattern=r"^/[^:,\0]+$", mend=_FOLDER)),
+                "userId": Number(what="user id", minimum=0, maximum=65_535, integer=True),
             },
             required=("kind",),
         ),

@@ -44,6 +44,11 @@ __all__ = ["DOCUMENT", "FOLDER", "find", "json_schema", "load", "parse", "shippe
 
 FOLDER = Path(__file__).parent.parent / "topologies"
 IDLE = "idle"
+IMAGE = "image"
+"""The kind of app that is no module of ours."""
+_OF_IMAGES = ("image", "command", "environment", "writable", "userId")
+_PROXY_USERS = range(1337, 2000)
+"""User ids of proxies: what runs as one of them is not captured."""
 _WORKLOADS_PER_NODE = 253
 _PLACE = re.compile(r"(.*?):(\d+):(\d+): ", re.DOTALL)
 
@@ -222,7 +227,7 @@ class _Builder:
     def _app(self, item: Item | None) -> App:
         if item is None:
             return App(kind=IDLE)
-        kinds = {*registry.names("app"), IDLE}
+        kinds = {*registry.names("app"), IDLE, IMAGE}
         kind = item.child("kind")
         if kind is not None and kind.value not in kinds:
             self.problem(kind.mark, f"unknown kind of app ({kind.value!r})", suggestion(kind.value, kinds))
@@ -230,8 +235,9 @@ class _Builder:
             self._refer(call, "service", self.service_names)
         calls, ports = item.each("calls"), item.each("ports")
         name = item.get("kind", IDLE)
-        if calls and name in (IDLE, "tcp-echo"):
+        if calls and name in (IDLE, IMAGE, "tcp-echo"):
             self.problem(calls[0].mark, f"{name} makes no calls ({calls[0].value!r})", "use kind: http-echo")
+        self._check_image(item, name)
         if name != IDLE and not ports:
             self.problem(item.mark, f"the app listens nowhere ({name})", "add ports: [8080]")
         for port in ports:
@@ -242,7 +248,26 @@ class _Builder:
             ports=tuple(p.value for p in ports),
             service_time_ms=item.get("serviceTimeMs", 0.0),
             calls=tuple(c.value for c in calls),
+            image=item.get("image", ""),
+            command=tuple(word.value for word in item.each("command")),
+            environment=tuple(sorted((key, value.value) for key, value in item.items("environment"))),
+            writable=tuple(folder.value for folder in item.each("writable")),
+            user_id=item.get("userId"),
         )
+
+    def _check_image(self, item: Item, kind: str) -> None:
+        if kind != IMAGE:
+            for key in _OF_IMAGES:
+                if (child := item.child(key)) is not None:
+                    self.problem(child.mark, f"only an app of kind image has {key} ({kind})", f"use kind: {IMAGE}")
+            return
+        if item.child("image") is None:
+            self.problem(item.mark, "the app's image is not said", "add image: <name of an image in the engine>")
+        if (own := item.child("serviceTimeMs")) is not None:
+            self.problem(own.mark, f"an image takes the time it takes ({own.value:g})", "use kind: http-echo")
+        if (user := item.child("userId")) is not None and user.value in _PROXY_USERS:
+            what = f"the user id belongs to the proxies, whose traffic is not captured ({user.value})"
+            self.problem(user.mark, what, "take another, or leave it out")
 
     def _services(self, workloads: tuple[Workload, ...]) -> tuple[Service, ...]:
         services = []

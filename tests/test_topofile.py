@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from testbed import topofile
 from testbed.errors import TopologyError, UsageError
 from testbed.model.policy import AuthorizationPolicy, PeerAuthentication
-from testbed.model.topology import GilbertElliott, Impairment
+from testbed.model.topology import App, GilbertElliott, Impairment
 from testbed.yamlpos import Reader
 
 SMALL = """\
@@ -144,6 +144,20 @@ zoneLinks: [{between: [e, w], rttMs: 3}]
     assert {link.name: link.a_to_b.delay_ms for link in topology.links} == {"a--b": 7, "a--c": 1.5}
 
 
+def test_an_image_of_the_users_own_is_a_workload_like_any_other() -> None:
+    """Its command, variables, writable folders and user id are read; without them the image's own command runs."""
+    app = {"kind": "image", "image": "redis:7", "ports": [6379]}
+    more = {"command": ["redis-server", "-"], "environment": {"B": "2", "A": "1"}, "writable": ["/data"], "userId": 0}
+    topology = topofile.parse(
+        small(workloads={"plain": {"node": "a", "app": app}, "full": {"node": "a", "app": {**app, **more}}}), "t.yml"
+    )
+
+    plain, full = topology.workload("plain").app, topology.workload("full").app
+    assert plain == App(kind="image", ports=(6379,), image="redis:7")
+    assert (full.command, full.environment) == (("redis-server", "-"), (("A", "1"), ("B", "2")))
+    assert (full.writable, full.user_id) == (("/data",), 0)
+
+
 # -- what is refused
 
 MISTAKES = [
@@ -176,6 +190,27 @@ MISTAKES = [
         "'http-echo'?",
     ),
     ("workloads: {w: {node: a, app: {kind: http-echo}}}", "the app listens nowhere (http-echo)", "add ports"),
+    ("workloads: {w: {node: a, app: {kind: image, ports: [80]}}}", "the app's image is not said", "add image:"),
+    (
+        "workloads: {w: {node: a, app: {kind: image, image: x, ports: [80], userId: 1337}}}",
+        "the user id belongs to the proxies, whose traffic is not captured (1337)",
+        "take another",
+    ),
+    (
+        "workloads: {w: {node: a, app: {kind: image, image: x, ports: [80], serviceTimeMs: 5}}}",
+        "an image takes the time it takes (5)",
+        "kind: http-echo",
+    ),
+    (
+        "workloads: {w: {node: a, app: {kind: http-echo, ports: [80], command: [sh]}}}",
+        "only an app of kind image has command (http-echo)",
+        "use kind: image",
+    ),
+    (
+        "workloads: {w: {node: a, app: {kind: image, image: x, ports: [80], writable: [tmp]}}}",
+        "bad folder ('tmp')",
+        "absolute path",
+    ),
     ("workloads: {w: {node: a, app: {kind: tcp-echo, ports: [15001]}}}", "belongs to the proxies (15001)", "another"),
     ("workloads: {w: {node: a, app: {kind: idle, calls: [s]}}}", "4:52: no service of that name ('s')", "known: none"),
     ("services: {s: {ports: [{port: 1}], workloads: [w]}}", "4:48: no workload of that name ('w')", "known: none"),
@@ -341,7 +376,21 @@ GOOD = {
     "name": "t",
     "zones": ["e"],
     "nodes": {"a": {"zone": "e"}, "b": {}},
-    "workloads": {"w": {"node": "a", "replicas": 2, "app": {"kind": "http-echo", "ports": [1]}, "labels": {"x": "y"}}},
+    "workloads": {
+        "w": {"node": "a", "replicas": 2, "app": {"kind": "http-echo", "ports": [1]}, "labels": {"x": "y"}},
+        "i": {
+            "node": "b",
+            "app": {
+                "kind": "image",
+                "image": "redis:7",
+                "command": ["redis-server", "--save", ""],
+                "environment": {"A": "b"},
+                "writable": ["/data"],
+                "userId": 999,
+                "ports": [6379],
+            },
+        },
+    },
     "services": {"s": {"ports": [{"port": 1, "protocol": "tcp"}], "workloads": ["w"], "waypoint": {"node": "a"}}},
     "links": [{"between": ["a", "b"], "delayMs": 1.5, "forward": {"loss": 0.1, "rateMbit": 0}}],
     "zoneLinks": [{"between": ["e", "e"], "rttMs": 2}],

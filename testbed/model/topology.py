@@ -75,8 +75,8 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class App:
-    """What a workload runs: `http-echo`, `tcp-echo`, or `idle` (a client:
-    nothing listens until load is driven from it).
+    """What a workload runs: `http-echo`, `tcp-echo`, `image` (any program in an image of the user's own), or `idle` (a
+    client: nothing listens until load is driven from it).
     """
 
     kind: str
@@ -84,6 +84,16 @@ class App:
     service_time_ms: float = 0.0
     calls: tuple[str, ...] = ()
     """Names of services that an `http-echo` calls, one after another, before it answers (a→b→c chains)."""
+    image: str = ""
+    """Of an `image`: its name in the engine, or where the engine may pull it."""
+    command: tuple[str, ...] = ()
+    """Of an `image`: instead of the image's own command; empty keeps that."""
+    environment: tuple[tuple[str, str], ...] = ()
+    """Of an `image`: variables beside the image's own."""
+    writable: tuple[str, ...] = ()
+    """Of an `image`: folders in memory that it may write to; the rest of its files are read-only."""
+    user_id: int | None = None
+    """Of an `image`: the user id that it runs as; None is that of all applications."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

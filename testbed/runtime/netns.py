@@ -262,6 +262,8 @@ class Ways:
 
 class NetnsRuntime:
     name = "netns"
+    runs_images: bool = False
+    """Whether a workload can be an image of the user's own."""
 
     def check(self) -> list[str]:
         """What this machine lacks for any lab at all, each with its mend."""
@@ -309,6 +311,8 @@ class NetnsRuntime:
 
         An ordinary user's process becomes root of a user namespace by this, for good (`enter.become_root`).
         """
+        if not self.runs_images:
+            _refuse_images(topology, self.name)
         enter.become_root()
         try:
             sandboxes = wiring.plan(topology, extra)
@@ -385,6 +389,15 @@ class NetnsRuntime:
         while not connection.keeper_pid and not connection.closed:
             connection.news(5.0)
         return NetnsLab(state=state, root=root, connection=connection, starter=None)
+
+
+def _refuse_images(topology: Topology, runtime: str) -> None:
+    found = next((w for w in topology.workloads if w.app.image), None)
+    if found is not None:
+        raise UsageError(
+            f"topology {topology.name}: workload {found.name} is the image {found.app.image}, which runtime {runtime} "
+            f"cannot run; use --runtime docker"
+        )
 
 
 def _start_keeper(name: str, folder: Path) -> tuple[Connection, subprocess.Popen[bytes]]:
