@@ -8,6 +8,7 @@ JSON = "print JSON for programs"
 NAME = "the lab's name; not needed while only one is up"
 PLANE = "plane name, or several with commas; options follow it: ambient:waypoint_node=node-a"
 DRY = "only say what would be done"
+RUNTIME = "netns, docker or auto (netns)"
 LINK = "netem, wire or auto (netem where the kernel has it)"
 
 
@@ -21,14 +22,23 @@ def test(c, only="", fast=False):
     help={
         "rounds": "rounds of all planes (5)",
         "plane": PLANE,
+        "runtime": RUNTIME,
         "link": LINK,
         "seed": "seed of order and schedules",
         "dry-run": "print the plan only",
     }
 )
-def quickstart(c, rounds=None, plane="", link="auto", seed=None, dry_run=False):
+def quickstart(c, rounds=None, plane="", runtime="auto", link="auto", seed=None, dry_run=False):
     """The main job: planes in turn on two zones, load, proof from packets, one table, a report. Some minutes."""
-    cli.exit_with(cli.quickstart, rounds=_int(rounds), plane=plane, link=link, seed=_int(seed), dry_run=dry_run)
+    cli.exit_with(
+        cli.quickstart,
+        rounds=_int(rounds),
+        plane=plane,
+        runtime=runtime,
+        link=link,
+        seed=_int(seed),
+        dry_run=dry_run,
+    )
 
 
 @task(help={"json": JSON})
@@ -47,7 +57,7 @@ def schema(c, write=False, dry_run=False):
     help={
         "topology": "name of a shipped topology, or a file",
         "plane": "plane to put on it; options follow its name: ambient:waypoint_node=node-a",
-        "runtime": "netns or auto",
+        "runtime": RUNTIME,
         "link": LINK,
         "name": "name of the lab (the topology's)",
         "keylog": "proxies log their TLS secrets, so that captures can be read: for labs only",
@@ -199,7 +209,7 @@ def experiment_list(c, json=False):
         "name": "experiment",
         "plane": PLANE,
         "trials": "rounds",
-        "runtime": "netns or auto",
+        "runtime": RUNTIME,
         "link": LINK,
         "resume": "folder of a run to go on with",
         "seed": "seed of order and schedules",

@@ -98,9 +98,16 @@ def doctor(as_json_text: bool = False) -> int:
 
 
 def quickstart(
-    rounds: int | None = None, plane: str = "", link: str = "auto", seed: int | None = None, dry_run: bool = False
+    rounds: int | None = None,
+    plane: str = "",
+    runtime: str = "auto",
+    link: str = "auto",
+    seed: int | None = None,
+    dry_run: bool = False,
 ) -> int:
-    return experiment_run("quickstart", plane=plane, trials=rounds, link=link, seed=seed, dry_run=dry_run)
+    return experiment_run(
+        "quickstart", plane=plane, trials=rounds, runtime=runtime, link=link, seed=seed, dry_run=dry_run
+    )
 
 
 def experiment_list(as_json_text: bool = False) -> int:

@@ -49,8 +49,9 @@ class Lab:
         return self.running.sandboxes[sandbox].netns
 
     def dead(self) -> list[str]:
-        """Links and applications that should be alive and are not, by name."""
-        gone = [f"link {live.link.name}" for live in self.links if not live.alive()]
+        """Links, sandboxes and applications that should be alive and are not, by name."""
+        gone = self.running.dead()
+        gone += [f"link {live.link.name}" for live in self.links if not live.alive()]
         return gone + [
             f"app {name} (exit {code})" for name, process in self.apps.items() if (code := process.poll()) is not None
         ]

@@ -107,15 +107,23 @@ def describe(deployment: deploy.Deployment) -> dict:
     """What `lab.inspect --json` prints, but for the links' measured values."""
     running, topology = deployment.lab, deployment.lab.topology
     netns = {name: sandbox.netns for name, sandbox in running.running.sandboxes.items()}
+    container = {name: sandbox.container for name, sandbox in running.running.sandboxes.items()}
     pids = {name: process.pid for name, process in running.apps.items()}
     return {
         "lab": running.name,
         "topology": topology.name,
-        "runtime": "netns",
+        "runtime": running.running.runtime,
         "link_kind": running.link_kind,
         "plane": deployment.placement.plane,
         "nodes": [
-            {"name": n.name, "zone": n.zone, "netns": netns[n.name], "address": n.address} for n in topology.nodes
+            {
+                "name": n.name,
+                "zone": n.zone,
+                "netns": netns[n.name],
+                "container": container[n.name],
+                "address": n.address,
+            }
+            for n in topology.nodes
         ],
         "workloads": [
             {
@@ -124,6 +132,7 @@ def describe(deployment: deploy.Deployment) -> dict:
                 "service_account": w.service_account,
                 "node": w.node,
                 "netns": netns[w.name],
+                "container": container[w.name],
                 "address": w.address,
                 "pids": [pids[w.name]] if w.name in pids else [],
             }

@@ -13,7 +13,10 @@ from importlib.metadata import EntryPoint, entry_points
 from testbed.errors import UsageError
 
 BUILT_IN: dict[str, dict[str, str]] = {
-    "runtime": {"netns": "testbed.runtime.netns:NetnsRuntime"},
+    "runtime": {
+        "netns": "testbed.runtime.netns:NetnsRuntime",
+        "docker": "testbed.runtime.dockerruntime:DockerRuntime",
+    },
     "link": {"netem": "testbed.links.netem:NetemLinks", "wire": "testbed.links.wire:WireLinks"},
     "plane": {
         "none": "planes.catalog:none",

@@ -92,11 +92,12 @@ def run(
         },
         proxies={plane: _proxies(plane, topology) for plane in experiment.planes},
         gate=asdict(gates),
-        machine={**describe(), "weaker": "; ".join(made_runtime.weaker())},
+        machine={**describe(), **made_runtime.about(), "weaker": "; ".join(made_runtime.weaker())},
         commit=_commit(),
         lock_sha256=hashlib.sha256((CHECKOUT / "requirements.lock").read_bytes()).hexdigest(),
         command=f"./inv experiment.run {name} --plane {','.join(experiment.planes)} "
-        f"--trials {experiment.rounds} --seed {seed}",
+        f"--trials {experiment.rounds} --seed {seed}"
+        + ("" if runtime_name == "netns" else f" --runtime {runtime_name}"),
     )
     now = datetime.now(UTC).isoformat(timespec="seconds")
     store = (

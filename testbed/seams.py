@@ -28,6 +28,8 @@ class Sandbox:
     """`node`, `workload` or `proxy` (a waypoint's own)."""
     netns: str
     address: str
+    container: str | None = None
+    """Name of the container that it is, in the engine; None where it is a namespace only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,8 @@ class RunningLab(Protocol):
     """What a runtime hands back: sandboxes by name, the power to start programs, and its own end."""
 
     name: str
+    runtime: str
+    """Name of the runtime that made it."""
     folder: Path
     """State folder of the lab under the runtime directory."""
     sandboxes: Mapping[str, Sandbox]
@@ -89,6 +93,9 @@ class RunningLab(Protocol):
         ...
     def route(self, topology: Topology) -> None:
         """Routes between nodes over the links, whose devices must be there by now and up."""
+        ...
+    def dead(self) -> list[str]:
+        """Sandboxes that ended, or were begun again, since this process knows them; each with what happened."""
         ...
     def detach(self) -> None:
         """From now on the lab outlives this process. Until then it ends with it, so nobody meets a half-made one."""
@@ -107,6 +114,10 @@ class Runtime(Protocol):
 
     def weaker(self) -> list[str]:
         """What works here, but not as well as it could, each with its mend."""
+        ...
+
+    def about(self) -> dict[str, str]:
+        """What a result must say of it beside the machine, such as its engine; words, by name."""
         ...
 
     def up(

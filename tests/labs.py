@@ -13,6 +13,15 @@ missing = NetnsRuntime().check() + NetnsRuntime().weaker() if os.geteuid() == 0 
 needs_root = pytest.mark.skipif(bool(missing), reason="needs root with cgroups: " + "; ".join(missing))
 
 
+def needs_engine() -> None:
+    """Skips the test, saying why, where labs cannot be made of containers."""
+    from testbed.runtime.dockerruntime import DockerRuntime
+
+    lacks = missing or DockerRuntime().check()
+    if lacks:
+        pytest.skip("needs a Docker engine and root: " + "; ".join(lacks))
+
+
 def line(nodes: int, per_node: int, **links: object) -> Topology:
     """Nodes n1..nN in a row, workloads w<node>-<i> on each, plain links between neighbours."""
     made, guests, wires = [], [], []

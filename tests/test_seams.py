@@ -11,6 +11,8 @@ from testbed import registry, seams
 from testbed.links.netem import NetemLink
 from testbed.links.wire import WireLink
 from testbed.observe.procstat import ProcStat
+from testbed.runtime.dockerlab import DockerLab
+from testbed.runtime.dockerprocess import ContainerProcess
 from testbed.runtime.netns import NetnsLab
 from testbed.runtime.process import LabProcess
 
@@ -28,7 +30,9 @@ def registered() -> list[tuple[type, type]]:
 
 HANDED_OUT = [
     (seams.RunningLab, NetnsLab),
+    (seams.RunningLab, DockerLab),
     (seams.Process, LabProcess),
+    (seams.Process, ContainerProcess),
     (seams.LiveLink, NetemLink),
     (seams.LiveLink, WireLink),
     (seams.Observer, ProcStat),
@@ -38,7 +42,9 @@ HANDED_OUT = [
 @pytest.mark.parametrize(("protocol", "made"), [*registered(), *HANDED_OUT], ids=lambda kind: kind.__name__)
 def test_an_implementation_has_all_of_its_protocol(protocol: type, made: type) -> None:
     """Every method, with the same parameters and defaults; every attribute, of the class or set when it is made."""
-    sources = inspect.getsource(made)
+    sources = "".join(
+        inspect.getsource(kind) for kind in made.__mro__ if kind.__module__.startswith(("testbed", "planes"))
+    )
     for name in protocol.__annotations__:
         assert hasattr(made, name) or f"self.{name} = " in sources or f"self.{name}: " in sources, name
     for name, method in vars(protocol).items():

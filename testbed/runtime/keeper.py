@@ -297,7 +297,7 @@ def remove_cgroup(folder: str) -> None:
                 break
 
 
-def main() -> None:
+def main(kind: type[Keeper] = Keeper) -> None:
     """Arguments: the owner's socket and pidfd as descriptors, the mark, the folder.
 
     Settings come as the first frame.
@@ -325,4 +325,4 @@ def main() -> None:
         if not data:
             return  # the owner is gone before the lab began
         frames = reader.feed(data)
-    Keeper(owner, pidfd, frames[0]).run()
+    kind(owner, pidfd, frames[0]).run()

@@ -37,6 +37,8 @@ PASSED_ON = ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "LANG", "LC_ALL", "TZ", "PYTHO
 class NetnsLab:
     """A lab that is up (`seams.RunningLab`)."""
 
+    runtime = "netns"
+
     def __init__(
         self, *, state: LabState, root: Path, connection: Connection, starter: subprocess.Popen[bytes] | None
     ) -> None:
@@ -127,6 +129,10 @@ class NetnsLab:
                         f"lab {self.name}: node {node} has no device {device}; join the links before routing"
                     )
         self._wire("wire", wiring.route_batches(ways, self.planned, indexes))
+
+    def dead(self) -> list[str]:
+        """Namespaces live as long as their keeper, and that ends all of the lab."""
+        return []
 
     def detach(self) -> None:
         """From now on the lab outlives this process. Until then it ends with it, so nobody meets a half-made one."""
@@ -262,6 +268,7 @@ class Ways:
 
 class NetnsRuntime:
     name = "netns"
+    lab: type[NetnsLab] = NetnsLab
     runs_images: bool = False
     """Whether a workload can be an image of the user's own."""
 
@@ -297,6 +304,10 @@ class NetnsRuntime:
                 "no cgroup tree to write to: CPU is read from process clocks, which forget ended children; run as root"
             )
         return found
+
+    def about(self) -> dict[str, str]:
+        """Nothing beyond what `machine.describe` says of any run."""
+        return {}
 
     def up(
         self,
@@ -345,23 +356,12 @@ class NetnsRuntime:
     def _begin(self, state: LabState, root: Path, sandboxes: Sequence[Planned], groups: Sequence[str]) -> NetnsLab:
         folder = root / state.name
         (Path(state.logs) if state.logs else folder / "logs").mkdir(parents=True, exist_ok=True)
-        connection, starter = _start_keeper(state.name, folder)
+        connection, starter = start_keeper(state.name, folder)
         settings = {"folder": str(folder), "detached": state.detached, "cgroups": list(groups) if state.cgroup else []}
         connection.send(settings)
         batches = wiring.batches(sandboxes, BASE)  # while the keeper starts, on the other core
         sysctls = wiring.sysctls(sandboxes)
-        while not connection.keeper_pid:
-            connection.news(10.0)
-            if connection.closed:
-                said = (folder / "keeper.log").read_text().strip().splitlines()
-                raise MachineError(
-                    f"lab {state.name}: its keeper ended at once ({said[-1] if said else 'no word'}); "
-                    "`doctor` says what is missing"
-                )
-        state = dataclasses.replace(state, keeper=being(connection.keeper_pid))
-        if state.keeper is None:
-            raise PeerError(f"lab {state.name}: its keeper ended at once")
-        ownership.write(state, folder)
+        state = greeted(connection, state, folder)
         lab = NetnsLab(state=state, root=root, connection=connection, starter=starter)
         try:
             lab._wire("build", batches, namespaces=sysctls)
@@ -388,7 +388,24 @@ class NetnsRuntime:
         connection = Connection(sock, name)
         while not connection.keeper_pid and not connection.closed:
             connection.news(5.0)
-        return NetnsLab(state=state, root=root, connection=connection, starter=None)
+        return self.lab(state=state, root=root, connection=connection, starter=None)
+
+
+def greeted(connection: Connection, state: LabState, folder: Path) -> LabState:
+    """The lab's state once its keeper has said who it is, written down. Raises MachineError when it never does."""
+    while not connection.keeper_pid:
+        connection.news(10.0)
+        if connection.closed:
+            said = (folder / "keeper.log").read_text().strip().splitlines()
+            raise MachineError(
+                f"lab {state.name}: its keeper ended at once ({said[-1] if said else 'no word'}); "
+                "`doctor` says what is missing"
+            )
+    state = dataclasses.replace(state, keeper=being(connection.keeper_pid))
+    if state.keeper is None:
+        raise PeerError(f"lab {state.name}: its keeper ended at once")
+    ownership.write(state, folder)
+    return state
 
 
 def _refuse_images(topology: Topology, runtime: str) -> None:
@@ -400,13 +417,13 @@ def _refuse_images(topology: Topology, runtime: str) -> None:
         )
 
 
-def _start_keeper(name: str, folder: Path) -> tuple[Connection, subprocess.Popen[bytes]]:
+def start_keeper(name: str, folder: Path, program: str = START) -> tuple[Connection, subprocess.Popen[bytes]]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     pidfd = os.pidfd_open(os.getpid())
     try:
         with open(folder / "keeper.log", "ab") as log:
             starter = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", START, str(theirs.fileno()), str(pidfd), MARK, str(folder)],
+                [sys.executable, "-I", "-S", "-c", program, str(theirs.fileno()), str(pidfd), MARK, str(folder)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(theirs.fileno(), pidfd), cwd="/",
             )  # fmt: skip
     finally:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from testbed.errors import MachineError, UsageError
-from testbed.runtime import cgroups, enter
+from testbed.runtime import cgroups, dockerplan, dockersocket, enter
 from testbed.runtime.keeper import MARK, remove
 
 VERSION = 1
@@ -65,6 +65,8 @@ class LabState:
     """name, kind, index, address of each."""
     logs: str = ""
     topology: str = ""
+    engine: dict = field(default_factory=dict)
+    """Of a lab on Docker: the engine's `socket`, the labels of its containers, what they stand on."""
 
     @property
     def alive(self) -> bool:
@@ -78,7 +80,7 @@ class Left:
     """Something that gc removed, or would remove."""
 
     kind: str
-    """`lab`, `cgroup` or `folder`."""
+    """`lab`, `cgroup`, `containers` or `folder`."""
     name: str
     why: str = field(default="")
 
@@ -167,15 +169,20 @@ def join(name: str, root: Path | None = None) -> None:
 def gc(*, dry_run: bool = False, everything: bool = False, root: Path | None = None) -> list[Left]:
     """Removes what dead labs left, and with `everything` living ones too; never what does not carry our mark."""
     root = root or state_root()
-    candidates = _our_cgroups(root)  # before the labs are read: a lab that begins meanwhile is not among them
-    removed = []
+    # Before the labs are read: what belongs to a lab that begins meanwhile is not among them.
+    candidates, containers = _our_cgroups(root), _our_containers(root)
+    removed, troubles = [], []
     for state in labs(root):
         if everything or not state.alive:
             removed.append(
                 Left(kind="lab", name=state.name, why="asked for" if state.alive else "its keeper or owner is dead")
             )
             if not dry_run:
-                bury(state, root)
+                try:
+                    bury(state, root)
+                except MachineError as error:  # its engine does not answer; the others can go
+                    troubles.append(str(error))
+                    removed.pop()
     for folder in sorted(root.glob(".*.*.*")):
         *_, pid, started = folder.name.split(".")
         if pid.isdigit() and started.isdigit() and not Being(pid=int(pid), started=int(started)).alive:
@@ -188,6 +195,13 @@ def gc(*, dry_run: bool = False, everything: bool = False, root: Path | None = N
             removed.append(Left(kind="cgroup", name=str(cgroup), why="no lab of that name"))
             if not dry_run:
                 cgroups.remove(cgroup)
+    for name, ids in dockerplan.leftovers(containers, [state.name for state in labs(root)]).items():
+        if name not in {left.name for left in removed}:
+            removed.append(Left(kind="containers", name=f"{len(ids)} of {name}", why="no lab of that name"))
+            if not dry_run:
+                dockersocket.remove(dockersocket.socket_path(), ids)
+    if troubles:
+        raise MachineError("\n".join(troubles))
     return removed
 
 
@@ -206,11 +220,24 @@ def bury(state: LabState, root: Path) -> None:
         else:
             for keeper in keepers(state.name, root):
                 end(keeper)
+        if (made := now or state).engine:
+            sweep(made)
         if state.cgroup:
             for tree in cgroups.trees().all:
                 if (folder := tree / cgroups.TOP / state.cgroup).exists():
                     cgroups.remove(folder)
         remove(str(root / state.name))
+
+
+def sweep(state: LabState) -> None:
+    """Removes the containers of a lab. Raises MachineError when its engine does not answer: they may be there yet."""
+    try:
+        dockersocket.sweep(state.engine["socket"], state.engine["labels"])
+    except OSError as error:
+        raise MachineError(
+            f"lab {state.name}: its containers cannot be removed ({error}); start the engine at "
+            f"{state.engine['socket']}, then ./inv lab.gc; if it is gone for good, remove the lab's state folder"
+        ) from error
 
 
 @contextmanager
@@ -254,6 +281,16 @@ def keepers(lab: str, root: Path) -> list[Being]:
             if MARK.encode() in words and str(root / lab).encode() in words and (one := being(int(entry.name))):
                 found.append(one)
     return found
+
+
+def _our_containers(root: Path) -> list[dict]:
+    """Containers of labs with this state root, in the engine that is used now; none where none answers."""
+    try:
+        return dockersocket.find(
+            dockersocket.socket_path(), {dockerplan.OWNER: dockerplan.owner(root, enter.user_id())}
+        )
+    except OSError:
+        return []
 
 
 def _our_cgroups(root: Path) -> list[Path]:

@@ -30,7 +30,7 @@ both_worlds = pytest.mark.parametrize("hybrid", list(WORLDS.values()), ids=list(
 
 
 @pytest.fixture(scope="module")
-def hybrid(request: pytest.FixtureRequest) -> Iterator[SidecarWorld]:
+def hybrid(request: pytest.FixtureRequest, runtime: None) -> Iterator[SidecarWorld]:
     text = topofile.find("hybrid").read_text()
     with worlds.world(text, plane=request.param, made=SidecarWorld) as made:
         assert isinstance(made, SidecarWorld)

@@ -31,7 +31,7 @@ services:
 
 
 @pytest.fixture
-def small() -> Iterator[SidecarWorld]:
+def small(runtime: None) -> Iterator[SidecarWorld]:
     with worlds.world(SMALL, plane="sidecar", options={"drain_deadline_s": 2.5}, made=SidecarWorld) as made:
         assert isinstance(made, SidecarWorld)
         yield made

@@ -254,7 +254,7 @@ def test_the_applications_own_tls_passes(sidecars: SidecarWorld) -> None:
 
 
 @pytest.fixture(scope="module")
-def deceived() -> Iterator[SidecarWorld]:
+def deceived(runtime: None) -> Iterator[SidecarWorld]:
     """As `sidecars`, but `plain` (without a proxy) is said to have a sidecar."""
 
     def place(topology: Topology, placement: Placement) -> Placement:

@@ -32,14 +32,16 @@ from testbed.model.identity import Identity
 from testbed.model.placement import Capture, CaptureKind, Placement, Proxy
 from testbed.model.topology import Topology
 from testbed.pki import CERTIFICATE_FILE, KEY_FILE, ROOTS_FILE, CertificateAuthority, write_identity
+from testbed.registry import load
 from testbed.runtime.enter import in_netns
-from testbed.runtime.netns import NetnsRuntime
-from testbed.seams import Process
+from testbed.seams import Process, Runtime
 from testbed.sweep import extra_sandboxes
 
 LIMIT_S = 8.0
 MARK = 0x539
 _numbers = itertools.count(1)
+_runtimes: list[Runtime] = [load("runtime", "netns")()]
+"""The last one makes the worlds."""
 
 # On each node: captured and uncaptured workloads, with and without an application. `tester` and `waypoint` have no
 # application: tests listen there themselves.
@@ -381,6 +383,16 @@ def dedicated(topology: Topology, shared: Placement) -> Placement:
 
 
 @contextlib.contextmanager
+def on(runtime: str) -> Iterator[None]:
+    """Worlds made in the body are of that runtime, and of one instance of it: it looks for its image once."""
+    _runtimes.append(load("runtime", runtime)())
+    try:
+        yield
+    finally:
+        _runtimes.pop()
+
+
+@contextlib.contextmanager
 def world(
     text: str = TWO_NODES,
     *,
@@ -403,7 +415,7 @@ def world(
         name = f"t{os.getpid()}-{next(_numbers)}"
         with (
             lab.up(
-                topology, runtime=NetnsRuntime(), links=choose("auto"), name=name, logs=folder / "logs",
+                topology, runtime=_runtimes[-1], links=choose("auto"), name=name, logs=folder / "logs",
                 extra=extra_sandboxes(placement),
             ) as running,
             deploy.deploy(running, placement, **deployed) as deployment,
