@@ -172,8 +172,8 @@ def block_interval(
 ) -> Interval:
     """Trimmed mean over rounds and its symmetric studentised bootstrap: t̂ ± q·ŝ, q a quantile of |t* - t̂|/s*.
 
-    Hall, "On Symmetric Bootstrap Confidence Intervals", JRSS B 50, 1988; with trimmed means Wilcox 2012, §4.4. Over 6 to
-    40 rounds it kept its 5 % where the percentile bootstrap of the median missed in 5 to 10 % and BCa in 5 to 12 %
+    Hall, "On Symmetric Bootstrap Confidence Intervals", JRSS B 50, 1988; with trimmed means Wilcox 2012, §4.4. Over 6
+    to 40 rounds it kept its 5 % where the percentile bootstrap of the median missed in 5 to 10 % and BCa in 5 to 12 %
     (docs/statistics.md). Infinite for one value: that says nothing.
     """
     if not values:

@@ -17,12 +17,22 @@ class Load:
     """`open` or `closed`."""
     rate_rps: float = 100.0
     arrival: str = "poisson"
-    """`uniform` or `poisson` (open loop only)."""
+    """Open loop only: `poisson`, `uniform` (constant gaps), `synchronised` (bursts) or `trace`."""
     connections: int = 8
     warmup_s: float = 1.0
     window_s: float = 4.0
     request_bytes: int = 0
     response_bytes: int = 128
+    """Raw TCP gets back what it sent: `request_bytes`."""
+    protocol: str = "http1"
+    """`http1`, `http2` (prior knowledge), `grpc` (unary calls) or `tcp` (an echo)."""
+    requests_per_connection: int = 0
+    """After so many the client closes the connection and opens another for the next; 0: kept alive."""
+    burst: int = 0
+    """Synchronised arrivals: so many at the same instant; 0: one for each connection."""
+    trace: str = ""
+    """Trace arrivals: a file of ascending times in seconds, one a line; played over and over, stretched to
+    `rate_rps`, or as it is where that is 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +123,8 @@ class LoadRecord:
     ended_s: float
     cpu_s: float
     """CPU that the generator itself used, to see saturation."""
+    connects: int = 0
+    """Connections opened from before the warm-up to the end."""
     notes: tuple[str, ...] = field(default=())
 
 
