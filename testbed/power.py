@@ -41,7 +41,7 @@ class Host:
 IDLE = Host(name="an idle machine", luck=0.012, stalls_per_s=0.5, stall_spread=0.5, stall_ms=1.5)
 REFERENCE = Host(name="the reference machine at its best")
 """A/A pairs of 650 to 1,000 requests there: paired spread of p50 0.02 to 0.04, of p99 0.25 to 0.33."""
-BUSY = Host(name="the reference machine with busy neighbours", luck=0.02, stalls_per_s=2.0, stall_spread=1.2, stall_ms=3.0)
+BUSY = Host(name="the same with busy neighbours", luck=0.02, stalls_per_s=2.0, stall_spread=1.2, stall_ms=3.0)
 """There: p50 0.04, p99 0.7, and a quarter of the trials left out for a late generator."""
 
 

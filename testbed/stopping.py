@@ -3,8 +3,9 @@
 Who looks at a 95 % interval again and again and stops when it pleases is wrong more often than in 5 % of cases: in 15
 to 20 % when stopping at the first difference, and still in 5 to 10 % when stopping at a width (a spread that happens to
 look small stops a run early; docs/statistics.md). So looks are few, equally far apart and known before the first
-trial, and at each the interval is as wide as Pocock's boundary asks ("Group Sequential Methods in the Design and Analysis of
-Clinical Trials", Biometrika 64, 1977): the chance that any of them misses is 5 % in all, whatever one stops for.
+trial, and at each the interval is as wide as Pocock's boundary asks ("Group Sequential Methods in the Design and
+Analysis of Clinical Trials", Biometrika 64, 1977): the chance that any of them misses is 5 % in all, whatever one stops
+for.
 """
 
 from __future__ import annotations
