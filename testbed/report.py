@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from testbed import claims, drawing, plots, table, typeset
+from testbed import claims, drawing, effects, plots, table, typeset
 from testbed.errors import UsageError
 from testbed.model.experiment import Finding, Measurement, Result
 from testbed.store import Run, write_whole
@@ -28,7 +28,7 @@ def build(run_path: Path | str) -> Path:
     measurements, findings = run.measurements(), run.findings()
     summary = table.summarise(measurements, order=run.info["plan"]["experiment"]["planes"])
     named = run.info["plan"]["experiment"].get("claims", ())
-    built = table.build(summary, findings)
+    built = effects.with_effects(table.build(summary, findings), summary, run.info.get("stop_rule"))
     built = claims.with_claims(built, named, summary, findings, run.info.get("planes", {}))
     heading = f"{run.info['experiment']} {run.info['run']}"
     write_whole(run.path / "table.md", typeset.as_markdown(built, heading=heading).encode())

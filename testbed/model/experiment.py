@@ -36,6 +36,17 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One point of an experiment's sweep: what varies is the load, or whom it calls."""
+
+    name: str
+    """As a row of the table says it: `64 B`, `10 requests a connection`."""
+    load: Load
+    target: str = ""
+    """As `Experiment.target`; empty: the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
     name: str
     question: str
@@ -52,6 +63,13 @@ class Experiment:
     claims: tuple[str, ...] = ()
     links: tuple[tuple[str, str, dict], ...] = ()
     """Impairments that override the topology's: (a, b, {delay_ms: …}) both directions."""
+    cells: tuple[Cell, ...] = ()
+    """Measured one after another, in shuffled order, on each deployment; empty: one, `load`."""
+    rate_share: float | None = None
+    """Load every plane with this share of the slowest one's measured capacity instead of with the loads' own rates,
+    whose proportions stay; the search begins at `load`'s rate."""
+    hold_p99_ms: float = 25.0
+    """What holding a rate means in that search."""
 
 
 class Result(StrEnum):
@@ -97,6 +115,8 @@ class Measurement:
     value: float
     valid: bool = True
     reason: str = ""
+    cell: str = ""
+    """Name of the sweep's point; empty where there is but one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
