@@ -25,14 +25,19 @@ def effect(summary: Summary, plane: str, metric: str, *, confidence: float = 0.9
     return stats.effect(summary.rounds(plane, metric), first, second, confidence=confidence)
 
 
-def watched(measurements: Sequence[Measurement], planes: Sequence[str], rule: StopRule) -> dict[str, Any]:
-    """Plane -> its ratio's interval so far, for `StopRule.after_round`; without a plane beside `none`, the pair's."""
-    summary = summarise(measurements)
+def watched(
+    measurements: Sequence[Measurement], planes: Sequence[str], rule: StopRule
+) -> dict[str, stats.Interval | None]:
+    """What has to be narrow (`StopRule.after_round`): of every cell, each plane's ratio so far; where `none` is the
+    only plane, the A/A pair's own."""
     others = [plane for plane in planes if plane != BASE]
-    found = {plane: effect(summary, plane, WATCHED, confidence=rule.confidence) for plane in others or [AA]}
-    if others:
-        return {plane: None if one is None else one.ratio for plane, one in found.items()}
-    return {AA: None if found[AA] is None else found[AA].aa}
+    ratios: dict[str, stats.Interval | None] = {}
+    for cell in dict.fromkeys(m.cell for m in measurements):
+        summary = summarise([m for m in measurements if m.cell == cell])
+        for plane in others or [AA]:
+            found = effect(summary, plane, WATCHED, confidence=rule.confidence)
+            ratios[f"{plane} {cell}"] = None if found is None else found.ratio if others else found.aa
+    return ratios
 
 
 def with_effects(built: Table, summary: Summary, rule: Mapping[str, Any] | None = None) -> Table:

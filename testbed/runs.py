@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from testbed import claims, effects, honoured, planespec, report, sweep, table, typeset
+from testbed import cells, claims, honoured, planespec, report, sweep, table, typeset
 from testbed.claimlist import CLAIMS
 from testbed.errors import MachineError, TestbedError, UsageError
 from testbed.links.probe import choose
@@ -195,7 +195,9 @@ def show(path: Path, *, as_json_text: bool = False) -> int:
         return code
     summary = _summary(stored, measurements)
     named = stored.info["plan"]["experiment"].get("claims", ())
-    built = effects.with_effects(table.build(summary, findings), summary, stored.info.get("stop_rule"))
+    built = cells.table_of(stored.info, measurements, findings)
+    if swept := cells.names(stored.info):
+        summary = _summary(stored, cells.of(measurements, swept[0]))
     made = claims.with_claims(built, named, summary, findings, stored.info.get("planes", {}))
     print(typeset.as_text(made, colour=typeset.wants_colour(sys.stdout)))
     return code
