@@ -140,6 +140,9 @@ def experiment_run(
     link: str = "auto",
     resume: str = "",
     seed: int | None = None,
+    until_width: float | None = None,
+    budget_min: float | None = None,
+    share: float | None = None,
     dry_run: bool = False,
 ) -> int:
     """Run an experiment, print its table and the report's path.
@@ -156,6 +159,9 @@ def experiment_run(
         link=link,
         resume=resume,
         seed=seed,
+        until_width=None if until_width is None else until_width / 100,
+        budget_s=None if budget_min is None else budget_min * 60,
+        share=None if share is None else share / 100,
         dry_run=dry_run,
     )
 

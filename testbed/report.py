@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from testbed import claims, drawing, plots, table, typeset
+from testbed import cells, claims, drawing, plots, table, typeset
 from testbed.errors import UsageError
 from testbed.model.experiment import Finding, Measurement, Result
 from testbed.store import Run, write_whole
@@ -26,9 +26,12 @@ def build(run_path: Path | str) -> Path:
     """Writes both files and returns the report's path. The run may still be unfinished; the page then says so."""
     run = Run.open(run_path)
     measurements, findings = run.measurements(), run.findings()
+    built = cells.table_of(run.info, measurements, findings)
+    swept = cells.names(run.info)
+    if swept:  # plots and judges look at one cell; the table above them has all
+        measurements = cells.of(measurements, swept[0])
     summary = table.summarise(measurements, order=run.info["plan"]["experiment"]["planes"])
     named = run.info["plan"]["experiment"].get("claims", ())
-    built = table.build(summary, findings)
     built = claims.with_claims(built, named, summary, findings, run.info.get("planes", {}))
     heading = f"{run.info['experiment']} {run.info['run']}"
     write_whole(run.path / "table.md", typeset.as_markdown(built, heading=heading).encode())
@@ -70,6 +73,7 @@ def _page(
         _notes(built.notes),
         "<p class=dim>Absolute figures are those of the implementations named below on this machine. What carries over "
         "is the difference between planes in the same run.</p>",
+        f"<p class=dim>From here on: the cell {_e(swept[0])}.</p>" if (swept := cells.names(info)) else "",
         "<h2>Latency</h2>",
         _latency(run, summary, measurements),
         "<h2>Cost</h2>",
