@@ -25,8 +25,8 @@ SERVER_LIMITS = Limits(
 )  # fmt: skip
 """What a proxy may have to keep is the streams' windows: 64 MiB from a peer that uses them all against a stalled
 upstream, and what busy streams are given beyond (`http2_connection.GROWN_TOTAL_BYTES`). DATA is handed on as it comes,
-so a long frame needs no room of its own. Envoy's default header limit is 60 KiB (`max_request_headers_kb`), ours the next
-round number."""
+so a long frame needs no room of its own. Envoy's default header limit is 60 KiB (`max_request_headers_kb`), ours the
+next round number."""
 CLIENT_LIMITS = Limits(
     stream_window_bytes=256 << 10, connection_window_bytes=4 << 20, max_frame_bytes=256 << 10,
     max_header_list_bytes=64 << 10,
