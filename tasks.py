@@ -213,10 +213,26 @@ def experiment_list(c, json=False):
         "link": LINK,
         "resume": "folder of a run to go on with",
         "seed": "seed of order and schedules",
+        "until-width": "end early once p50 of every plane is known to within so many percent; --trials is the most",
+        "budget-min": "begin no round that would end later than so many minutes after the first trial",
+        "share": "percent of the slowest plane's capacity, searched for first, at which every plane is loaded",
         "dry-run": "print the plan only",
     }
 )
-def experiment_run(c, name, plane="", trials=None, runtime="auto", link="auto", resume="", seed=None, dry_run=False):
+def experiment_run(
+    c,
+    name,
+    plane="",
+    trials=None,
+    runtime="auto",
+    link="auto",
+    resume="",
+    seed=None,
+    until_width=None,
+    budget_min=None,
+    share=None,
+    dry_run=False,
+):
     """Run an experiment, print its table and the report's path."""
     cli.exit_with(
         cli.experiment_run,
@@ -227,6 +243,9 @@ def experiment_run(c, name, plane="", trials=None, runtime="auto", link="auto", 
         link=link,
         resume=resume,
         seed=_int(seed),
+        until_width=_float("until_width", until_width),
+        budget_min=_float("budget_min", budget_min),
+        share=_float("share", share),
         dry_run=dry_run,
     )
 

@@ -20,12 +20,12 @@ from testbed.errors import MachineError, PeerError, UsageError
 from testbed.livelab import about_of, chosen, chosen_up, known_names, links_of, state_of
 from testbed.model.topology import Link
 from testbed.observe.capture import Point, start_detached, told_error
+from testbed.runnames import results_root
 from testbed.runtime import ownership
 from testbed.runtime.ownership import Being, being
 from testbed.runtime.wiring import port_name
 from testbed.seams import end_name
 from testbed.store import write_whole
-from testbed.sweep import results_root
 
 STOP_TIMEOUT_S = 60.0
 ABOUT, DONE = "capture.json", "done.json"

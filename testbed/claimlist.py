@@ -129,9 +129,9 @@ CLAIMS = {
         ),
         Claim(
             "l4-suffices-for-mtls",
-            "mTLS everywhere needs ztunnel only",
+            "mTLS needs ztunnel only",
             ("S", "C"),
-            "packets: no clear payload and TLS 1.3 with SPIFFE identities on every wire segment",
+            "packets: no clear payload and TLS 1.3 with SPIFFE identities on every wire segment of the calls made",
         ),
         Claim(
             "hbone-carries-metadata",

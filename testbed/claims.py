@@ -6,6 +6,7 @@ verdict is `no evidence`: that a run exists proves nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -103,6 +104,12 @@ def _from_packets(
 
 def _segments(findings: Sequence[Finding]) -> int:
     return len({f.segment for f in findings})
+
+
+def _pairs(findings: Sequence[Finding]) -> str:
+    """Who called whom, out of ids as `packets.ambient-l4/client>server/wire/tls`."""
+    pairs = [m[1].replace(">", " → ") for f in findings if (m := re.search(r"/([^/>]+>[^/]+)/", f.id))]
+    return ", ".join(dict.fromkeys(pairs))
 
 
 def _frames(claim: Claim, summary: table.Summary, findings: Sequence[Finding]) -> Judged:
@@ -225,8 +232,8 @@ JUDGES: dict[str, Judge] = {
         "ambient-l4",
         ("hidden", "delivered", "tls", "identity"),
         lambda found: (
-            f"on all {_segments(found)} wire segments: no payload readable without keys, all of it inside with them, "
-            "TLS 1.3, SPIFFE identities both ways"
+            f"on all {_segments(found)} wire segments of {_pairs(found)}, the only calls made: no payload readable "
+            "without keys, all of it inside with them, TLS 1.3, SPIFFE identities both ways"
         ),
     ),
     "hbone-carries-metadata": _frames,

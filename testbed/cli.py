@@ -140,6 +140,9 @@ def experiment_run(
     link: str = "auto",
     resume: str = "",
     seed: int | None = None,
+    until_width: float | None = None,
+    budget_min: float | None = None,
+    share: float | None = None,
     dry_run: bool = False,
 ) -> int:
     """Run an experiment, print its table and the report's path.
@@ -156,39 +159,45 @@ def experiment_run(
         link=link,
         resume=resume,
         seed=seed,
+        until_width=None if until_width is None else until_width / 100,
+        budget_s=None if budget_min is None else budget_min * 60,
+        share=None if share is None else share / 100,
         dry_run=dry_run,
     )
 
 
 def experiment_show(run: str, as_json_text: bool = False) -> int:
-    from testbed import runs
+    from testbed import runnames, runs
 
-    return runs.show(Path(run), as_json_text=as_json_text)
+    return runs.show(runnames.find(run), as_json_text=as_json_text)
 
 
 def claims(as_json_text: bool = False) -> int:
     from testbed import runs
-    from testbed.sweep import results_root
+    from testbed.runnames import results_root
 
     return runs.newest_claims(results_root(), as_json_text=as_json_text)
 
 
 def report_build(run: str, dry_run: bool = False) -> int:
-    from testbed import report
+    from testbed import report, runnames
     from testbed.store import Run
 
+    path = Run.open(runnames.find(run)).path
     if dry_run:
-        path = Run.open(Path(run)).path
         print(f"would write {path / 'report.html'} and {path / 'table.md'}")
         return 0
-    print(report.build(Run.open(Path(run)).path))
+    print(report.build(path))
+    if gone := report.missing_requests(Run.open(path)):
+        say(f"warning: {report.told_missing(gone)}")
+        return 3
     return 0
 
 
 def report_compare(before: str, after: str, as_json_text: bool = False) -> int:
-    from testbed import comparison, typeset
+    from testbed import comparison, runnames, typeset
 
-    compared = comparison.compare(Path(before), Path(after))
+    compared = comparison.compare(runnames.find(before), runnames.find(after))
     if as_json_text:
         as_json(dataclasses.asdict(compared))
     else:

@@ -76,14 +76,25 @@ def compare(run_a: Path | str, run_b: Path | str) -> Comparison:
 
 
 def as_table(compared: Comparison) -> table.Table:
+    """What unpaired means is a note at every difference; a plane of one run only has a row of dashes and says so."""
+    notes: list[str] = []
+
+    def number(text: str) -> int:
+        if text not in notes:
+            notes.append(text)
+        return notes.index(text) + 1
+
     rows = []
     for one in compared.differences:
         interval = "–" if one.low_ms is None else f"[{table.digits(one.low_ms)}, {table.digits(one.high_ms)}]"
-        texts = (one.plane, one.metric, *map(table.digits, (one.a_ms, one.b_ms, one.change_ms)), interval)
-        rows.append(tuple(table.Cell(lines=(text,)) for text in texts))
+        texts = (one.plane, one.metric, table.digits(one.a_ms), table.digits(one.b_ms))
+        change = table.Cell(lines=(table.digits(one.change_ms),), note=number(compared.note))
+        rows.append((*(table.Cell(lines=(text,)) for text in texts), change, table.Cell(lines=(interval,))))
+    dash = table.Cell(lines=("–",), tone="weak")
+    for run, planes in (("A", compared.only_a), ("B", compared.only_b)):
+        for plane in planes:
+            note = number(f"only in {run}, so not compared")
+            rows.append((table.Cell(lines=(plane,), note=note), *[dash] * 5))
     head = ("plane", "metric", "A ms", "B ms", "B − A ms", "95 %")
     title = f"A = {compared.a}, B = {compared.b}"
-    notes = [compared.note]
-    for run, planes in (("A", compared.only_a), ("B", compared.only_b)):
-        notes += [f"only in {run}, so not compared: {', '.join(planes)}"] if planes else []
     return table.Table(blocks=(table.Block(title=title, head=head, rows=tuple(rows)),), notes=tuple(notes))

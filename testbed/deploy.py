@@ -1,9 +1,8 @@
 """A placement applied to a lab: keys, configuration, captures, programs, readiness.
 
 The order is Istio's: proxies are ready before traffic is captured into them, so that no workload meets a closed port
-while its
-proxy starts. Everything a proxy needs lies in its own folder (0700, its own user id); no application's mount namespace
-shows it.
+while its proxy starts. Everything a proxy needs lies in its own folder (0700, its own user id); no application's mount
+namespace shows it.
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -23,12 +24,27 @@ from testbed.lab import Lab, http_get, log_tail
 from testbed.model.identity import Identity
 from testbed.model.placement import Capture, CaptureKind, Placement, Proxy
 from testbed.nodeagent import NodeAgent, PodNetns
-from testbed.pki import CERTIFICATE_FILE, KEY_FILE, ROOTS_FILE, CertificateAuthority, write_identity
+from testbed.pki import (
+    CERTIFICATE_FILE,
+    KEY_FILE,
+    LEAF_LIFETIME_S,
+    ROOTS_FILE,
+    CertificateAuthority,
+    entrust,
+    write_identity,
+)
 from testbed.runtime.enter import owner_for
+from testbed.runtime.keeper import handles
 from testbed.seams import Process, Progress, Spawn
 
 PROXY_UID = 1337
 """First of the proxies' user ids (Istio's own number); each further proxy gets one of its own."""
+CA_UID = PROXY_UID - 1
+CA = "ca"
+"""Name of the process that renews certificates."""
+IDENTITIES = "identities"
+"""Folder of a proxy's certificates inside its own."""
+RENEW = f"import sys; sys.path.insert(0, {str(program.CHECKOUT)!r}); from testbed.renewal import main; main()"
 READY_PORT = 15021
 ZTUNNEL_CAPABILITIES = ("sys_admin", "net_admin", "net_raw")
 """To enter workloads' namespaces, to set marks and transparent addresses:
@@ -46,6 +62,10 @@ class Deployment:
     authority: CertificateAuthority
     proxies: dict[str, Process] = field(default_factory=dict)
     agents: list[NodeAgent] = field(default_factory=list)
+    renewer: Process | None = None
+    """Renews the certificates for as long as the lab lives; None: they end with their first life."""
+    issued_at: float = 0.0
+    leaf_lifetime_s: float = LEAF_LIFETIME_S
 
     def folder(self, proxy: str) -> Path:
         return self.lab.folder / "proxies" / proxy
@@ -73,15 +93,20 @@ def deploy(
     placement: Placement,
     *,
     keylog: bool = False,
-    leaf_lifetime_s: float = 24 * 3600.0,
+    leaf_lifetime_s: float = LEAF_LIFETIME_S,
+    renewed: bool = False,
     progress: Progress = lambda _line: None,
 ) -> Iterator[Deployment]:
     """The placement on the lab for as long as the `with`.
 
-    `keylog` makes proxies write TLS secrets into their own folders.
+    `keylog` makes proxies write TLS secrets into their own folders. `renewed` starts a process that renews the
+    certificates at half of their life; a trial is over long before that, and goes without.
     """
     with ExitStack() as stack:
-        yield start(lab, placement, keylog=keylog, leaf_lifetime_s=leaf_lifetime_s, progress=progress, stack=stack)
+        yield start(
+            lab, placement, keylog=keylog, leaf_lifetime_s=leaf_lifetime_s, renewed=renewed, progress=progress,
+            stack=stack,
+        )  # fmt: skip
 
 
 def start(
@@ -89,19 +114,23 @@ def start(
     placement: Placement,
     *,
     keylog: bool = False,
-    leaf_lifetime_s: float = 24 * 3600.0,
+    leaf_lifetime_s: float = LEAF_LIFETIME_S,
+    renewed: bool = False,
     progress: Progress = lambda _line: None,
     stack: ExitStack,
 ) -> Deployment:
+    now = time.time()
     deployment = Deployment(
         lab=lab,
         placement=placement,
-        authority=CertificateAuthority(now=time.time(), trust_domain=lab.topology.trust_domain),
+        authority=CertificateAuthority(now=now, trust_domain=lab.topology.trust_domain),
+        issued_at=now,
+        leaf_lifetime_s=leaf_lifetime_s,
     )
     if placement.proxies:
         progress(f"plane {placement.plane}: {len(placement.proxies)} proxies")
     spawns = [
-        _prepare(deployment, proxy, uid=PROXY_UID + number, keylog=keylog, leaf_lifetime_s=leaf_lifetime_s)
+        _prepare(deployment, proxy, uid=PROXY_UID + number, keylog=keylog)
         for number, proxy in enumerate(placement.proxies)
     ]
     for proxy, spawn in zip(placement.proxies, spawns, strict=True):
@@ -115,9 +144,16 @@ def start(
     for proxy in placement.proxies:
         _wait_ready(deployment, proxy)
     uids = {proxy.name: spawn.uid for proxy, spawn in zip(placement.proxies, spawns, strict=True)}
+    if renewed and any(proxy.identities for proxy in placement.proxies):
+        deployment.renewer = _start_renewing(deployment, uids)
     for capture in placement.captures:
         nftables.apply(lab.netns(capture.workload), _capture_batch(capture, uids).for_new_namespace())
     return deployment
+
+
+def extra_sandboxes(placement: Placement) -> list[tuple[str, str, str]]:
+    """(name, node, address) of what a runtime makes for proxies that have an address of their own: waypoints."""
+    return [(proxy.sandbox, proxy.node, proxy.own_address) for proxy in placement.proxies if proxy.own_address]
 
 
 def _capture_batch(capture: Capture, uids: Mapping[str, int]) -> nftables.Batch:
@@ -144,7 +180,7 @@ def _pods(lab: Lab, proxy: Proxy) -> list[PodNetns]:
     return pods
 
 
-def _prepare(deployment: Deployment, proxy: Proxy, *, uid: int, keylog: bool, leaf_lifetime_s: float) -> Spawn:
+def _prepare(deployment: Deployment, proxy: Proxy, *, uid: int, keylog: bool) -> Spawn:
     folder = deployment.folder(proxy.name)
     # A folder of an earlier deployment of the same proxy in this lab holds keys of a CA that is gone.
     shutil.rmtree(folder, ignore_errors=True)
@@ -153,8 +189,10 @@ def _prepare(deployment: Deployment, proxy: Proxy, *, uid: int, keylog: bool, le
         os.chown(folder, owner, owner)
     identities = {}
     for identity in proxy.identities:
-        place = folder / "identities" / file_name(identity)
-        leaf = deployment.authority.issue(identity, lifetime_s=leaf_lifetime_s, now=time.time())
+        place = folder / IDENTITIES / file_name(identity)
+        leaf = deployment.authority.issue(
+            identity, lifetime_s=deployment.leaf_lifetime_s, now=deployment.issued_at
+        )
         write_identity(place, leaf, deployment.authority.bundle, uid=owner)
         relative = place.relative_to(folder)
         identities[str(identity)] = {
@@ -183,6 +221,55 @@ def _prepare(deployment: Deployment, proxy: Proxy, *, uid: int, keylog: bool, le
         folder=folder,
         capabilities=ENTERING_CAPABILITIES.get(proxy.role, ()),
     )
+
+
+def _start_renewing(deployment: Deployment, uids: Mapping[str, int]) -> Process:
+    """Once the proxies run: as they start, all in their folders becomes their own."""
+    lab, rows, shown = deployment.lab, [], []
+    for proxy in deployment.placement.proxies:
+        if not proxy.identities:
+            continue
+        home = deployment.folder(proxy.name) / IDENTITIES
+        home.chmod(0o711)  # to be passed by who renews, which sees no folder above it
+        shown.append(home)
+        for identity in proxy.identities:
+            place = home / file_name(identity)
+            entrust(place, owner_for(CA_UID), owner_for(uids[proxy.name]))
+            rows.append([identity.trust_domain, identity.namespace, identity.service_account, str(place)])
+    job = {
+        "path": sys.path,
+        "authority": deployment.authority.handed_over().decode(),
+        "lifetime_s": deployment.leaf_lifetime_s,
+        "identities": rows,
+    }
+    with ExitStack() as stack:
+        memory = os.memfd_create(CA)
+        stack.callback(os.close, memory)
+        os.write(memory, json.dumps(job).encode())
+        pidfds = []
+        for process in deployment.proxies.values():
+            if handles(process.pid, signal.SIGHUP):  # it would end one that does not; that looks at its files itself
+                pidfds.append(os.pidfd_open(process.pid))
+                stack.callback(os.close, pidfds[-1])
+        words = [str(memory), str(deployment.issued_at), str(deployment.leaf_lifetime_s), *map(str, pidfds)]
+        folder = lab.folder / CA
+        (process,) = lab.running.spawn(
+            [
+                Spawn(
+                    name=CA,
+                    sandbox=lab.topology.nodes[0].name,
+                    argv=[sys.executable, "-I", "-S", "-B", "-c", RENEW, *words],
+                    env=program.environment(folder),
+                    uid=CA_UID,
+                    folder=folder,
+                    capabilities=("kill",),
+                    fds=[memory, *pidfds],
+                    new_pid_namespace=False,  # a signal goes down into another PID namespace, never across
+                    shared_folders=shown,
+                )
+            ]
+        )
+    return process
 
 
 def file_name(identity: Identity) -> str:

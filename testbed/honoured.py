@@ -19,7 +19,17 @@ from testbed.model.policy import (
     to_l4,
 )
 from testbed.model.topology import ROOT_NAMESPACE
-from testbed.model.traffic import DestinationRule, HttpRoute, HttpRule, TlsMode, TrafficPolicy, VirtualService
+from testbed.model.traffic import (
+    Balance,
+    ConnectionPool,
+    DestinationRule,
+    HttpRoute,
+    HttpRule,
+    LoadBalancing,
+    TlsMode,
+    TrafficPolicy,
+    VirtualService,
+)
 from testbed.policyfile import OtherResource
 
 L4_PLANES = ("none", "ambient-l4", "ambient_l4", "ztunnel", "envoy-ambient-l4")
@@ -216,19 +226,63 @@ def _policy(policy: TrafficPolicy, where: str, plane: str) -> Iterator[tuple[str
         yield f"{where}.{field}", "no proxy here acts on it"
     if policy.tls is not None:
         if policy.tls.mode in (TlsMode.SIMPLE, TlsMode.MUTUAL):
-            yield f"{where}.tls", f"{policy.tls.mode} towards services outside the mesh is not honoured"
+            why = "is not spoken here: who would get plain bytes instead is not called (503, or closed); HBONE goes on"
+            yield f"{where}.tls", f"{policy.tls.mode} {why}"
         elif plane in WAYPOINT_PLANES:
             yield f"{where}.tls", f"a waypoint ignores {policy.tls.mode}; HBONE decides"
-    balancing = policy.load_balancing
-    if balancing is None:
-        return
+    if policy.load_balancing is not None:
+        yield from _balancing(policy.load_balancing, f"{where}.loadBalancer", plane)
+    if policy.connection_pool is not None:
+        yield from _pool(policy.connection_pool, f"{where}.connectionPool", plane)
+    if policy.outlier_detection is not None and not _is_envoy(plane):
+        yield f"{where}.outlierDetection", "holds for HTTP; failures of TCP connections are not counted"
+
+
+def _is_envoy(plane: str) -> bool:
+    return plane.startswith("envoy-")
+
+
+def _balancing(balancing: LoadBalancing, where: str, plane: str) -> Iterator[tuple[str, str]]:
+    if balancing.simple is Balance.PASSTHROUGH:
+        yield f"{where}.simple", "PASSTHROUGH is not honoured: an endpoint is chosen"
     if balancing.warmup_s is not None:
-        yield f"{where}.loadBalancer.warmup", "endpoints get their full share at once"
-    if balancing.hash_on is not None and balancing.hash_on.maglev:
-        yield f"{where}.loadBalancer.consistentHash.maglev", "a ring is used instead"
+        yield f"{where}.warmup", "endpoints get their full share at once"
+    hashed = balancing.hash_on
+    if hashed is not None and not _is_envoy(plane):
+        if hashed.maglev:
+            yield f"{where}.consistentHash.maglev", "a ring is used instead"
+        if hashed.cookie and hashed.cookie_ttl_s is not None:
+            yield f"{where}.consistentHash.httpCookie.ttl", "nobody is given a cookie; who has none is sent anywhere"
     locality = balancing.locality
-    if locality is not None and (locality.distribute or locality.failover or locality.failover_priority):
-        yield f"{where}.loadBalancer.localityLbSetting", "only trafficDistribution of the service is honoured"
+    if locality is not None and (
+        locality.enabled or locality.distribute or locality.failover or locality.failover_priority
+    ):
+        yield f"{where}.localityLbSetting", "only trafficDistribution of the service is honoured"
+
+
+def _pool(pool: ConnectionPool, where: str, plane: str) -> Iterator[tuple[str, str]]:
+    """Limits of HTTP hold; those of connections that are not HTTP, and a few more, do not."""
+    if _is_envoy(plane):
+        if pool.idle_timeout_s is not None:
+            yield f"{where}.tcp.idleTimeout", "connections are not ended for being idle"
+        if pool.max_connection_duration_s is not None:
+            yield f"{where}.tcp.maxConnectionDuration", "holds for HTTP, not for TCP"
+        if pool.h2_upgrade == "UPGRADE":
+            yield f"{where}.http.h2UpgradePolicy", "servers are spoken to as the client speaks"
+        return
+    if pool.max_connections is not None:
+        why = "holds for HTTP (each endpoint may have one, however low it is); connections of TCP ports are not limited"
+        yield f"{where}.tcp.maxConnections", why
+    if pool.connect_timeout_s is not None:
+        yield f"{where}.tcp.connectTimeout", "holds for HTTP; of TCP ports it is 10 s"
+    if pool.idle_timeout_s is not None:
+        yield f"{where}.tcp.idleTimeout", "taken for HTTP's where that has none; TCP connections are never ended for it"
+    if pool.max_connection_duration_s is not None:
+        yield f"{where}.tcp.maxConnectionDuration", "connections are not ended for their age"
+    if pool.max_concurrent_streams is not None:
+        yield f"{where}.http.maxConcurrentStreams", "the server's own limit is all that counts"
+    if pool.use_client_protocol:
+        yield f"{where}.http.useClientProtocol", "a port declared http2 or grpc is spoken to in HTTP/2 in any case"
 
 
 def _mixed(resources: Sequence[object], plane: str) -> Iterator[NotHonoured]:

@@ -13,9 +13,20 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from testbed import captures, deploy, honoured, interrupts, lab, livelinks, planespec, sweep, topofile
+from testbed import (
+    captures,
+    declared,
+    deploy,
+    honoured,
+    interrupts,
+    lab,
+    livecertificates,
+    livelinks,
+    planespec,
+    topofile,
+)
 from testbed.errors import PeerError, UsageError
-from testbed.links.gauge import measure
+from testbed.links.gauge import PROBES, measure
 from testbed.links.probe import choose
 from testbed.links.wire import WireLinks, start_in_lab
 from testbed.livelab import (
@@ -35,6 +46,10 @@ from testbed.registry import load
 from testbed.runtime import enter, ownership
 from testbed.store import as_json, write_whole
 
+GLANCE = 20
+"""Probes a link where the lab is only looked at again: enough for a delay that is off, and done in a third of a second.
+"""
+
 
 def up(
     topology_name: str,
@@ -47,7 +62,8 @@ def up(
     dry_run: bool = False,
     json_text: bool = False,
 ) -> int:
-    """Idempotent: a lab of that name with that plane and topology is shown as it is.
+    """Idempotent: a lab of that name that was asked for in the same words, and a file of the same content, is shown as
+    it is; any other is refused, with what differs.
 
     Until all of it is up the lab ends with this process, so that a kill at any point leaves no half-made lab.
     """
@@ -56,18 +72,24 @@ def up(
     placement = planespec.place(plane, topology)
     made_runtime = load("runtime", "netns" if runtime == "auto" else runtime)()
     root = ownership.state_root()
+    wanted = declared.declaration(topology, plane=plane, runtime=runtime, link=link, keylog=keylog)
 
     def shown_as_it_is() -> int | None:
         if _settled(root / name) is None:
             return None
         about = about_of(root / name)
-        if (about["plane"], about["topology"]) != (plane, topology.name):
+        if lines := declared.differences(about["declared"], wanted):
             raise UsageError(
-                f"a lab called {name!r} is up with {about['plane']} on {about['topology']}; "
-                f"./inv lab.down --name {name}, or another --name"
+                f"a lab called {name!r} is up and differs from what was asked for (it → now asked):\n"
+                f"{declared.told(lines)}\n"
+                f"./inv lab.down --name {name} first, or another --name"
             )
         print(f"lab {name} is up already ({plane} on {topology.name})", file=sys.stderr)
-        return 0 if dry_run else inspect(name, True) if json_text else livelinks.show(name, False)
+        if dry_run:
+            return 0
+        if json_text:
+            return inspect(name, True, probes=GLANCE)
+        return max(livelinks.show(name, False, probes=GLANCE), _certificates(root / name, about)[1])
 
     if (code := shown_as_it_is()) is not None:
         return code
@@ -89,7 +111,7 @@ def up(
             links=links,
             name=name,
             logs=root / name / "logs",
-            extra=sweep.extra_sandboxes(placement),
+            extra=deploy.extra_sandboxes(placement),
             progress=lambda line: print(line, file=sys.stderr),
         )
     except UsageError:
@@ -98,8 +120,13 @@ def up(
         return code
     try:
         with ExitStack() as stack:
-            deployment = deploy.start(running, placement, stack=stack, keylog=keylog)
-            about = {**describe(deployment), "keylog": keylog and bool(placement.proxies)}
+            deployment = deploy.start(running, placement, stack=stack, keylog=keylog, renewed=True)
+            about = {
+                **describe(deployment),
+                "keylog": keylog and bool(placement.proxies),
+                "certificates": livecertificates.begun(deployment),
+                "declared": wanted | {"runtime": made_runtime.name, "link kind": links.name},
+            }
             write_whole(running.folder / ABOUT, json.dumps(about).encode())
         readings = measure(running.running, running.links)
         running.running.detach()
@@ -108,14 +135,14 @@ def up(
         raise
     if json_text:
         about["links"] = [link_row(one.link, reading) for one, reading in zip(running.links, readings, strict=True)]
-        print(json.dumps(about, indent=1))
+        _print(about, _certificates(running.folder, about)[0])
     else:
         livelinks.print_readings(readings)
     where = topology.workloads[0].name if topology.workloads else topology.nodes[0].name
     print(f"\nlab {name} is up: ./inv lab.exec {where} -- …, ./inv lab.inspect, ./inv lab.down", file=sys.stderr)
     if about["keylog"]:
         print("its proxies log their TLS secrets: for labs only, captures of it can be read", file=sys.stderr)
-    return 3 if any(not reading.within_tolerance for reading in readings) else 0
+    return livelinks.verdict(name, running.links, readings)
 
 
 def _settled(folder: Path, limit_s: float = 60.0) -> ownership.LabState | None:
@@ -179,16 +206,35 @@ def list_all(json_text: bool) -> int:
     return 0
 
 
-def inspect(name: str, json_text: bool) -> int:
+def _certificates(folder: Path, about: dict) -> tuple[livecertificates.Standing | None, int]:
+    """How they stand, and 3 where something is wrong with them, which is said on stderr; else 0."""
+    standing = livecertificates.standing(folder, about["certificates"])
+    warning = standing.warning(time.time(), folder.name) if standing else ""
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
+    return standing, 3 if warning else 0
+
+
+def _print(about: dict, standing: livecertificates.Standing | None) -> None:
+    """What programs read: all that was written down but the declaration, which is only there to be compared with."""
+    told = {key: value for key, value in about.items() if key != "declared"}
+    print(json.dumps({**told, "certificates": standing.row() if standing else None}, indent=1))
+
+
+def inspect(name: str, json_text: bool, *, probes: int = PROBES) -> int:
+    """3 where the lab's certificates are no longer renewed."""
     name = chosen_up(name)
-    about = about_of(ownership.state_root() / name)
+    folder = ownership.state_root() / name
+    about = about_of(folder)
+    standing, code = _certificates(folder, about)
     maker, attached = attach(name)
     links = links_of(about)
-    readings = measure(attached, maker.attach(attached, links))
+    live = maker.attach(attached, links)
+    readings = measure(attached, live, probes=probes)
     about["links"] = [link_row(link, reading) for link, reading in zip(links, readings, strict=True)]
     if json_text:
-        print(json.dumps(about, indent=1))
-        return 0
+        _print(about, standing)
+        return max(code, livelinks.verdict(name, live, readings))
     print(f"lab {about['lab']}: {about['topology']} with plane {about['plane']}, links by {about['link_kind']}")
     for node in about["nodes"]:
         print(f"  node {node['name']} ({node['zone']}) {node['address']}")
@@ -205,8 +251,10 @@ def inspect(name: str, json_text: bool) -> int:
     for service in about["services"]:
         ports = ", ".join(f"{p['port']}→{p['target_port']}" for p in service["ports"])
         print(f"  service {service['name']} {service['address']} {ports}")
+    if standing is not None:
+        print(f"  certificates {standing.text()}")
     livelinks.print_readings(readings)
-    return 0
+    return max(code, livelinks.verdict(name, live, readings))
 
 
 def execute(name: str, workload: str, words: Sequence[str]) -> int:

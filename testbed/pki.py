@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -64,6 +65,23 @@ class CertificateAuthority:
             .sign(self._key, hashes.SHA256())
         )
 
+    def handed_over(self) -> bytes:
+        """Its root and private key as PEM, from which `taken_over` makes it again: whoever has this is this CA."""
+        return self.bundle + _private(self._key)
+
+    @classmethod
+    def taken_over(cls, pem: bytes) -> CertificateAuthority:
+        """The authority that another process handed over."""
+        made = cls.__new__(cls)
+        made._root = x509.load_pem_x509_certificate(pem)
+        key = serialization.load_pem_private_key(pem[len(made.bundle) :], None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        made._key, made._name = key, made._root.subject
+        made._key_id = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+        (organisation,) = made._name.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+        made.trust_domain = str(organisation.value)
+        return made
+
     @property
     def bundle(self) -> bytes:
         """The trust bundle: the root as PEM."""
@@ -92,9 +110,7 @@ class CertificateAuthority:
         return Leaf(
             identity=identity,
             cert_pem=certificate.public_bytes(serialization.Encoding.PEM),
-            key_pem=key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            ),
+            key_pem=_private(key),
             issued_at=now,
             not_after=certificate.not_valid_after_utc.timestamp(),
         )
@@ -114,21 +130,49 @@ def write_identity(folder: Path, leaf: Leaf, bundle: bytes, uid: int) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if uid != os.geteuid():
         os.chown(folder, uid, -1)
+    _write(folder, leaf, bundle, lambda file: os.fchown(file, uid, -1) if uid != os.geteuid() else None)
+
+
+def entrust(folder: Path, uid: int, readers: int) -> None:
+    """From now on a process of user `uid` renews what is in `folder`, and those of group `readers` can only read it.
+
+    Whatever is made in such a folder belongs to that group, so the one that writes needs no right over others' files.
+    """
+    os.chown(folder, uid, readers)
+    folder.chmod(0o2750)
+
+
+def rewrite_identity(folder: Path, leaf: Leaf, bundle: bytes) -> None:
+    """As `write_identity`, in a folder that was entrusted to this process."""
+    _write(folder, leaf, bundle, lambda file: os.fchmod(file, 0o640))
+
+
+def _write(folder: Path, leaf: Leaf, bundle: bytes, give: Callable[[int], None]) -> None:
     for name, content in ((ROOTS_FILE, bundle), (KEY_FILE, leaf.key_pem), (CERTIFICATE_FILE, leaf.cert_pem)):
-        _replace(folder / name, content, uid)
+        _replace(folder / name, content, give)
 
 
-def _replace(path: Path, content: bytes, uid: int) -> None:
+def not_after(certificate: Path) -> float:
+    """When the leaf of a `cert.pem` ends, in seconds since the epoch. Raises OSError or ValueError."""
+    return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc.timestamp()
+
+
+def _replace(path: Path, content: bytes, give: Callable[[int], None]) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600 from its birth
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-            if uid != os.geteuid():
-                os.fchown(file.fileno(), uid, -1)
+            give(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 def _validity(builder: x509.CertificateBuilder, now: float, lifetime_s: float) -> x509.CertificateBuilder:

@@ -31,7 +31,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "load": {"open": "testbed.load.locust:OpenLoop", "closed": "testbed.load.locust:ClosedLoop"},
     "app": {"http-echo": "testbed.apps.web", "tcp-echo": "testbed.apps.echo"},
-    "experiment": {"quickstart": "experiments.quickstart:EXPERIMENT"},
+    "experiment": {
+        name: f"experiments.{name}:EXPERIMENT"
+        for name in ("quickstart", "arrival", "churn", "payload", "protocol", "rate")
+    },
 }
 
 WANTED = {"runtime": "up", "link": "join", "plane": "place", "load": "run", "experiment": "planes"}

@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from testbed import claims, drawing, plots, table, typeset
+from testbed import cells, claims, drawing, plots, table, typeset
 from testbed.errors import UsageError
 from testbed.model.experiment import Finding, Measurement, Result
 from testbed.store import Run, write_whole
@@ -26,15 +26,31 @@ def build(run_path: Path | str) -> Path:
     """Writes both files and returns the report's path. The run may still be unfinished; the page then says so."""
     run = Run.open(run_path)
     measurements, findings = run.measurements(), run.findings()
+    built = cells.table_of(run.info, measurements, findings)
+    swept = cells.names(run.info)
+    if swept:  # plots and judges look at one cell; the table above them has all
+        measurements = cells.of(measurements, swept[0])
     summary = table.summarise(measurements, order=run.info["plan"]["experiment"]["planes"])
     named = run.info["plan"]["experiment"].get("claims", ())
-    built = table.build(summary, findings)
     built = claims.with_claims(built, named, summary, findings, run.info.get("planes", {}))
     heading = f"{run.info['experiment']} {run.info['run']}"
     write_whole(run.path / "table.md", typeset.as_markdown(built, heading=heading).encode())
     page = _page(run, measurements, findings, summary, built)
     write_whole(run.path / "report.html", page.encode())
     return run.path / "report.html"
+
+
+def missing_requests(run: Run) -> list[str]:
+    """Files of stored requests that the run's journal names and that are gone."""
+    return [path.name for path in run.request_files().values() if not path.exists()]
+
+
+def told_missing(names: Sequence[str]) -> str:
+    some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return (
+        f"{len(names)} files of requests are gone from the run, so the curves of single requests lack these trials: "
+        f"{some}. The tables do not: they come from measurements.csv. Restore the files from a copy"
+    )
 
 
 def _page(
@@ -57,6 +73,7 @@ def _page(
         _notes(built.notes),
         "<p class=dim>Absolute figures are those of the implementations named below on this machine. What carries over "
         "is the difference between planes in the same run.</p>",
+        f"<p class=dim>From here on: the cell {_e(swept[0])}.</p>" if (swept := cells.names(info)) else "",
         "<h2>Latency</h2>",
         _latency(run, summary, measurements),
         "<h2>Cost</h2>",
@@ -96,6 +113,8 @@ def _warnings(run: Run, summary: table.Summary) -> str:
             f"Captures hold TLS secrets: {_e(', '.join(names))}. Whoever has these files can read all traffic in them. "
             "They are for labs only; do not pass them on with keys of anything real."
         )
+    if gone := missing_requests(run):
+        out.append(f"{_e(told_missing(gone))}.")
     if run.info["ended"] is None:
         out.append("This run is not finished; the page shows its whole trials only.")
     if dead := [p for p in summary.planes if not summary.valid[p]]:
@@ -141,11 +160,9 @@ def _latency(run: Run, summary: table.Summary, measurements: Sequence[Measuremen
     ]
     if added:
         parts.append(plots.dots(added, unit="ms", title="Added latency against none, paired by round"))
-    parts.append(
-        plots.curves(
-            _ecdf(run, summary, measurements), unit="ms", title="All stored requests of valid trials, up to p99"
-        )
-    )
+    gone = len(missing_requests(run))
+    title = "All stored requests of valid trials, up to p99" + (f"; {gone} trials are missing" if gone else "")
+    parts.append(plots.curves(_ecdf(run, summary, measurements), unit="ms", title=title))
     return "".join(parts)
 
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from testbed import claims, honoured, planespec, report, sweep, table, typeset
+from testbed import cells, claims, honoured, planespec, report, runnames, sweep, table, typeset
 from testbed.claimlist import CLAIMS
 from testbed.errors import MachineError, TestbedError, UsageError
 from testbed.links.probe import choose
@@ -26,6 +26,7 @@ from testbed.program import CHECKOUT
 from testbed.progress import Progress
 from testbed.registry import load
 from testbed.runtime import ownership
+from testbed.stopping import StopRule
 from testbed.store import Plan, Run, as_json, translated
 from testbed.store import runs as stored_runs
 from testbed.trial import Gates
@@ -40,6 +41,9 @@ def run(
     link: str = "auto",
     resume: str = "",
     seed: int | None = None,
+    until_width: float | None = None,
+    budget_s: float | None = None,
+    share: float | None = None,
     dry_run: bool = False,
 ) -> int:
     experiment: Experiment = load("experiment", name)
@@ -47,14 +51,19 @@ def run(
         raise UsageError(f"{rounds} rounds measure nothing; the least is 1")
     if len(set(planes)) < len(planes):
         raise UsageError(f"--plane {','.join(planes)} names a plane twice")
-    experiment = sweep.with_overrides(experiment, rounds=rounds, planes=planes)
+    experiment = sweep.with_overrides(experiment, rounds=rounds, planes=planes, share=share)
     runtime_name = "netns" if runtime == "auto" else runtime
     seed = random.SystemRandom().randrange(2**31) if seed is None else seed
     if resume:
+        resume = str(runnames.find(resume))
         planned = Run.open(Path(resume)).info
         stored = planned["plan"]["experiment"]
-        experiment = sweep.with_overrides(experiment, rounds=stored["rounds"], planes=stored["planes"])
+        shared = stored.get("rate_share")
+        experiment = sweep.with_overrides(experiment, rounds=stored["rounds"], planes=stored["planes"], share=shared)
         seed, runtime_name, link = planned["seed"], planned["runtime"], planned["link_kind"]
+        until_width = planned.get("stop_rule", {}).get("until_width")  # a rule changed on the way is none
+    rule = StopRule(most_rounds=experiment.rounds, until_width=until_width, budget_s=budget_s)
+    rule.check()
     made_runtime = load("runtime", runtime_name)()
     topology = sweep.resolve(experiment)
     for plane in experiment.planes:
@@ -90,17 +99,23 @@ def run(
             for plane, lines in undone.items()
         },
         proxies={plane: _proxies(plane, topology) for plane in experiment.planes},
+        stop_rule=asdict(rule),
         gate=asdict(gates),
         machine={**describe(), **made_runtime.about(), "weaker": "; ".join(made_runtime.weaker())},
         commit=_commit(),
         lock_sha256=hashlib.sha256((CHECKOUT / "requirements.lock").read_bytes()).hexdigest(),
         command=f"./inv experiment.run {name} --plane {','.join(experiment.planes)} "
         f"--trials {experiment.rounds} --seed {seed}"
-        + ("" if runtime_name == "netns" else f" --runtime {runtime_name}"),
+        + ("" if runtime_name == "netns" else f" --runtime {runtime_name}")
+        + (f" --until-width {until_width * 100:g}" if until_width else "")
+        + (f" --share {share * 100:g}" if share else "")
+        + (f" --budget-min {budget_s / 60:g}" if budget_s else ""),
     )
     now = datetime.now(UTC).isoformat(timespec="seconds")
     store = (
-        Run.resume(Path(resume), now=now) if resume else Run.create(sweep.results_root(), experiment, plan, started=now)
+        Run.resume(Path(resume), now=now)
+        if resume
+        else Run.create(runnames.results_root(), experiment, plan, started=now)
     )
     left = len(blocks) - len(store.whole_trials()) + len(set(experiment.planes) - {f.plane for f in store.findings()})
     with store as into, _steps(total=left) as (progress, say):
@@ -118,6 +133,7 @@ def run(
                 gates=gates,
                 progress=progress,
                 say=say,
+                rule=rule,
             )
         except BaseException:
             say(
@@ -183,7 +199,9 @@ def show(path: Path, *, as_json_text: bool = False) -> int:
         return code
     summary = _summary(stored, measurements)
     named = stored.info["plan"]["experiment"].get("claims", ())
-    built = table.build(summary, findings)
+    built = cells.table_of(stored.info, measurements, findings)
+    if swept := cells.names(stored.info):
+        summary = _summary(stored, cells.of(measurements, swept[0]))
     made = claims.with_claims(built, named, summary, findings, stored.info.get("planes", {}))
     print(typeset.as_text(made, colour=typeset.wants_colour(sys.stdout)))
     return code

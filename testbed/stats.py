@@ -2,7 +2,8 @@
 
 A round, not a request, is what repeats: requests of one trial share its luck, so intervals resample rounds (Kalibera
 & Jones, "Rigorous Benchmarking in Reasonable Time", ISMM 2013). Chance comes in as `draw`, uniform in [0, 1), such as
-`random.Random(seed).random`: the same seed gives the same interval.
+`random.Random(seed).random`, or as a seed: the same seed gives the same interval. What each method was seen to promise,
+and why this one was taken, is in docs/statistics.md.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+import numpy as np
+
 RESAMPLES = 10_000
+TRIM = 0.2
+MIN_ROUNDS_TO_CLAIM = 6
+"""With five, even signs that all agree come by chance once in 16 (2·2^-5): no rule can keep 5 %."""
 Draw = Callable[[], float]
 
 
@@ -130,6 +136,152 @@ def aa_check(
         consistent=difference.holds(0.0),
         resolution=max(abs(difference.low), abs(difference.high)),
     )
+
+
+def trimmed_mean(values: Sequence[float]) -> float:
+    """Mean of the middle: a fifth of the values is left out at each end.
+
+    Nearly as sharp as the mean where noise is tame, nearly as deaf to hiccups of the host as the median (Wilcox,
+    Introduction to Robust Estimation and Hypothesis Testing, 3rd ed. 2012, §3.3).
+    """
+    if not values:
+        raise ValueError("a mean of no values")
+    return float(_trimmed(np.sort(np.asarray(values, dtype=float))))
+
+
+def _trimmed(ordered: np.ndarray) -> np.ndarray:
+    size = ordered.shape[-1]
+    cut = int(TRIM * size)
+    return ordered[..., cut : size - cut].mean(axis=-1)
+
+
+def _standard_error(ordered: np.ndarray) -> np.ndarray:
+    """Of the trimmed mean: s_w√(n-1)/√(h(h-1)), s_w of the winsorised values, h of n kept.
+
+    Yuen, "The Two-Sample Trimmed t for Unequal Population Variances", Biometrika 61, 1974.
+    """
+    size = ordered.shape[-1]
+    cut = int(TRIM * size)
+    kept = size - 2 * cut
+    drawn_in = np.clip(ordered, ordered[..., cut, None], ordered[..., size - cut - 1, None])
+    return drawn_in.std(axis=-1, ddof=1) * math.sqrt((size - 1) / (kept * (kept - 1)))
+
+
+def block_interval(
+    values: Sequence[float], *, seed: int = 0, confidence: float = 0.95, resamples: int = RESAMPLES
+) -> Interval:
+    """Trimmed mean over rounds and its symmetric studentised bootstrap: t̂ ± q·ŝ, q a quantile of |t* - t̂|/s*.
+
+    Hall, "On Symmetric Bootstrap Confidence Intervals", JRSS B 50, 1988; with trimmed means Wilcox 2012, §4.4. Over 6
+    to 40 rounds it kept its 5 % where the percentile bootstrap of the median missed in 5 to 10 % and BCa in 5 to 12 %
+    (docs/statistics.md). Infinite for one value: that says nothing.
+    """
+    if not values:
+        raise ValueError("an interval over no rounds")
+    _check_confidence(confidence)
+    ordered = np.sort(np.asarray(values, dtype=float))
+    size, middle = len(ordered), float(_trimmed(ordered))
+    if size < 2:
+        return Interval(low=-math.inf, estimate=middle, high=math.inf, rounds=size, confidence=confidence)
+    error = float(_standard_error(ordered))
+    chance = np.random.Generator(np.random.PCG64(seed))
+    resampled = np.sort(ordered[chance.integers(0, size, (resamples, size))], axis=-1)
+    middles, errors = _trimmed(resampled), _standard_error(resampled)
+    usable = errors > 0  # a resample of one value many times over has no spread to measure by
+    if not error > 0:
+        low, high = np.quantile(middles, [(1 - confidence) / 2, (1 + confidence) / 2])
+        return Interval(low=float(low), estimate=middle, high=float(high), rounds=size, confidence=confidence)
+    if not usable.any():
+        return Interval(low=-math.inf, estimate=middle, high=math.inf, rounds=size, confidence=confidence)
+    reach = float(np.quantile(np.abs(middles[usable] - middle) / errors[usable], confidence)) * error
+    return Interval(low=middle - reach, estimate=middle, high=middle + reach, rounds=size, confidence=confidence)
+
+
+def pooled(first: Mapping[int, float], second: Mapping[int, float]) -> dict[int, float]:
+    """Both halves of the A/A pair as one, quieter baseline: their geometric mean where a round has both, else the one.
+
+    A difference to it varies by σ√(1 + 1/2) instead of σ√2, which saves a quarter of the rounds.
+    """
+    both = {n: math.sqrt(first[n] * second[n]) for n in first.keys() & second.keys()}
+    return {**first, **second, **both}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """A plane beside its baseline, as a ratio, and what the A/A pair of the same rounds shows by chance."""
+
+    ratio: Interval
+    resolution: float | None
+    """The far end of the A/A pair's ratio, as a share (0.02: 2 %); None where no round has both halves."""
+    aa: Interval | None
+
+    @property
+    def share(self) -> float:
+        """How much more (or less) than the baseline."""
+        return self.ratio.estimate - 1
+
+    @property
+    def claimed(self) -> bool:
+        """Whether one may say that there is a difference: `why_not` is empty."""
+        return not self.why_not
+
+    @property
+    def why_not(self) -> str:
+        """Why nothing may be claimed, or nothing."""
+        if self.ratio.rounds < MIN_ROUNDS_TO_CLAIM:
+            return f"{self.ratio.rounds} rounds; a claim takes {MIN_ROUNDS_TO_CLAIM}"
+        if self.aa is None or self.resolution is None:
+            return "no A/A pair in these rounds, so no resolution"
+        if self.ratio.holds(1.0):
+            return "the interval holds no difference"
+        if not abs(math.log(self.ratio.estimate)) > math.log1p(self.resolution):
+            return f"below the resolution: the A/A pair alone shows up to {self.resolution:.1%}"
+        return ""
+
+    @property
+    def text(self) -> str:
+        """`+3.1 % [+2.0, +4.2], A/A within ±1.1 %`."""
+        low, middle, high = ((x - 1) * 100 for x in (self.ratio.low, self.ratio.estimate, self.ratio.high))
+        beside = "no A/A pair" if self.resolution is None else f"A/A within ±{self.resolution * 100:.1f} %"
+        return f"{middle:+.1f} % [{low:+.1f}, {high:+.1f}], {beside}".replace("-", "−")
+
+
+def effect(
+    plane: Mapping[int, float],
+    first: Mapping[int, float],
+    second: Mapping[int, float],
+    *,
+    seed: int = 0,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> Effect | None:
+    """What `plane` adds to the A/A pair's two halves pooled; None when no round has a value of both.
+
+    Ratios are averaged as logarithms: twice as slow and twice as fast cancel out.
+    """
+    base = pooled(first, second)
+    logs = _log_ratios(plane, base)
+    if not logs:
+        return None
+    options = {"seed": seed, "confidence": confidence, "resamples": resamples}
+    twin = _log_ratios(second, first)
+    aa = block_interval(twin, **options) if twin else None
+    resolution = None if aa is None else math.expm1(min(max(-aa.low, aa.high), 700.0))
+    return Effect(
+        ratio=_exponential(block_interval(logs, **options)),
+        resolution=resolution,
+        aa=None if aa is None else _exponential(aa),
+    )
+
+
+def _log_ratios(plane: Mapping[int, float], base: Mapping[int, float]) -> list[float]:
+    shared = sorted(plane.keys() & base.keys())
+    return [math.log(plane[n] / base[n]) for n in shared if plane[n] > 0 and base[n] > 0]
+
+
+def _exponential(logs: Interval) -> Interval:
+    low, middle, high = (math.exp(min(x, 700.0)) for x in (logs.low, logs.estimate, logs.high))
+    return Interval(low=low, estimate=middle, high=high, rounds=logs.rounds, confidence=logs.confidence)
 
 
 def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) -> Interval:

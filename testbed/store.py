@@ -35,6 +35,8 @@ __all__ = ["FORMAT", "Plan", "Run", "as_json", "has_secrets", "runs", "translate
 
 FORMAT = 1
 COLUMNS = tuple(f.name for f in dataclasses.fields(Measurement))
+LATER_COLUMNS = {"cell"}
+"""That runs of before do not have; they have its default."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._()+ -]*")
 _SECRETS_BLOCK = 0x0000000A  # pcapng's Decryption Secrets Block (draft-ietf-opsawg-pcapng, 4.7)
 
@@ -54,6 +56,8 @@ class Plan:
     """Plane name -> what ran under it: `{"implementation": "planes.ztunnel", "version": "0.1.0"}`."""
     proxies: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Plane name -> its proxies: `name`, `role`, `node`, `sandbox`, `serves`."""
+    stop_rule: Mapping[str, Any] = field(default_factory=dict)
+    """`stopping.StopRule`: when the run may end before its last round, decided before its first."""
     gate: Mapping[str, float] = field(default_factory=dict)
     """The limits beyond which a trial does not count, fixed before the run."""
     machine: Mapping[str, Any] = field(default_factory=dict)
@@ -251,11 +255,12 @@ class Run:
         """Rows of whole trials, in the order written. Axis columns that this version does not know are passed over."""
         text = self._committed_bytes("measurements.csv").decode()
         rows = csv.DictReader(io.StringIO(text, newline=""))
-        if missing := set(COLUMNS) - set(rows.fieldnames or ()):
+        if missing := set(COLUMNS) - set(rows.fieldnames or ()) - LATER_COLUMNS:
             raise UsageError(f"{self.path}/measurements.csv lacks the columns {', '.join(sorted(missing))}")
         convert = {"round": int, "block": int, "value": float, "valid": "true".__eq__}
         try:
-            return [Measurement(**{c: convert.get(c, str)(row[c]) for c in COLUMNS}) for row in rows]
+            there = [c for c in COLUMNS if c in (rows.fieldnames or ())]
+            return [Measurement(**{c: convert.get(c, str)(row[c]) for c in there}) for row in rows]
         except (ValueError, TypeError) as error:
             raise self._edited("measurements.csv", f"line {rows.line_num} does not read ({error})") from error
 

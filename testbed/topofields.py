@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from testbed import policyfile, schemadefs
+from testbed.model.topology import LEAST_RATE_MBIT
 from testbed.yamlpos import LABEL, Item, Number, Reader, Record, Sequence, Shape, Table, Text
 
 MAX_DELAY_MS = 10_000.0
@@ -50,7 +51,7 @@ _IMPAIRMENT: dict[str, Shape] = {
         },
         required=("p", "r"),
     ),
-    "rateMbit": Number(what="rate in Mbit/s, 0 for unlimited", minimum=0, maximum=400_000),
+    "rateMbit": Number(what="rate in Mbit/s, 0 for unlimited", minimum=LEAST_RATE_MBIT, maximum=400_000, or_zero=True),
     "queueMs": Number(what="depth of the rate limiter's queue in ms", minimum=1, maximum=60_000),
 }
 _LOSSES = (("loss", "gilbertElliott"),)

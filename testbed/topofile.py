@@ -433,11 +433,15 @@ class _Builder:
             name = item.child("file")
             if name is None:
                 continue
+            if name.value.startswith("/") or ".." in Path(name.value).parts:
+                what = f"the policy file is not in this file's folder ({name.value!r})"
+                self.problem(name.mark, what, "put it there, or in a folder below; a symbolic link will do, too")
+                continue
             path = Path(self.reader.filename).parent / name.value
             try:
                 text = path.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            except (OSError, ValueError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "neither a path nor UTF-8 text"
                 self.problem(
                     name.mark,
                     f"the policy file cannot be read ({name.value!r}: {reason})",

@@ -55,6 +55,7 @@ def run(
     folder: Path,
     readings: Sequence[LinkReading],
     gates: Gates,
+    cell: str = "",
 ) -> Outcome:
     """Measure once. `plane` is the name in the table: it differs from the deployed plane's for the A/A pair."""
     lab = deployment.lab
@@ -88,9 +89,10 @@ def run(
     measurements = tuple(
         Measurement(
             round=round_number,
-            trial=name(round_number, block, plane),
+            trial=name(round_number, block, plane, cell),
             block=block,
             plane=plane,
+            cell=cell,
             component=component,
             metric=metric,
             unit=unit,
@@ -103,18 +105,19 @@ def run(
     return Outcome(measurements=measurements, requests=record.rows, reasons=tuple(reasons))
 
 
-def name(round_number: int, block: int, plane: str) -> str:
+def name(round_number: int, block: int, plane: str, cell: str = "") -> str:
     """Under which a trial is stored, and by which a resumed run knows that it has it."""
-    return f"r{round_number:02d}-b{block:02d}-{plane}"
+    return f"r{round_number:02d}-b{block:02d}-{plane}" + (f", {cell}" if cell else "")
 
 
-def failed(reason: str, *, plane: str, round_number: int, block: int) -> Outcome:
+def failed(reason: str, *, plane: str, round_number: int, block: int, cell: str = "") -> Outcome:
     """A trial without a record: one row says why; the table counts it and a resumed run does not repeat it."""
     row = Measurement(
         round=round_number,
-        trial=name(round_number, block, plane),
+        trial=name(round_number, block, plane, cell),
         block=block,
         plane=plane,
+        cell=cell,
         component="client",
         metric="rate_achieved",
         unit="1/s",
@@ -209,6 +212,7 @@ def latency_values(record: LoadRecord) -> list[tuple[str, str, str, float]]:
         ("client", "error_share", "", 1 - len(good) / len(record.rows) if record.rows else math.nan),
         ("client", "send_lag_p99", "ms", percentile(lags, 99) if lags else math.nan),
         ("client", "cpu_share", "", record.cpu_s / span_s),
+        ("client", "connections_opened", "", float(record.connects)),
     ]
 
 

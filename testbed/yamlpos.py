@@ -142,6 +142,8 @@ class Number:
     integer: bool = False
     above: Callable[[float], tuple[str, str]] | None = None
     """(what, mend) for a value over the maximum, where a usual mistake is behind it."""
+    or_zero: bool = False
+    """0 is allowed too, though below the minimum."""
 
     def read(self, node: yaml.Node, reader: Reader) -> Item | None:
         value = _scalar(node)
@@ -159,15 +161,17 @@ class Number:
         if value > self.maximum and self.above is not None:
             reader.problem(node.start_mark, *self.above(value))
             return None
-        if not self.minimum <= value <= self.maximum:
-            bounds = f"it must be from {self.minimum:g} to {self.maximum:g}"
+        if not self.minimum <= value <= self.maximum and not (self.or_zero and value == 0):
+            bounds = f"it must be {'0, or ' if self.or_zero else ''}from {self.minimum:g} to {self.maximum:g}"
             reader.problem(node.start_mark, f"{self.what} is out of range ({value:g})", bounds)
             return None
         return Item(int(value) if self.integer else float(value), node.start_mark)
 
     def schema(self) -> dict[str, Any]:
         kind = "integer" if self.integer else "number"
-        return {"type": kind, "description": self.what, "minimum": self.minimum, "maximum": self.maximum}
+        bounds = {"minimum": self.minimum, "maximum": self.maximum}
+        allowed = {"anyOf": [{"const": 0}, bounds]} if self.or_zero else bounds
+        return {"type": kind, "description": self.what, **allowed}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,7 +72,7 @@ class OrdinaryUser:
     ) -> subprocess.CompletedProcess[str]:
         """A program as this user; `own_ids` gives it a range in /etc/subuid, `limit` bounds its user namespaces."""
         needed = [str(path) for path in (Path(sys.prefix), Path(sys.base_prefix), PROJECT, self.folder)]
-        barred = {str(bar) for path in needed if (bar := Ways().barrier(Path(path), UID)) is not None}
+        barred = {str(bar) for path in needed if (bar := Ways().barrier(path, UID)) is not None}
         code = BECOME.format(project=str(PROJECT), barred=sorted(barred), needed=needed, first=FIRST_SUBORDINATE_ID)
         given = [str(self.folder), str(UID), "ids" if own_ids else "one", limit, *argv]
         kept = {key: os.environ[key] for key in ("LANG", "LC_ALL") if key in os.environ}

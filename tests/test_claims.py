@@ -43,6 +43,14 @@ class TestMtls:
         """On every segment, with keys and without."""
         assert verdict("l4-suffices-for-mtls", ALL) is Verdict.CONFIRMED
 
+    def test_who_called_whom_is_told(self) -> None:
+        """What was not called was not seen: the verdict holds for these pairs."""
+        other = [dataclasses.replace(f, id=f.id.replace("client>server", "shop>till")) for f in ALL]
+        (judged,) = claims.judge(["l4-suffices-for-mtls"], EMPTY, [*ALL, *other])
+
+        assert "wire segments of client → server, shop → till, the only calls made" in judged.measured
+        assert "everywhere" not in judged.claim.text
+
     def test_one_leak_refutes_it(self) -> None:
         """However well the other segments do."""
         assert verdict("l4-suffices-for-mtls", [*ALL, found("hidden", Result.BROKEN)]) is Verdict.REFUTED

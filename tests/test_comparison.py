@@ -55,7 +55,22 @@ def test_planes_of_one_run_only_are_named(tmp_path: Path) -> None:
 
     assert compared.differences == () and compared.only_b == ()
     assert set(compared.only_a) == set(synthetic.PLANES)
-    assert comparison.as_table(compared).notes[1].startswith("only in A, so not compared: none")
+    made = comparison.as_table(compared)
+    assert {row[0].lines[0] for row in made.blocks[0].rows} == set(synthetic.PLANES)
+    assert {made.notes[row[0].note - 1] for row in made.blocks[0].rows} == {"only in A, so not compared"}
+
+
+def test_every_note_is_called_by_a_cell(tmp_path: Path) -> None:
+    """A number below the table that stands nowhere in it tells nobody what it is about."""
+    a, b = synthetic.make_run(tmp_path), synthetic.make_run(tmp_path)
+    whole = comparison.compare(a.path, b.path)
+    half = dataclasses.replace(whole, only_a=("x",), only_b=("y", "z"))
+
+    for compared, notes in ((whole, 1), (half, 3)):
+        made = comparison.as_table(compared)
+        called = {cell.note for row in made.blocks[0].rows for cell in row if cell.note}
+        assert called == set(range(1, notes + 1)) and len(made.notes) == notes
+    assert "unpaired" in made.notes[0] and all(row[4].note == 1 for row in made.blocks[0].rows[:-3])
 
 
 def test_runs_of_two_experiments_are_not_compared(tmp_path: Path) -> None:

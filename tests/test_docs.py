@@ -133,3 +133,19 @@ def test_ci_runs_the_second_command_of_the_readme() -> None:
 
     assert commands == ["quickstart", "test"]
     assert re.search(r"^(exec )?\./inv test\b", text_of(".ci/run"), re.MULTILINE)
+
+
+def test_comments_cite_only_what_is_here() -> None:
+    """A fact by its number is a point of the conformance page; any other says itself what it knows."""
+    cited = {}
+    for path in tracked():
+        if path.endswith((".py", ".md", ".yml", ".toml")) and path != "tests/test_docs.py":
+            for notes in re.findall(r"\bfacts/([a-z]+)", (CHECKOUT / path).read_text()):
+                cited.setdefault(notes, path)
+    assert set(cited) == {"hbone"}, cited
+
+    points = set(re.findall(r"^\| (\d+\.\d+)", text_of("docs/hbone-conformance.md"), re.MULTILINE))
+    for path in tracked():
+        if path.endswith(".py"):
+            for point in re.findall(r"facts/hbone ([12]\.\d+)", (CHECKOUT / path).read_text()):
+                assert point in points, f"{path}: facts/hbone {point} is not in docs/hbone-conformance.md"

@@ -58,11 +58,40 @@ def test_ordinary_user_runs_a_lab_with_a_plane_and_leaves_nothing(user: Ordinary
     logs = user.state / "pair" / "logs"
     assert "server" in (logs / "ztunnel.node-a.log").read_text() + (logs / "ztunnel.node-b.log").read_text()
     assert user.inv("lab.exec", "client", "--", "sh", "-c", "exit 7").returncode == 7
+    shown = user.inv("lab.inspect")
+    assert shown.returncode in (0, 3) and "renewed at half life by pid" in shown.stdout, shown.stderr
     assert "node-a--node-b" in user.inv("link.set", "node-a", "node-b", "--delay-ms", "5").stdout
 
     down = user.inv("lab.down", own_ids=own_ids)
     assert down.returncode == 0, down.stderr
     assert [path.name for path in user.state.iterdir() if not path.name.startswith(".")] == []
+
+
+RENEWS = """
+from testbed.runtime import enter
+enter.become_root()
+import time
+from tests.namespaced import test_renewal as renewal
+with renewal.world(renewal.SHOP, leaf_lifetime_s=4.0, renewed=True) as made:
+    first = max(map(renewal.not_after, renewal.certificates(made)))
+    renewal.wait_for(lambda: time.time() > first + 1, "the first life is over")
+    ends = min(map(renewal.not_after, renewal.certificates(made)))
+    print(ends > time.time(), b"x-workload: web" in renewal.asked(made, "late").lower())
+    files = list(made.lab.folder.glob("proxies/*/identities/*/key.pem"))
+    print({(file.stat().st_uid, oct(file.stat().st_mode & 0o777)) for file in files})
+"""
+
+
+@pytest.mark.root
+@needs_root
+@pytest.mark.parametrize("own_ids", [False, True], ids=["one user id", "user ids of its own"])
+def test_certificates_of_an_ordinary_user_are_renewed(user: OrdinaryUser, own_ids: bool) -> None:
+    """The first handshake after the first life succeeds; with ids to give, the CA has its own."""
+    user.may_have_a_lab(own_ids=own_ids)
+    done = user.run(sys.executable, "-c", RENEWS, own_ids=own_ids)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["True True", f"{{({1336 if own_ids else 0}, '0o640')}}"]
 
 
 @pytest.mark.root

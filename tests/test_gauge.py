@@ -69,6 +69,12 @@ def test_a_silent_link_is_not_within() -> None:
     assert not reading.within_tolerance
 
 
+def test_a_link_that_is_to_lose_all_is_within_when_silent() -> None:
+    """Without answers the loss alone is judged; half of it asked does not excuse silence."""
+    assert judge(link(Impairment(delay_ms=1, loss=1.0)), probed(0, 0)).within_tolerance
+    assert not judge(link(Impairment(delay_ms=1, loss=0.5)), probed(0, 0)).within_tolerance
+
+
 def test_percentile_is_nearest_rank() -> None:
     """Of ten, p50 is the fifth and p90 the ninth."""
     assert [percentile(range(1, 11), share) for share in (0.5, 0.9)] == [5, 9]

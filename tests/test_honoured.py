@@ -18,7 +18,9 @@ from testbed.model.policy import (
     TargetRef,
 )
 from testbed.model.traffic import (
+    Balance,
     ClientTls,
+    ConnectionPool,
     Cors,
     Destination,
     DestinationRule,
@@ -29,6 +31,7 @@ from testbed.model.traffic import (
     L4Rule,
     LoadBalancing,
     LocalityBalance,
+    OutlierDetection,
     ParentRef,
     PortPolicy,
     RequestMatch,
@@ -100,6 +103,23 @@ EDITED = HttpRule(
         ),
     )
 )
+POOL = ConnectionPool(
+    max_connections=1, connect_timeout_s=1.0, idle_timeout_s=1.0, max_connection_duration_s=1.0,
+    max_concurrent_streams=1, use_client_protocol=True, h2_upgrade="UPGRADE", max_pending_requests=1, max_requests=1,
+    max_requests_per_connection=1, max_retries=1, http_idle_timeout_s=1.0,
+)  # fmt: skip
+POOL_FIELDS = [
+    f"trafficPolicy.connectionPool.{field}"
+    for field in (
+        "tcp.maxConnections", "tcp.connectTimeout", "tcp.idleTimeout", "tcp.maxConnectionDuration",
+        "http.maxConcurrentStreams", "http.useClientProtocol",
+    )
+]  # fmt: skip
+ENVOY_POOL_FIELDS = [
+    f"trafficPolicy.connectionPool.{field}"
+    for field in ("tcp.idleTimeout", "tcp.maxConnectionDuration", "http.h2UpgradePolicy")
+]
+COOKIE = LoadBalancing(hash_on=HashOn(cookie="c", cookie_ttl_s=0.0))
 LOCALITY = LoadBalancing(locality=LocalityBalance(failover=(("a", "b"),)))
 JWT = Rule(sources=(Source(request_principals=("*",)),))
 CLAIM = Rule(conditions=(Condition(key="request.auth.claims[iss]", values=("x",)),))
@@ -130,6 +150,20 @@ CLAIM = Rule(conditions=(Condition(key="request.auth.claims[iss]", values=("x",)
             policy(load_balancing=LoadBalancing(hash_on=HashOn(source_ip=True, maglev=True))),
             ["trafficPolicy.loadBalancer.consistentHash.maglev"],
         ),
+        ("sidecar", policy(connection_pool=POOL), POOL_FIELDS),
+        ("ambient", policy(connection_pool=POOL), POOL_FIELDS),
+        ("envoy-sidecar", policy(connection_pool=POOL), ENVOY_POOL_FIELDS),
+        ("hybrid", policy(load_balancing=COOKIE), ["trafficPolicy.loadBalancer.consistentHash.httpCookie.ttl"]),
+        ("envoy-ambient", policy(load_balancing=COOKIE), []),
+        ("sidecar", policy(load_balancing=LoadBalancing(hash_on=HashOn(cookie="c"))), []),
+        (
+            "sidecar",
+            policy(load_balancing=LoadBalancing(simple=Balance.PASSTHROUGH)),
+            ["trafficPolicy.loadBalancer.simple"],
+        ),
+        ("sidecar", policy(outlier_detection=OutlierDetection()), ["trafficPolicy.outlierDetection"]),
+        ("envoy-sidecar", policy(outlier_detection=OutlierDetection()), []),
+        ("ambient", policy(tls=ClientTls(mode=TlsMode.MUTUAL)), ["trafficPolicy.tls"]),
         ("sidecar", authorization(GET), []),
         ("ambient", authorization(GET), ["rules"]),
         ("ambient", authorization(GET, target_refs=TARGET), []),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import struct
 
 import pytest
 
@@ -238,35 +241,86 @@ class TestEndsOfTheOrigin:
 
 
 class TestEndsOfTheClient:
-    @pytest.mark.parametrize("how", ["close", "reset"])
     @pytest.mark.parametrize("http2", [False, True], ids=["http/1.1", "http/2 between"])
-    def test_a_client_that_goes_cancels_what_it_asked_for(self, how: str, http2: bool) -> None:
+    def test_a_client_that_resets_cancels_what_it_asked_for(self, http2: bool) -> None:
         """The origin's connection ends at once, though it has not answered."""
+        run(lambda world: self.goes(world, "reset", b"", http2=http2))
+
+    @pytest.mark.parametrize("http2", [False, True], ids=["http/1.1", "http/2 between"])
+    def test_a_client_that_closes_cancels_what_it_asked_for_at_the_first_bytes(self, http2: bool) -> None:
+        """Only these tell it from one that has shut its side and waits."""
+        run(lambda world: self.goes(world, "close", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n1", http2=http2))
+
+    async def goes(self, world: World, how: str, sent: bytes, *, http2: bool) -> None:
+        asked, gone, cancelled = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def hanging(reader: Reader, writer: Writer) -> None:
+            await read_head(reader)
+            asked.set()
+            await gone.wait()
+            writer.write(sent)
+            try:
+                assert await reader.read(1) == b""
+            finally:
+                cancelled.set()
+
+        relay = await world.relay(await world.origin(hanging))
+        outer = await world.relay(relay.port, http2=True) if http2 else relay
+        async with outer.client() as client:
+            client.send(get())
+            await asked.wait()
+            if how == "close":
+                client.writer.close()
+                await client.writer.wait_closed()
+            else:
+                sock = client.writer.get_extra_info("socket")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.writer.transport.abort()
+            gone.set()
+            await asyncio.wait_for(cancelled.wait(), 5)
+        await until(lambda: outer.side.seen[0].over)
+        assert outer.side.seen[0].flag == "DC"
+        assert not relay.side.upstream.host.active  # type: ignore[union-attr]
+
+    @pytest.mark.parametrize("http2", [False, True], ids=["http/1.1", "http/2 between"])
+    def test_a_client_that_ends_its_side_gets_every_answer(self, http2: bool) -> None:
+        """`printf 'GET …' | nc`: answers that come late, of all requests that were whole; then the proxy closes."""
 
         async def scenario(world: World) -> None:
-            asked, cancelled = asyncio.Event(), asyncio.Event()
+            async def slow(reader: Reader, writer: Writer) -> None:
+                while True:
+                    _, fields = await read_head(reader)
+                    await asyncio.sleep(0.2)
+                    writer.write(ok(fields[b":line"].split()[1]))
 
-            async def hanging(reader: Reader, writer: Writer) -> None:
-                await read_head(reader)
-                asked.set()
-                try:
-                    assert await reader.read(1) == b""
-                finally:
-                    cancelled.set()
-
-            relay = await world.relay(await world.origin(hanging))
+            relay = await world.relay(await world.origin(slow))
             outer = await world.relay(relay.port, http2=True) if http2 else relay
             async with outer.client() as client:
-                client.send(get())
-                await asked.wait()
-                if how == "close":
-                    client.writer.close()
-                else:
-                    client.writer.transport.abort()
+                client.send(get("/first") + get("/second"))
+                client.writer.write_eof()
+                assert [(await client.answer()).body for _ in range(2)] == [b"/first", b"/second"]
+                assert await client.ended()
+
+        run(scenario)
+
+    def test_a_client_that_ends_within_its_request_is_gone(self) -> None:
+        """There will never be a whole request, and so no answer."""
+
+        async def scenario(world: World) -> None:
+            cancelled = asyncio.Event()
+
+            async def origin(reader: Reader, writer: Writer) -> None:
+                await read_head(reader)
+                with contextlib.suppress(ConnectionError):
+                    await reader.read(-1)
+                cancelled.set()
+
+            relay = await world.relay(await world.origin(origin))
+            async with relay.client() as client:
+                client.send(get("/", "POST", content_length="10") + b"12345")
+                client.writer.write_eof()
                 await asyncio.wait_for(cancelled.wait(), 5)
-            await until(lambda: outer.side.seen[0].over)
-            assert outer.side.seen[0].flag == "DC"
-            assert not relay.side.upstream.host.active  # type: ignore[union-attr]
+                assert await client.ended()
 
         run(scenario)
 

@@ -18,6 +18,7 @@ from testbed.errors import UsageError
 from testbed.model.topology import Link
 from testbed.observe import pcapng
 from testbed.runtime import ownership
+from testbed.runtime.ownership import being
 from tests.labs import needs_root
 
 ROOT = Path(__file__).parent.parent
@@ -125,12 +126,38 @@ class TestLiveLab:
         """And another plane under that name is refused with the mend."""
         before = ownership.read(lab)
 
-        again = verb("lab.up", "pair", "--plane", "ambient-l4")
+        again = verb("lab.up", "pair", "--plane", "ambient-l4", "--keylog")
         other = verb("lab.up", "pair")
 
         assert again.returncode in (0, 3) and "is up already" in again.stderr and "node-a--node-b" in again.stdout
         assert other.returncode == 2 and "lab.down --name pair" in other.stderr
+        assert "plane: ambient-l4 → none" in other.stderr and "keylog: True → False" in other.stderr
         assert ownership.read(lab) == before
+
+    def test_an_edited_file_does_not_show_the_old_lab(self, verb: Verb, lab: Path, tmp_path: Path) -> None:
+        """Refused with the part that differs and the mend; a file of the same content is the same lab."""
+        text = topofile.find("pair").read_text()
+        same, other = tmp_path / "same.yml", tmp_path / "other.yml"
+        same.write_text(f"# nothing but a comment\n{text}")
+        other.write_text(text.replace("kind: tcp-echo", "kind: http-echo"))
+        assert other.read_text() != text
+        before = ownership.read(lab), files_below(lab)
+
+        again = verb("lab.up", str(same), "--plane", "ambient-l4", "--keylog")
+        refused = verb("lab.up", str(other), "--plane", "ambient-l4", "--keylog")
+
+        assert again.returncode in (0, 3) and "is up already" in again.stderr
+        assert refused.returncode == 2
+        assert "workloads default/tcp: app: kind: tcp-echo → http-echo" in refused.stderr
+        assert "./inv lab.down --name pair first" in refused.stderr
+        assert (ownership.read(lab), files_below(lab)) == before
+
+    def test_inspect_shows_who_renews_the_certificates(self, verb: Verb, lab: Path) -> None:
+        """A process of the lab; programs read until when they are good."""
+        told = json.loads(verb("lab.inspect", "--json").stdout)["certificates"]
+        assert told["lifetime_s"] == 24 * 3600 and told["good_until"].endswith("Z")
+        assert being(told["renewed_by"]) is not None
+        assert f"renewed at half life by pid {told['renewed_by']}" in verb("lab.inspect").stdout
 
     def test_what_runs_inside_ends_with_its_own_code_and_signals(self, verb: Verb) -> None:
         """lab.exec becomes the program; a shell would say the same."""
@@ -188,6 +215,28 @@ class TestLiveLab:
 
         assert stopped.returncode == 1 and "killed" in stopped.stdout
         assert list(tmp_path.glob("*.pcapng")) == []
+
+
+@pytest.mark.root
+@needs_root
+def test_a_lab_whose_ca_was_killed_says_so(verb: Verb) -> None:
+    """Wherever it is shown, with the time that is left and the mend; the lab itself goes on."""
+    assert verb("lab.up", "pair", "--name", "widow", "--plane", "ambient-l4").returncode in (0, 3)
+    try:
+        ca = json.loads(verb("lab.inspect", "widow", "--json").stdout)["certificates"]["renewed_by"]
+        os.kill(ca, signal.SIGKILL)
+        again = verb("lab.up", "pair", "--name", "widow", "--plane", "ambient-l4")
+        shown = verb("lab.inspect", "widow")
+        read = verb("lab.inspect", "widow", "--json")
+
+        for done in (again, shown, read):
+            assert done.returncode == 3
+            assert done.stderr.count("its CA has ended, so nothing renews the certificates") == 1
+            assert "./inv lab.down widow, then lab.up again" in done.stderr
+        assert "no longer renewed" in shown.stdout
+        assert json.loads(read.stdout)["certificates"]["renewed_by"] is None
+    finally:
+        verb("lab.down", "widow")
 
 
 @pytest.mark.root

@@ -396,7 +396,7 @@ def test_ordinary_user_gets_a_lab_in_a_user_namespace(tmp_path: Path) -> None:
         "import os, socket, sys; from testbed.runtime import kernel, launch; from testbed.runtime.netns import Ways\n"
         "kernel.unshare(kernel.NEWNS); kernel.mount('none', '/', flags=kernel.MS_REC | kernel.MS_PRIVATE)\n"
         f"need = [{sys.prefix!r}, {sys.base_prefix!r}, {str(PROJECT)!r}]\n"
-        "from pathlib import Path; bars = {str(b) for n in need if (b := Ways().barrier(Path(n), 65534))}\n"
+        "from pathlib import Path; bars = {str(b) for n in need if (b := Ways().barrier(n, 65534))}\n"
         "launch.hide([*bars], need)\n"
         "os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
         "kernel.prctl(4, 1)\n"  # dumpable again, as after a login

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import drawing, plots, report, store
+from testbed import cli, drawing, plots, report, store
 from testbed.errors import UsageError
 from testbed.model.experiment import Finding, Result
 from tests import synthetic
@@ -166,6 +166,27 @@ def test_spoilt_requests_are_named(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match=rf"{spoilt.name}: does not read as requests .*restore it"):
         report.build(run.path)
+
+
+def test_requests_that_are_gone_are_missed_aloud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the page, over the curves that lack them, on stderr and by the exit code; the tables have all they had."""
+    run = synthetic.make_run(tmp_path)
+    table_before = (report.build(run.path).parent / "table.md").read_text()
+    gone = list(run.request_files().values())[:2]
+    for path in gone:
+        path.unlink()
+    monkeypatch.setenv("MESHBED_RESULTS", str(tmp_path))
+
+    assert cli.report_build(run.path.name) == 3
+    said = capsys.readouterr().err
+    page = Page((run.path / "report.html").read_text())
+    assert ("role", "alert") in page.attributes
+    assert "2 trials are missing" in page.text
+    for text in (said, page.text):
+        assert "2 files of requests are gone from the run" in text and gone[0].name in text
+    assert (run.path / "table.md").read_text() == table_before
 
 
 def test_a_run_without_a_single_trial_still_reports(tmp_path: Path) -> None:

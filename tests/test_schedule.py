@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.errors import UsageError
-from testbed.load.schedule import check, in_window, intended_times
+from testbed.load.schedule import check, in_window, intended_times, read_trace
 from testbed.model.experiment import Load
 
 plans = st.builds(
@@ -67,6 +68,57 @@ def test_poisson_gaps_have_the_mean_and_spread_of_an_exponential(seed: int) -> N
     assert spread == pytest.approx(0.001, rel=5 * 2 / len(gaps) ** 0.5)
 
 
+@given(plans, st.integers(), st.integers(0, 7))
+def test_synchronised_arrivals_come_in_whole_bursts_at_the_asked_rate(plan: Load, seed: int, burst: int) -> None:
+    """As many at one instant as asked for, or one for each connection; between bursts the time they all take."""
+    plan = replace(plan, arrival="synchronised", burst=burst, connections=5)
+    times = intended_times(plan, random.Random(seed).random)
+    together = [len(list(same)) for _, same in itertools.groupby(times)]
+    starts = sorted(set(times))
+
+    assert set(together) <= {burst or 5}
+    assert abs(len(times) - plan.rate_rps * (plan.warmup_s + plan.window_s)) <= (burst or 5)
+    for before, after in itertools.pairwise(starts):
+        assert after - before == pytest.approx((burst or 5) / plan.rate_rps, abs=1e-9)
+
+
+def test_a_trace_is_played_as_it_is_over_and_over() -> None:
+    """Its gaps as they stand; between its last time and its first again lies its mean gap."""
+    plan = Load(arrival="trace", trace="x", rate_rps=0, warmup_s=0, window_s=7)
+
+    times = intended_times(plan, random.random, (10.0, 10.5, 12.0))
+    assert list(times) == pytest.approx([0, 0.5, 2.0, 3.0, 3.5, 5.0, 6.0, 6.5])
+
+
+@given(st.lists(st.floats(0.001, 5), min_size=2, max_size=30), st.floats(5, 500))
+def test_a_trace_is_stretched_to_the_asked_rate(gaps: list[float], rate_rps: float) -> None:
+    """Over whole laps exactly that many requests, in the proportions of the trace."""
+    trace = list(itertools.accumulate(gaps))
+    plan = Load(arrival="trace", trace="x", rate_rps=rate_rps, warmup_s=0, window_s=3 * len(trace) / rate_rps)
+    times = intended_times(plan, random.random, trace)
+    asked = [(after - before) for before, after in itertools.pairwise(trace)]
+    got = [(after - before) for before, after in itertools.pairwise(times[: len(trace)])]
+    scale = got[0] / asked[0]
+
+    assert abs(len(times) - 3 * len(trace)) <= 1
+    assert got == pytest.approx([gap * scale for gap in asked], rel=1e-6, abs=1e-9)
+
+
+def test_a_trace_file_reads_with_comments_and_names_the_line_that_does_not() -> None:
+    """Whoever wrote it learns where to look."""
+    assert read_trace("# seconds\n0\n\n0.25  # second\n0.25\n1e1\n", where="t") == (0.0, 0.25, 0.25, 10.0)
+    for text, said in (
+        ("0\n2\n1\n", "t:3: '1'"),
+        ("0\nsoon\n", "t:2: 'soon'"),
+        ("-1\n3", "t:1: '-1'"),
+        ("0\nnan\n", "t:2: 'nan'"),
+        ("5\n", "two times or more"),
+        ("5\n5\n", "a while apart"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            read_trace(text, where="t")
+
+
 def test_the_window_begins_where_the_warmup_ends() -> None:
     """The first instant after the warm-up counts, the last instant of the window does not."""
     plan = Load(warmup_s=1, window_s=4)
@@ -80,7 +132,14 @@ def test_the_window_begins_where_the_warmup_ends() -> None:
         (Load(rate_rps=0), "rate_rps 0"),
         (Load(rate_rps=1e9), "at most"),
         (Load(rate_rps=float("nan")), "rate_rps nan"),
-        (Load(arrival="bursty"), "known: poisson, uniform"),
+        (Load(arrival="bursty"), "known: poisson, synchronised, trace, uniform"),
+        (Load(arrival="trace"), "a trace takes both"),
+        (Load(trace="x"), "a trace takes both"),
+        (Load(protocol="spdy"), "known: grpc, http1, http2, tcp"),
+        (Load(protocol="tcp"), "request_bytes of 1 or more"),
+        (Load(burst=-1), "must not be negative"),
+        (Load(requests_per_connection=-1), "must not be negative"),
+        (Load(arrival="trace", trace="x", rate_rps=-1), "above 0"),
         (Load(connections=0), "connections 0"),
         (Load(window_s=0), "window_s 0"),
         (Load(warmup_s=-1), "warmup_s -1"),

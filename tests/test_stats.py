@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy
@@ -10,14 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.stats import (
+    MIN_ROUNDS_TO_CLAIM,
     aa_check,
+    block_interval,
     bootstrap_interval,
+    effect,
     median,
     paired_differences,
     paired_interval,
     paired_ratios,
     percentile,
     percentiles,
+    pooled,
+    trimmed_mean,
     wilson_interval,
 )
 
@@ -130,3 +136,117 @@ def test_wilson_interval_is_a_proportion_and_mirrors(case: tuple[int, int]) -> N
 
     assert 0 <= interval.low <= successes / trials <= interval.high <= 1
     assert (interval.low, interval.high) == pytest.approx((1 - mirrored.high, 1 - mirrored.low))
+
+
+# -- few rounds, and claims -------------------------------------------------------------------------------------------
+
+
+@given(st.lists(numbers, min_size=1, max_size=40))
+def test_trimmed_mean_is_the_mean_of_the_middle(values: list[float]) -> None:
+    """A fifth at each end is left out, rounded down: one of five to nine values, none of fewer."""
+    cut = len(values) // 5
+    middle = sorted(values)[cut : len(values) - cut]
+
+    assert trimmed_mean(values) == pytest.approx(sum(middle) / len(middle), rel=1e-9, abs=1e-6)
+
+
+def test_a_hiccup_in_one_round_moves_nothing() -> None:
+    """Two rounds of twelve on which the host did something else; the mean would be 17 and 83 times as large."""
+    calm = [0.9, 1.0, 1.1, 0.95, 1.05, 1.0, 0.98, 1.02, 0.97, 1.03]
+
+    assert trimmed_mean([*calm, 200.0, 1000.0]) == pytest.approx(1.0, abs=0.05)
+    found = block_interval([*calm, 200.0, 1000.0])
+    assert found.holds(1.0) and found.high < 1.3
+
+
+@pytest.mark.parametrize("rounds", [6, 8, 12, 20])
+@pytest.mark.parametrize("noise", ["gauss", "hiccups"])
+def test_block_interval_keeps_its_five_percent_over_few_rounds(rounds: int, noise: str) -> None:
+    """600 samples around zero: no more than 7 % of the intervals miss it, which the percentile bootstrap of the median
+    does with 8 rounds of Gaussian noise (the last assertion: the test could fail)."""
+    missed = plain = 0
+    for seed in range(600):
+        chance = random.Random(seed)
+
+        def one(chance: random.Random = chance) -> float:
+            return chance.gauss(0, 1) + (chance.expovariate(0.1) if noise == "hiccups" and chance.random() < 0.1 else 0)
+
+        values = [one() - one() for _ in range(rounds)]
+        missed += not block_interval(values, seed=seed, resamples=600).holds(0.0)
+        if (rounds, noise) == (8, "gauss"):
+            plain += not bootstrap_interval(values, draw=chance.random, resamples=300).holds(0.0)
+
+    assert missed <= 0.07 * 600
+    assert plain > 0.06 * 600 or (rounds, noise) != (8, "gauss")
+
+
+@given(st.lists(numbers, min_size=1, max_size=12), st.integers(0, 2**32))
+def test_block_interval_is_seeded_and_holds_its_estimate(values: list[float], seed: int) -> None:
+    """The same seed gives the same interval; one value has none."""
+    first = block_interval(values, seed=seed, resamples=50)
+
+    assert first == block_interval(values, seed=seed, resamples=50)
+    assert first.low <= first.estimate <= first.high or first.estimate == pytest.approx(first.low)
+    assert (len(values) > 1) or (first.low, first.high) == (-math.inf, math.inf)
+
+
+def test_more_confidence_is_wider() -> None:
+    """What looking several times is paid with."""
+    values = [random.Random(number).gauss(0, 1) for number in range(20)]
+    plain, careful = block_interval(values), block_interval(values, confidence=0.98)
+
+    assert careful.low < plain.low < plain.high < careful.high
+
+
+def test_the_pair_pooled_is_one_baseline() -> None:
+    """The geometric mean where both halves are, the one that there is where one was left out."""
+    assert pooled({1: 1.0, 2: 5.0}, {1: 4.0, 3: 7.0}) == {1: 2.0, 2: 5.0, 3: 7.0}
+
+
+def noisy(level: float, seed: int, rounds: int = 12, spread: float = 0.01) -> dict[int, float]:
+    chance = random.Random(seed)
+    return {number: level * math.exp(chance.gauss(0, spread)) for number in range(rounds)}
+
+
+def test_a_claim_takes_an_interval_beyond_one_and_an_effect_beyond_the_pairs_own() -> None:
+    """The same +10 %: claimed beside a quiet pair, below the resolution of one whose halves differ by 20 %, not at all
+    without a pair, and not with five rounds."""
+    plane, first, second = noisy(1.1, 1), noisy(1.0, 2), noisy(1.0, 3)
+    quiet = effect(plane, first, second)
+    beside_bias = effect(plane, first, {n: 1.2 * v for n, v in second.items()})
+    alone = effect(plane, first, {})
+    short = effect({n: v for n, v in plane.items() if n < MIN_ROUNDS_TO_CLAIM - 1}, first, second)
+    assert quiet and beside_bias and alone and short
+
+    assert quiet.claimed and quiet.share == pytest.approx(0.1, abs=0.02) and quiet.resolution < 0.03
+    assert not beside_bias.claimed and beside_bias.resolution > 0.18
+    assert alone.resolution is None and "no A/A pair" in alone.why_not
+    assert short.why_not == "5 rounds; a claim takes 6"
+    assert effect({}, first, second) is None
+
+
+def test_noise_alone_is_no_claim() -> None:
+    """A third label for the same thing: its interval holds 1."""
+    same = effect(noisy(1.0, 4), noisy(1.0, 5), noisy(1.0, 6))
+
+    assert same is not None and not same.claimed
+    assert same.why_not in ("the interval holds no difference",) or "below the resolution" in same.why_not
+
+
+def test_half_as_fast_and_twice_as_fast_are_the_same_distance() -> None:
+    """Ratios are averaged as logarithms."""
+    base = dict.fromkeys(range(8), 10.0)
+    swinging = {n: 20.0 if n % 2 else 5.0 for n in range(8)}
+    found = effect(swinging, base, base)
+
+    assert found is not None and found.ratio.estimate == pytest.approx(1.0)
+    assert found.ratio.low == pytest.approx(1 / found.ratio.high)
+
+
+def test_an_effect_is_told_with_its_interval_and_the_resolution_beside_it() -> None:
+    """One line for a table, in percent."""
+    found = effect(noisy(0.9, 1), noisy(1.0, 2), noisy(1.0, 3))
+
+    assert found is not None
+    assert found.text.startswith("−")
+    assert found.text.endswith(f"A/A within ±{found.resolution * 100:.1f} %")

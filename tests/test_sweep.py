@@ -9,6 +9,12 @@ import pytest
 from experiments.quickstart import EXPERIMENT
 from testbed import sweep
 from testbed.errors import UsageError
+from testbed.load.schedule import check
+from testbed.model.experiment import Cell, Measurement
+from testbed.registry import load
+from testbed.stats import MIN_ROUNDS_TO_CLAIM
+from testbed.stopping import StopRule
+from tests.test_effects import rows
 
 
 def test_every_round_holds_each_plane_once_and_none_twice() -> None:
@@ -55,3 +61,84 @@ def test_links_of_the_experiment_override_both_directions() -> None:
     topology = sweep.resolve(replace(EXPERIMENT, links=(("node-a", "node-b", {"delay_ms": 7.0}),)))
 
     assert topology.links[0].rtt_ms == 14.0
+
+
+def test_cells_are_shuffled_within_each_deployment() -> None:
+    """All of them on each, in orders that differ."""
+    load = EXPERIMENT.load
+    swept = replace(EXPERIMENT, rounds=10, cells=tuple(Cell(name=name, load=load) for name in "abc"))
+    blocks = sweep.plan_blocks(swept, ["none", "ambient-l4"], 7)
+
+    assert {tuple(sorted(b.cells)) for b in blocks} == {("a", "b", "c")}
+    assert len({b.cells for b in blocks}) > 3
+    assert {b.cells for b in sweep.plan_blocks(EXPERIMENT, ["none"], 7)} == {("",)}
+
+
+def test_a_cell_has_its_own_load_and_target() -> None:
+    """The rest stays the experiment's."""
+    other = replace(EXPERIMENT.load, rate_rps=7)
+    swept = replace(EXPERIMENT, cells=(Cell(name="a", load=other, target="tcp"), Cell(name="b", load=other)))
+
+    assert (sweep.of_cell(swept, "a").target, sweep.of_cell(swept, "a").load) == ("tcp", other)
+    assert sweep.of_cell(swept, "b").target == EXPERIMENT.target
+    assert sweep.of_cell(swept, "") == swept
+
+
+def test_a_cells_target_that_the_topology_lacks_is_named() -> None:
+    """Before anything is built."""
+    wrong = Cell(name="a", load=EXPERIMENT.load, target="sever")
+    with pytest.raises(UsageError, match="no target 'sever'"):
+        sweep.resolve(replace(EXPERIMENT, cells=(wrong,)))
+
+
+def test_a_share_of_capacity_speeds_all_cells_up_alike() -> None:
+    """Their proportions to the experiment's own load stay."""
+    load = replace(EXPERIMENT.load, rate_rps=100)
+    swept = replace(EXPERIMENT, load=load, cells=(Cell(name="half", load=replace(load, rate_rps=50)),))
+    scaled = sweep.at_rate(swept, 700)
+
+    assert (scaled.load.rate_rps, scaled.cells[0].load.rate_rps) == (700, 350)
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.01])
+def test_a_share_beyond_the_capacity_is_refused(share: float) -> None:
+    """Nobody can be loaded with more than the slowest plane holds and still be compared."""
+    with pytest.raises(UsageError, match="cannot be held"):
+        sweep.with_overrides(EXPERIMENT, share=share)
+
+
+class Seen(sweep.Run):
+    """A run of which a sweep asks what it holds, and nothing else."""
+
+    def __init__(self, measurements: list[Measurement]) -> None:
+        self._measurements = measurements
+
+    def measurements(self) -> list[Measurement]:
+        return self._measurements
+
+
+def test_a_run_ends_at_a_look_when_its_planes_are_known_well_enough() -> None:
+    """Six rounds of ±1 % do for ±5 %, not for ±0.1 %; between looks nobody asks; the budget ends it anywhere."""
+    into = Seen(rows({"none": 2.0, "none (A/A)": 2.0, "ambient-l4": 2.4}, rounds=6))
+    planes = ["none", "ambient-l4"]
+
+    def enough(width: float, done: int) -> str:
+        return sweep._enough(into, StopRule(most_rounds=12, until_width=width), planes, done, 10.0)
+
+    assert "narrow enough after 6 rounds" in enough(0.05, 6)
+    assert enough(0.001, 6) == ""
+    assert enough(0.05, 5) == ""
+    assert "budget spent" in sweep._enough(into, StopRule(most_rounds=12, budget_s=10), planes, 5, 9.0)
+
+
+@pytest.mark.parametrize("name", ["arrival", "churn", "payload", "protocol", "rate"])
+def test_every_experiment_can_be_planned(name: str) -> None:
+    """Its topology has what it calls, its loads are possible, its cells are told apart, and a claim is in reach."""
+    experiment = load("experiment", name)
+    sweep.resolve(experiment)
+    for cell in experiment.cells:
+        check(cell.load)
+
+    assert experiment.name == name
+    assert len({cell.name for cell in experiment.cells}) == len(experiment.cells) > 1
+    assert experiment.rounds >= MIN_ROUNDS_TO_CLAIM

@@ -167,6 +167,7 @@ MISTAKES = [
     ("links: [{between: [a, b], delayMs: 5ms}]", "4:36: one-way delay in ms must be a number", "write 5 without unit"),
     ("links: [{between: [a, b], loss: 5}]", "4:33: loss is above 1 (5)", "did you mean 0.05?"),
     ("links: [{between: [a, b], delayMs: -1}]", "out of range (-1)", "from 0 to 10000"),
+    ("links: [{between: [a, b], rateMbit: 1.0e-6}]", "out of range (1e-06)", "0, or from 0.02 to 400000"),
     ("links: [{between: [a, b], delayMs: yes}]", "must be a number, not true/false (yes)", "write a number"),
     ("links: [{between: [a, bb]}]", "4:23: no node of that name ('bb')", "did you mean 'b'?"),
     ("links: [{between: [a, a]}]", "a link needs two nodes ('a' twice)", "name another node"),
@@ -218,6 +219,10 @@ MISTAKES = [
     ("names: x", "4:1: unknown key in topology ('names')", "did you mean 'name'?"),
     ("name: again", "4:1: key given twice in topology ('name', first on line 1)", "take one out"),
     ("policies: [{file: no.yml}]", "4:19: the policy file cannot be read ('no.yml'", "beside this file"),
+    ("policies: [{file: /etc/passwd}]", "4:19: the policy file is not in this file's folder ('/etc/passwd'", "put it"),
+    ("policies: [{file: ../../etc/passwd}]", "4:19: the policy file is not in this file's folder", "symbolic link"),
+    ("policies: [{file: sub/../../p.yml}]", "4:19: the policy file is not in this file's folder", "folder below"),
+    ('policies: [{file: "p\\0.yml"}]', "4:19: the policy file cannot be read", "beside this file"),
     ("policies: [{kind: PeerAuth, metadata: {name: x}}]", "4:19: unknown kind ('PeerAuth')", "'PeerAuthentication'?"),
     ("3: x", "4:1: a key in topology must be text, not a number (3)", 'write "3" in quotes'),
 ]
@@ -248,6 +253,23 @@ def test_mistakes_of_a_policy_file_are_told_in_its_own_name(tmp_path: Path) -> N
 
     assert any(p.startswith(f"{tmp_path}/p.yml:3:8: unknown key") for p in found)
     assert any(p.startswith(f"{tmp_path}/t.yml:") for p in found)
+
+
+def test_a_policy_file_may_be_below_or_linked(tmp_path: Path) -> None:
+    """A link in the folder is its author's own will, wherever it leads; a path that leads out is refused unread."""
+    outside = tmp_path / "outside.yml"
+    outside.write_text("apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: x}\n")
+    folder = tmp_path / "lab"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "below.yml").write_text(outside.read_text())
+    (folder / "linked.yml").symlink_to(outside)
+
+    for name in ("sub/below.yml", "./linked.yml"):
+        made = topofile.parse(small(policies=[{"file": name}]), str(folder / "t.yml"))
+        assert [p.name for p in made.policies] == ["x"]
+    for name in ("../outside.yml", str(outside)):
+        (found,) = problems(small(policies=[{"file": name}]), str(folder / "t.yml"))
+        assert "is not in this file's folder" in found and name in found
 
 
 def test_device_names_that_would_be_cut_to_the_same_are_refused() -> None:
@@ -370,7 +392,7 @@ GOOD = {
         },
     },
     "services": {"s": {"ports": [{"port": 1, "protocol": "tcp"}], "workloads": ["w"], "waypoint": {"node": "a"}}},
-    "links": [{"between": ["a", "b"], "delayMs": 1.5, "forward": {"loss": 0.1}}],
+    "links": [{"between": ["a", "b"], "delayMs": 1.5, "forward": {"loss": 0.1, "rateMbit": 0}}],
     "zoneLinks": [{"between": ["e", "e"], "rttMs": 2}],
     "policies": [
         {"file": "x.yml"},

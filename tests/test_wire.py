@@ -234,12 +234,31 @@ def test_a_stalled_wire_drops_what_became_old_and_recovers(lab: ScratchLab, wire
         os.kill(pid, signal.SIGSTOP)
         for _ in range(200):
             sender.sendto(b"old", (live[0].link.b_address, 7001))
-        time.sleep(0.2)
+        time.sleep(0.3)
         os.kill(pid, signal.SIGCONT)
         assert eventually(lambda: live[0].counters()["a_to_b"]["stale"] == 200)
         sender.sendto(b"new", (live[0].link.b_address, 7001))
 
         assert receiver.recv(100) == b"new"
+
+
+def test_a_short_stall_loses_nothing_and_is_told(lab: ScratchLab, wires: WireLinks) -> None:
+    """A host that stands still for 80 ms delays frames, also beyond the queue's depth, and says by how much."""
+    live = wires.join(lab, [link("a", "b", 0, Impairment(delay_ms=1, queue_ms=5))])
+    pid = wires.status()[0]["pid"]
+    sender = inside(lab, "a", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    with sender:
+        os.kill(pid, signal.SIGSTOP)
+        for _ in range(2000):
+            sender.sendto(b"late", (live[0].link.b_address, 7001))
+        time.sleep(0.06)
+        os.kill(pid, signal.SIGCONT)
+        assert eventually(lambda: live[0].counters()["a_to_b"]["sent"] == 2000)
+    its = live[0].counters()["a_to_b"]
+
+    assert its["received"] == 2000
+    assert its["stale"] == 0
+    assert 50_000 < its["latest_us"] < 105_000
 
 
 def test_a_gone_node_makes_only_its_links_dead(lab: ScratchLab, wires: WireLinks) -> None:

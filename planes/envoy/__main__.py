@@ -27,7 +27,8 @@ def main(arguments: list[str]) -> int:
         print(f"envoy: not done by this Envoy's configuration: {what}", file=sys.stderr, flush=True)
     made = file.with_name("envoy.json")
     made.write_text(json.dumps(config, indent=1))
-    # One worker, as our proxies are one thread; hot restart's shared memory is one per machine (facts/envoy, trap 1).
+    # One worker, as our proxies are one thread; hot restart's shared memory is one per machine, whatever the namespace,
+    # and a second Envoy fails on it.
     # A key log is written like an access log, every 10 s by default: later than a proof window ends.
     options = ["--disable-hot-restart", "--concurrency", "1", "-l", "warning", "--file-flush-interval-msec", "50"]
     os.execv(program, [str(program), "-c", str(made), *options])

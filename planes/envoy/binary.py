@@ -1,4 +1,5 @@
-"""Where Envoy's program is: in the PyPI package, whose `envoy` command is a Python wrapper (facts/envoy, trap 12)."""
+"""Where Envoy's program is: in the PyPI package, whose `envoy` command is a Python wrapper: its pid is not
+Envoy's."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ def _path(uri: TextMatch) -> Json:
         case TextKind.EXACT:
             return {"path": uri.value, **case}
         case TextKind.REGEX:
-            return {"safe_regex": {"regex": uri.value}}
+            return {"safe_regex": {"regex": _expression(uri.value)}}
         case TextKind.SEGMENTS if uri.value.rstrip("/"):
             return {"path_separated_prefix": uri.value.rstrip("/"), **case}
         case TextKind.PREFIX if uri.value:
@@ -261,11 +261,16 @@ def _header(m: NamedMatch) -> Json:
     return {"name": ":authority" if name == "host" else name, **_value(m.text)}
 
 
+def _expression(regex: str) -> str:
+    """An empty one, which Envoy would refuse with all of its configuration, matches what is empty."""
+    return regex or "^$"
+
+
 def _value(text: TextMatch) -> Json:
     if text.kind is TextKind.PRESENT:
         return {"present_match": True}
     if text.kind is TextKind.REGEX:
-        return {"string_match": {"safe_regex": {"regex": text.value}}}
+        return {"string_match": {"safe_regex": {"regex": _expression(text.value)}}}
     if text.kind is TextKind.PREFIX and not text.value:
         return {"present_match": True}
     kind = "exact" if text.kind is TextKind.EXACT else "prefix"
@@ -276,6 +281,8 @@ def _value(text: TextMatch) -> Json:
 
 
 def _direct(status: int, body: str) -> Json:
+    if status in (204, 304):
+        body = ""  # Envoy would send it, and the client take it for the next answer (RFC 9110 15.3.5)
     return {"status": status, **({"body": {"inline_string": body}} if body else {})}
 
 
@@ -289,7 +296,7 @@ def _redirect(redirect: Redirect, match: RequestMatch, parts: Parts, name: str) 
         made["scheme_redirect"] = redirect.scheme
     if redirect.authority:
         made["host_redirect"] = redirect.authority
-    if redirect.port is not None:
+    if redirect.port is not None and redirect.port != {"http": 80, "https": 443}.get(redirect.scheme or "http"):
         made["port_redirect"] = redirect.port
     if redirect.path is not None:
         made["path_redirect"] = redirect.path

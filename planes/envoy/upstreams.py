@@ -55,6 +55,9 @@ class Upstreams:
         server_name: str = "", tls: ClientTls | None = None,
     ) -> str:  # fmt: skip
         ways = {m: self._way(m.endpoint.workload, m.port, tls) for m in members if m.endpoint.workload.addresses}
+        if tls is not None and tls.mode in (TlsMode.SIMPLE, TlsMode.MUTUAL):
+            # TLS that is not spoken here: plain bytes must not go instead, so there is nobody to send them to
+            ways = {m: way for m, way in ways.items() if way != "plain"}
         made = pieces.cluster(name, [], http=http, policy=policy)
         matches: list[Json] = []
         inside = ""
@@ -115,7 +118,7 @@ class Upstreams:
                 "min_retry_concurrency": policy.retry_budget.min_concurrency,
             }
         if policy.tls is not None and policy.tls.mode in (TlsMode.SIMPLE, TlsMode.MUTUAL):
-            self.parts.leave_undone(f"{where}: tls.mode {policy.tls.mode}")
+            self.parts.leave_undone(f"{where}: tls.mode {policy.tls.mode}; nothing is sent")
         for field in policy.kept_fields:
             self.parts.leave_undone(f"{where}: {field}")
 

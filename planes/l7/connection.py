@@ -7,6 +7,9 @@ wake its reader sooner, and fewer messages would share a turn (measured: a tenth
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import socket
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
@@ -15,8 +18,14 @@ from planes.mesh import net
 
 HIGH_WATER_BYTES = 512 << 10
 LARGE_BYTES = 16 << 10
-"""A piece of a body from here on is written at once: gathering saves nothing then, and only a write tells whether the
+"""Pieces of a body from here on are counted (`large`): gathering many saves nothing, and only a write tells whether the
 peer takes more (an event loop may read megabytes from one socket in a turn)."""
+PROBE_EVERY_S = 15
+LOOK_EVERY_S = 0.5
+"""At clients that have ended their side before their answer."""
+_TCP_CLOSE = 7
+WRITE_FROM_BYTES = 128 << 10
+"""So much of them is written within the turn, and not copied into one."""
 LINGER_S = 1.0
 """How long a server that has said its last word reads on: closing at once would turn unread bytes of the client into a
 RST, which may destroy the answer on its way (RFC 9112 9.6). Envoy's delayed_close_timeout."""
@@ -51,8 +60,8 @@ class HttpConnection(asyncio.Protocol):
     """`codec` is set before bytes come: at once, or by `on_made` when the transport's TLS says which (ALPN)."""
 
     __slots__ = (
-        "_eof_written", "_linger", "_on_lost", "_on_made", "_on_turn", "_reading_paused", "_scheduled", "_turn",
-        "codec", "context", "loop", "lost", "reads", "secured", "seen", "served", "transport",
+        "_eof_written", "_large_bytes", "_linger", "_on_lost", "_on_made", "_on_turn", "_reading_paused", "_scheduled",
+        "_turn", "codec", "context", "loop", "lost", "reads", "secured", "seen", "served", "transport",
     )  # fmt: skip
 
     codec: Codec
@@ -87,6 +96,7 @@ class HttpConnection(asyncio.Protocol):
         self._scheduled = False
         self._reading_paused = False
         self._eof_written = False
+        self._large_bytes = 0
         self._linger: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -123,10 +133,34 @@ class HttpConnection(asyncio.Protocol):
             self.transport.close()
             return False
         self.codec.receive_eof()
+        if self.codec.active and not self.secured:
+            self._watch_for_the_end()
         self.wake()
         if self._on_turn is not None:
             self._on_turn(self)
         return not self.secured  # a TLS transport closes with its peer whatever one says
+
+    def _watch_for_the_end(self) -> None:
+        """A client that has closed looks like one that has only shut its side, until what is sent to it is refused:
+        bytes of the answer, or probes once its kernel has forgotten it (tcp_fin_timeout). Event loops do not watch a
+        socket any more whose end they have read."""
+        held = self.transport.get_extra_info("socket")
+        if held is None:
+            return  # a tunnel's stream, whose own end tells
+        with contextlib.suppress(OSError):
+            sock = socket.socket(fileno=os.dup(held.fileno()))  # an event loop's wrapper sets no options
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_EVERY_S)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_EVERY_S)
+            self.loop.call_later(LOOK_EVERY_S, self._look_for_the_end, sock)
+
+    def _look_for_the_end(self, sock: socket.socket) -> None:
+        if not self.lost and self.codec.active:
+            if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_CLOSE:
+                self.loop.call_later(LOOK_EVERY_S, self._look_for_the_end, sock)
+                return
+            self.abort()
+        sock.close()
 
     def pause_writing(self) -> None:
         self.codec.set_write_blocked(True)
@@ -156,7 +190,13 @@ class HttpConnection(asyncio.Protocol):
             out.clear()
             return
         if out:
-            self.transport.write(out[0] if len(out) == 1 else b"".join(out))
+            if len(out) == 1:
+                self.transport.write(out[0])
+            elif self._large_bytes >= WRITE_FROM_BYTES:
+                self.transport.writelines(out)
+            else:
+                self.transport.write(b"".join(out))
+            self._large_bytes = 0
             out.clear()
         if codec.closing:
             self._close()
@@ -164,6 +204,12 @@ class HttpConnection(asyncio.Protocol):
             self._hold(codec.reading_held)
         elif codec.half_close and not self._eof_written:
             self._write_eof()
+
+    def large(self, size: int) -> None:
+        """A piece of at least `LARGE_BYTES` has been put into the codec."""
+        self._large_bytes += size
+        if self._large_bytes >= WRITE_FROM_BYTES:
+            self.flush()
 
     def _hold(self, held: bool) -> None:
         self._reading_paused = held

@@ -91,6 +91,7 @@ def aborted(fault: Fault, decision: Decision, delay_s: float, request: Request) 
                   (b"grpc-message", b"fault filter abort")]  # fmt: skip
     answer = Decision(Kind.RESPOND, status=status, body=body, fields=fields, route=decision.route, flag="FI")
     answer.delay_s = delay_s
+    answer.response_edits = decision.response_edits
     return answer
 
 

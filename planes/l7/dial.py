@@ -34,6 +34,8 @@ class Security(StrEnum):
     PLAIN = "plain"
     MTLS = "mtls"
     HBONE = "hbone"
+    REFUSED = "refused"
+    """TLS that is not spoken here (a DestinationRule's SIMPLE, MUTUAL): plain bytes must not go instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +118,8 @@ class Dialler:
         """Any protocol at the end of `way`. Raises OSError (ConnectionError, ssl.SSLError), TimeoutError."""
         if way.security is Security.HBONE:
             return await self._through(way, factory, limit_s)
+        if way.security is Security.REFUSED:
+            raise ConnectionError("tls: the destination rule asks for SIMPLE or MUTUAL, which is not spoken here")
         sock = net.upstream(way.address, source=None)
         if way.security is Security.PLAIN:
             if way.source:

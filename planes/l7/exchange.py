@@ -154,7 +154,7 @@ class Exchange:
             self._forget_long()
         open_ = stream.send_data(data)
         if size >= LARGE_BYTES:
-            attempt.connection.flush()  # type: ignore[union-attr]
+            attempt.connection.large(size)  # type: ignore[union-attr]
         if not open_:
             self._brake()
 
@@ -270,7 +270,7 @@ class Exchange:
         self.response_bytes += size
         open_ = self.stream.send_data(data)
         if size >= LARGE_BYTES:
-            self.connection.flush()
+            self.connection.large(size)
         if not open_ and attempt.stream is not None:
             attempt.stream.hold()
 
@@ -310,7 +310,8 @@ class Exchange:
         else:
             text, flag, _ = cause.value
             fields = _OVERLOADED if cause is Cause.OVERFLOW else None
-            body = b"upstream connect error or disconnect/reset before headers. reset reason: " + text
+            again = b"retried and the latest " if self.attempts > 1 else b""
+            body = b"upstream connect error or disconnect/reset before headers. " + again + b"reset reason: " + text
             self.answer(503, body, flag, fields=fields)
 
     def _another_try(self, failure: Failure) -> float | None:
@@ -361,6 +362,17 @@ class Exchange:
         self._finish()
 
     # -- time ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def expected_s(self) -> float | None:
+        """What the upstream has for this attempt: its own limit, or what is left of the whole; None: no limit."""
+        decision = self.decision
+        limit_s = decision.timeout_s
+        if decision.retry is not None and decision.retry.per_try_timeout_s is not None:
+            limit_s = decision.retry.per_try_timeout_s
+        if limit_s is not None and self.attempts > 1 and self._deadline is not None:
+            limit_s = min(limit_s, max(0.001, self._deadline.when() - self.place.loop.time()))
+        return limit_s
 
     def _start_deadline(self) -> None:
         limit_s = self.decision.timeout_s

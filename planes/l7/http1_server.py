@@ -107,10 +107,9 @@ class Http1Server(Http1Connection):
 
     def __init__(
         self, on_request: Callable[[Http1ServerStream, Request], None], wake: Callable[[], None], *,
-        scheme: bytes = b"http", eof_cancels: bool = False,
+        scheme: bytes = b"http",
     ) -> None:  # fmt: skip
         super().__init__(wake)
-        self._eof_cancels = eof_cancels
         self._on_request = on_request
         self._scheme = scheme
         self._drained_bytes = 0
@@ -222,8 +221,8 @@ class Http1Server(Http1Connection):
         self._reset_stream(str(breach))
 
     def receive_eof(self) -> None:
-        """A client that has shut its writing side still gets the answers to what it asked in full; with `eof_cancels`
-        it is taken for gone, as by Envoy and nginx, since from here a close looks the same."""
+        """A client that has shut its writing side still gets the answers to what it asked in full. Envoy and nginx take
+        it for gone, since from here a close looks the same; who is gone answers the first bytes with a RST."""
         self._eof = True
         self._settle_eof()
 
@@ -231,8 +230,6 @@ class Http1Server(Http1Connection):
         if self._state == RAW:
             self._raw_ended()
         elif self._state == WAIT:
-            if self._eof_cancels:
-                self._reset_stream("the client closed the connection")
             self.last = self.last or not self._rest
         elif self._state != DEAD:
             self._reset_stream("the client ended the connection within its request")

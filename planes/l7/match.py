@@ -29,7 +29,7 @@ def compiled(match: RequestMatch) -> Test | None:
     if match.authority is not None:
         tests.append(_of(text_test(match.authority), "authority"))
     tests += [_header(m) for m in match.headers]
-    tests += [_not(_header(m)) for m in match.without_headers]
+    tests += [_without(m) for m in match.without_headers]
     tests += [_parameter(m) for m in match.query]
     if not tests:
         return None
@@ -87,8 +87,19 @@ def _of(test: BytesTest, attribute: str) -> Test:
     return lambda request, path: test(request.authority)
 
 
-def _not(test: Test) -> Test:
-    return lambda request, path: not test(request, path)
+def _without(match: NamedMatch) -> Test:
+    """As istiod has it: but for bare presence, a header that is not there counts as an empty one."""
+    holds = _header(match)
+    if is_presence(match.text) or not text_test(match.text)(b""):
+        return lambda request, path: not holds(request, path)
+    name = match.name.lower().encode()
+    if name in (b"host", b":authority", b":method"):
+        return lambda request, path: not holds(request, path)
+    return lambda request, path: any(key == name for key, _ in request.fields) and not holds(request, path)
+
+
+def is_presence(text: TextMatch) -> bool:
+    return text.kind is TextKind.PRESENT or (text.kind is TextKind.PREFIX and not text.value)
 
 
 def _header(match: NamedMatch) -> Test:

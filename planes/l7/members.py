@@ -22,6 +22,10 @@ from testbed.model.traffic import TlsMode, TrafficPolicy
 
 _BODILESS = Request(b"", b"", b"", [])
 """For picks without a request (TCP): only the source address can be hashed."""
+_AS_ASKED = {
+    TlsMode.DISABLE: Security.PLAIN, TlsMode.ISTIO_MUTUAL: Security.MTLS,
+    TlsMode.SIMPLE: Security.REFUSED, TlsMode.MUTUAL: Security.REFUSED,
+}  # fmt: skip
 
 
 @dataclass(slots=True, eq=False)
@@ -55,7 +59,7 @@ class Members:
         self._program = program
         self._mesh, self._l7 = program.mesh, program.l7
         self._sidecars = program.settings.sidecars if speaks_mtls else frozenset()
-        self._through_tunnels = through_tunnels
+        self._through_tunnels, self._speaks_mtls = through_tunnels, speaks_mtls
         self._held: dict[Cluster, _Served] = {}
         self._named: dict[Upstream, tuple[WorkloadView, ServiceView | None]] = {}
         self.http_ports = frozenset(p.port for s in self._l7.config.services for p in s.ports if p.is_http)
@@ -132,10 +136,12 @@ class Members:
         policy: TrafficPolicy | None = cluster.policy if cluster is not None else None
         security = self.security_of(workload)
         if policy is not None and policy.tls is not None and security is not Security.HBONE:
-            security = Security.MTLS if policy.tls.mode is TlsMode.ISTIO_MUTUAL else Security.PLAIN
+            asked = _AS_ASKED[policy.tls.mode]
+            security = asked if self._speaks_mtls or asked is Security.REFUSED else Security.PLAIN
         elif security is Security.MTLS and (workload.uid, port) in self._l7.plain_ports:
             security = Security.PLAIN
-        expected = frozenset((str(workload.identity),)) if security is not Security.PLAIN else frozenset()
+        proven = security in (Security.MTLS, Security.HBONE)
+        expected = frozenset((str(workload.identity),)) if proven else frozenset()
         return Way(
             security=security, address=(host, port), http2=http2, expected=expected, tcp=tcp,
             server_name=cluster.sni if cluster is not None and security is Security.MTLS else "",

@@ -77,9 +77,8 @@ class Location:
         host, port = _split(authority)
         if not r.authority and scheme != request.scheme and port == _DEFAULT_PORTS.get(request.scheme):
             authority = host  # as Envoy: the other scheme has a default of its own
-        if r.port is not None:
-            port = b"%d" % r.port
-            authority = host if port == _DEFAULT_PORTS.get(scheme) else host + b":" + port
+        if r.port is not None and b"%d" % r.port != _DEFAULT_PORTS.get(scheme):  # istiod asks for no default port
+            authority = b"%b:%d" % (host, r.port)
         query = request.path[len(path) :]
         if r.path is not None:
             path = r.path.encode()

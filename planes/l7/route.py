@@ -183,7 +183,8 @@ class RouteTable:
             route.redirect = Location(rule.redirect, match)
             route.decision = Decision(Kind.RESPOND, status=rule.redirect.status, route=name)
         elif rule.direct_response is not None:
-            body = rule.direct_response.body.encode()
+            silent = rule.direct_response.status in (204, 304)
+            body = b"" if silent else rule.direct_response.body.encode()
             fields = [(b"content-type", b"text/plain")] if body else []
             route.decision = Decision(
                 Kind.RESPOND, status=rule.direct_response.status, body=body, fields=fields, route=name

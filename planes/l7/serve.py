@@ -90,7 +90,7 @@ class HttpSide(Ended):
             else:
                 connection.codec = Http1Server(
                     lambda stream, request: self.exchange(connection, stream, request), connection.wake,
-                    scheme=self.scheme, eof_cancels=True,
+                    scheme=self.scheme,
                 )  # fmt: skip
             if self.program.draining:
                 _last_call(connection)
@@ -139,7 +139,7 @@ class HttpSide(Ended):
                 request.fields, secure=self.arrives_secured(downstream), random_bits=self.program.random_bits,
                 client_cert=self.client_certificate(downstream),
             )  # fmt: skip
-        fields = edit.with_attempt(request.fields, exchange.attempts, decision.timeout_s)  # a list of our own
+        fields = edit.with_attempt(request.fields, exchange.attempts, exchange.expected_s)  # a list of our own
         for change in decision.request_edits:
             fields = change.apply(fields)
         return Request(

@@ -89,8 +89,18 @@ class Refused(Exception):
     """No hop: the text says why. Stays inside this module."""
 
 
-def next_hop(view: MeshView, source: WorkloadView, destination: tuple[str, int], draw: float) -> Hop:
+def next_hop(
+    view: MeshView,
+    source: WorkloadView,
+    destination: tuple[str, int],
+    draw: float,
+    own_ports: frozenset[int] = ILLEGAL_PORTS,
+) -> Hop:
     """The hop for a connection that `source` opened to `destination` (as SO_ORIGINAL_DST gives it)."""
+    ip, port = destination
+    if port in own_ports and (ip == "::1" or ip.startswith("127.")):
+        reason = f"{ip}:{port} is a port of the proxy itself; call the workload's own port"
+        return Hop(HopKind.REFUSE, reason=reason, flag=Flag.CONNECT)
     try:
         return _hop(view, source, destination, draw)
     except Refused as refusal:
@@ -99,8 +109,6 @@ def next_hop(view: MeshView, source: WorkloadView, destination: tuple[str, int],
 
 def _hop(view: MeshView, source: WorkloadView, destination: tuple[str, int], draw: float) -> Hop:
     ip, port = destination
-    if port in ILLEGAL_PORTS and (ip == "::1" or ip.startswith("127.")):
-        raise Refused(f"{ip}:{port} is a port of the proxy itself; call the workload's own port")
     workload = view.workload_at(source.network, ip)
     service = None if workload is not None else view.service_at(source.network, ip, source.namespace)
     if service is not None:
@@ -304,6 +312,7 @@ def inbound_target(
     authority: str | None,
     dialled_ip: str,
     forwarded_host: str | None = None,
+    own_ports: frozenset[int] = ILLEGAL_PORTS,
 ) -> Inbound:
     """What `authority` means at `workload`, whose 15008 was dialled at `dialled_ip`; the method is known to be CONNECT.
 
@@ -326,7 +335,7 @@ def inbound_target(
         real_port = _port_at(view, service, workload, port)
         if not real_port:
             return Inbound(status=503, reason=f"service {host} has no port {port} at {workload.uid}", service=service)
-    if real_port in ILLEGAL_PORTS:
+    if real_port in own_ports:
         return Inbound(status=503, reason=f"port {real_port} is the proxy's own", service=service)
     return _tunnelled(workload, service, host, port, real_port, is_address)
 

@@ -24,6 +24,7 @@ from planes.mesh import net
 from planes.mesh.metrics import Peer, Reporter
 from planes.mesh.relay import Pipe
 from planes.mesh.view import ServiceView, WorkloadView
+from testbed.model.httppath import normalize
 
 
 class Outbound(HttpSide):
@@ -115,6 +116,8 @@ class Outbound(HttpSide):
     def decide(self, exchange: Exchange) -> Decision:
         downstream: Downstream = exchange.connection.context  # type: ignore[assignment]
         ip, port = downstream.destination
+        # as both proxies do: what a route is chosen by must be what the server's policies will judge
+        exchange.request.path = normalize(exchange.request.path, self.program.l7.config.path_normalization)
         return self.program.table.decide(exchange.request, address=ip, port=port, draw=self.program.draw)
 
     def choose(self, exchange: Exchange) -> Upstream | None:

@@ -68,8 +68,9 @@ class Decisions(Protocol):
 class ViewDecisions:
     """`Decisions` out of a `MeshView`; give `view` a new value and every later question is answered from it."""
 
-    def __init__(self, view: MeshView) -> None:
+    def __init__(self, view: MeshView, own_ports: frozenset[int] = route.ILLEGAL_PORTS) -> None:
         self.view = view
+        self._own_ports = own_ports
 
     def local(self, namespace: str, name: str) -> Local | None:
         w = self.view.local(namespace, name)
@@ -98,7 +99,7 @@ class ViewDecisions:
         source = self.view.local(namespace, name)
         if source is None:
             return OutboundHop(kind="refuse", reason=f"workload {namespace}/{name} is unknown; rejected")
-        hop = route.next_hop(self.view, source, destination, draw)
+        hop = route.next_hop(self.view, source, destination, draw, self._own_ports)
         return OutboundHop(
             kind=hop.kind.value,
             dial=hop.dial or destination,
@@ -111,7 +112,9 @@ class ViewDecisions:
         )
 
     def target(self, namespace: str, name: str, authority: str, dialled_ip: str) -> InboundTarget:
-        found = route.inbound_target(self.view, self.view.local(namespace, name), authority, dialled_ip)
+        found = route.inbound_target(
+            self.view, self.view.local(namespace, name), authority, dialled_ip, own_ports=self._own_ports
+        )
         if found.status == 200 and found.proxy_target is not None:
             return InboundTarget(status=503, reason="PROXY protocol towards an application tunnel is not yet here")
         return InboundTarget(status=found.status, port=found.port, reason=found.reason)

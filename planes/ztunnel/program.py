@@ -25,7 +25,7 @@ RETRY_S = 5.0
 class Ztunnel:
     def __init__(self, loop: asyncio.AbstractEventLoop, settings: Settings) -> None:
         self.settings = settings
-        self.decisions = ViewDecisions(self._read_view())
+        self.decisions = ViewDecisions(self._read_view(), settings.ports.illegal)
         identities = {
             uri: tls.IdentityContexts(uri, files, settings.keylog) for uri, files in settings.identities.items()
         }

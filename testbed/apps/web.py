@@ -11,6 +11,8 @@ Only requests marked by `x-canary` or `log=1` are logged unless `--log-requests 
 for counting alone. An answer that depends on nothing but the head is remembered by the head's bytes, but for the
 `x-request-id` that L7 proxies make anew for every request: a load generator sends the same head all the time, and the
 app must neither be what is measured nor cost more under one plane than under another.
+
+A connection that begins with HTTP/2's preface is served by `http2`, gRPC calls too.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from collections import Counter
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -31,6 +34,9 @@ from testbed.apps.calls import Callee, Caller, CallError
 from testbed.apps.http1 import BodyPart, Malformed, RequestEnd, RequestHead, RequestReader
 from testbed.apps.seenlog import SeenLog
 from testbed.apps.serving import listen_until_told, until_empty
+
+if TYPE_CHECKING:
+    from testbed.apps.http2 import Http2Server
 
 COUNT_PATH = "/-/count"
 MAX_SIZE_BYTES = 64 * 1024 * 1024
@@ -110,8 +116,16 @@ class WebApp:
         self.peers: Counter[str] = Counter()
         self.remembered: dict[bytes, tuple[bytes, bytes]] = {}
         """Request bytes -> the answer before and after the peer's header lines."""
-        self.connections: set[Connection] = set()
+        self.connections: set[Connection | Http2Server] = set()
         self.stopping = False
+
+    def counted(self, address: str, request_bytes: int, response_bytes: int) -> None:
+        totals, peers = self.totals, self.peers
+        totals.requests += 1
+        totals.request_body_bytes += request_bytes
+        totals.response_body_bytes += response_bytes
+        if address in peers or len(peers) < MAX_PEERS_COUNTED:
+            peers[address] += 1
 
     def count_json(self) -> bytes:
         fields = {name: getattr(self.totals, name) for name in Totals.__slots__}
@@ -137,7 +151,7 @@ class Connection(asyncio.Protocol):
         peer = transport.get_extra_info("peername") or ("unknown", 0)
         self._address, self._port = str(peer[0]), int(peer[1])
         self._peer_lines = f"x-peer-address: {self._address}\r\nx-peer-port: {self._port}\r\n".encode()
-        self._requests = 0
+        self._fresh = True
         self._app.connections.add(self)
         self._app.totals.connections += 1
         self._app.totals.open_connections += 1
@@ -150,6 +164,11 @@ class Connection(asyncio.Protocol):
             self._task.cancel()
 
     def data_received(self, data: bytes) -> None:
+        if self._fresh:
+            self._fresh = False
+            if data.startswith(b"PRI "):
+                self._speak_http2(data)
+                return
         if not self._busy and self._reader.between_requests and self._writable.is_set():
             remembered = self._app.remembered.get(_REQUEST_ID.sub(b"", data, 1))
             if remembered is not None:
@@ -159,6 +178,16 @@ class Connection(asyncio.Protocol):
                 return
         self._reader.receive(data)
         self._pump()
+
+    def _speak_http2(self, data: bytes) -> None:
+        from testbed.apps.http2 import Http2Server  # memory that an app without HTTP/2 clients shall not take
+
+        app = self._app
+        server = Http2Server(app, self._transport, self._address, self._port)
+        app.connections.discard(self)
+        app.connections.add(server)
+        self._transport.set_protocol(server)
+        server.data_received(data)
 
     def eof_received(self) -> bool:
         # A client that has shut its write side still gets the answer it is waiting for.
@@ -206,12 +235,7 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _count(self, request_bytes: int, response_bytes: int) -> None:
-        totals, peers = self._app.totals, self._app.peers
-        totals.requests += 1
-        totals.request_body_bytes += request_bytes
-        totals.response_body_bytes += response_bytes
-        if self._address in peers or len(peers) < MAX_PEERS_COUNTED:
-            peers[self._address] += 1
+        self._app.counted(self._address, request_bytes, response_bytes)
 
     def _render(self, status: int, size_bytes: int, *, close: bool, extra: str) -> bytes:
         """The head without its closing empty line, up to where the peer's lines go."""

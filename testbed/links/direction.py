@@ -23,6 +23,7 @@ class Direction:
         "closed",
         "device",
         "held_bytes",
+        "latest_ns",
         "line",
         "overflowed",
         "queue",
@@ -47,6 +48,8 @@ class Direction:
         """Due time and frame, vnet header first."""
         self.held_bytes = 0
         self.received = self.sent = self.overflowed = self.stale = self.write_errors = 0
+        self.latest_ns = 0
+        """How long after it was due a frame was read at the worst, of those that were let go all the same."""
         self.closed = False
 
     def write_stamped(self, frame: bytes) -> int | None:
@@ -100,4 +103,5 @@ class Direction:
             "stale": self.stale,
             "write_errors": self.write_errors,
             "waiting": len(self.queue),
+            "latest_us": self.latest_ns // 1000,
         }

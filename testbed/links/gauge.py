@@ -62,7 +62,8 @@ def judge(link: Link, probed: Probed, *, backend: str = "") -> LinkReading:
     asked_loss = 1.0 - kept[0] * kept[1]
     missing = probed.sent - len(ordered)
     tolerance_ms = max(TOLERANCE_MS, TOLERANCE_SHARE * asked_rtt_ms) + jitter_ms
-    within_delay = bool(ordered) and abs(p50_ms - asked_rtt_ms) <= tolerance_ms
+    # Without an answer only the loss can be judged, and only where loss was asked for.
+    within_delay = abs(p50_ms - asked_rtt_ms) <= tolerance_ms if ordered else asked_loss > 0
     slack = LOSS_SIGMAS * math.sqrt(probed.sent * asked_loss * (1 - asked_loss) * _clumping(link)) + 1
     within_loss = abs(missing - probed.sent * asked_loss) <= slack
     return LinkReading(

@@ -1,13 +1,16 @@
-"""One client connection of the load generator: HTTP/1.1 over a plain socket, a request out, an answer in, timed.
+"""One client connection of the load generator: a request out, an answer in, timed; here over HTTP/1.1.
+
+Other protocols change `round_trip` alone: `tcp`, `http2` (gRPC too).
 
 The socket is gevent's where gevent has patched the standard library, as in the generator. Nothing here is locust's:
-its clients cost 100 us of CPU a request (facts/performance 4.2), more than a proxy that is to be measured.
+its faster client costs 100 us of CPU a request (measured), more than a proxy that is to be measured.
 """
 
 from __future__ import annotations
 
 import socket
 import time
+from typing import Any
 
 from testbed.load.plan import CONNECT_TIMEOUT_S
 from testbed.model.experiment import RequestRow
@@ -20,11 +23,17 @@ class BadAnswer(Exception):
 
 
 class Connection:
-    """One HTTP/1.1 client connection over a plain (gevent) socket: a request out, an answer in, timed."""
+    """One HTTP/1.1 client connection over a plain (gevent) socket: a request out, an answer in, timed.
 
-    def __init__(self, number: int, host: str, port: int) -> None:
+    Subclasses say what a request is (`Request`) and how one is answered (`round_trip`).
+    """
+
+    def __init__(self, number: int, host: str, port: int, most_requests: int = 0) -> None:
         self.number = number
         self._address = (host, port)
+        self._most_requests = most_requests
+        """After so many it is closed, and opened again by the next; 0: never."""
+        self._requests = 0
         self._socket: socket.socket | None = None
         self.connects = 0
         self.busy_since_s: float | None = None
@@ -36,6 +45,7 @@ class Connection:
         self._socket.settimeout(None)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.connects += 1
+        self._requests = 0
 
     def close(self) -> None:
         if self._socket is not None:
@@ -51,28 +61,36 @@ class Connection:
             except OSError:
                 pass
 
-    def exchange(self, request: bytes, intended_s: float | None) -> RequestRow:
+    def round_trip(self, request: Any) -> tuple[int, int, float, bool]:
+        """(status, body bytes, when its first byte came, whether the connection may be used again).
+
+        Raises OSError or BadAnswer.
+        """
+        assert self._socket is not None
+        self._socket.sendall(request)
+        data = self._socket.recv(65536)
+        first_byte_s = time.monotonic()
+        return self._read_answer(data, first_byte_s)
+
+    def exchange(self, request: Any, intended_s: float | None) -> RequestRow:
         """Never raises for what the network or the peer does: that is a row's `error`."""
         sent_s = time.monotonic()
         first_byte_s = 0.0
         self.busy_since_s, self.timed_out = sent_s, False
         status = received = 0
-        error = ""
+        keep, error = True, ""
         try:
             if self._socket is None:
                 self.connect()
-            assert self._socket is not None
-            self._socket.sendall(request)
-            data = self._socket.recv(65536)
-            first_byte_s = time.monotonic()
-            status, received, keep = self._read_answer(data)
-            if not keep:
-                self.close()
+            status, received, first_byte_s, keep = self.round_trip(request)
+            self._requests += 1
         except (OSError, BadAnswer) as problem:
             self.close()
             error = "timeout" if self.timed_out else _kind(problem)
         last_byte_s = time.monotonic()
         self.busy_since_s = None
+        if not keep or self._requests == self._most_requests:
+            self.close()  # after the clock: it is no part of the answer
         return RequestRow(
             intended_s=sent_s if intended_s is None else intended_s,
             sent_s=sent_s,
@@ -91,8 +109,7 @@ class Connection:
             raise BadAnswer("closed")
         return data
 
-    def _read_answer(self, data: bytes) -> tuple[int, int, bool]:
-        """(status, body bytes, may be used again)"""
+    def _read_answer(self, data: bytes, first_byte_s: float) -> tuple[int, int, float, bool]:
         if not data:
             raise BadAnswer("closed")
         while (end := data.find(b"\r\n\r\n")) < 0:
@@ -114,11 +131,11 @@ class Connection:
                 left -= len(self._more())
             if left < 0:
                 raise BadAnswer("too-many-bytes")
-            return status, int(value), keep
+            return status, int(value), first_byte_s, keep
         if status in (204, 304):
-            return status, 0, keep
+            return status, 0, first_byte_s, keep
         if b"\r\ntransfer-encoding: chunked" in head:
-            return status, self._read_chunked(body), keep
+            return status, self._read_chunked(body), first_byte_s, keep
         raise BadAnswer("no-length")
 
     def _read_chunked(self, data: bytes) -> int:

@@ -4,11 +4,11 @@
 
 reads a `GeneratorPlan`; rows.bin appears beside it, whole or not at all.
 
-Each locust user is one keep-alive connection. Open loop: a free connection claims the next time of the schedule,
-waits for it and sends; when all are busy, times pass unclaimed and the requests go out late, which latency counted
-from the intended time shows. (That is one queue with N servers; a user that paced itself, as locust's
-constant_throughput does, would omit exactly the slow moments.) Closed loop: each sends again as soon as it is
-answered; intended and sent are one.
+Each locust user is one connection, kept alive or opened anew after so many requests. Open loop: a free connection
+claims the next time of the schedule, waits for it and sends; when all are busy, times pass unclaimed and the requests
+go out late, which latency counted from the intended time shows. (That is one queue with N servers; a user that paced
+itself, as locust's constant_throughput does, would omit exactly the slow moments.) Closed loop: each sends again as
+soon as it is answered; intended and sent are one.
 
 locust's own events are fired for each request once the window is over, so that its statistics hold and its cost does
 not.
@@ -29,6 +29,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 import gevent
 from gevent.event import Event
@@ -39,11 +40,25 @@ from testbed.load.connection import Connection
 from testbed.load.pacer import Pacer
 from testbed.load.plan import CONNECT_TIMEOUT_S, DRAIN_S, REQUEST_TIMEOUT_S, GeneratorPlan
 from testbed.load.schedule import intended_times
+from testbed.load.tcp import TcpConnection
 from testbed.model.experiment import RequestRow
 
 START_AFTER_S = 0.1
 HEARTBEAT_S = 0.01
 MAX_CLOSED_ROWS = 3_000_000
+
+
+def client(plan: GeneratorPlan) -> tuple[type[Connection], Any]:
+    """What a connection is, and the request that each one sends."""
+    load = plan.load
+    if load.protocol == "tcp":
+        return TcpConnection, b"b" * load.request_bytes
+    if load.protocol == "http1":
+        return Connection, request_bytes(plan)
+    from testbed.load import http2  # only those who speak it pay for its import
+
+    kind = http2.GrpcConnection if load.protocol == "grpc" else http2.Http2Connection
+    return kind, kind.request(f"{plan.host}:{plan.port}", load.request_bytes, load.response_bytes)
 
 
 def request_bytes(plan: GeneratorPlan) -> bytes:
@@ -59,8 +74,9 @@ class Trial:
 
     def __init__(self, plan: GeneratorPlan) -> None:
         self.plan = plan
-        self.request = request_bytes(plan)
-        self.times = intended_times(plan.load, random.Random(plan.seed).random) if plan.load.kind == "open" else []
+        self.connection, self.request = client(plan)
+        draw = random.Random(plan.seed).random
+        self.times = intended_times(plan.load, draw, plan.trace_s) if plan.load.kind == "open" else []
         self.next_time = iter(self.times)
         self.claimed = 0
         self.pacer = Pacer()
@@ -75,7 +91,8 @@ class Trial:
         self.gaps_over_5ms = 0
 
     def open_connection(self) -> Connection:
-        connection = Connection(len(self.connections), self.plan.host, self.plan.port)
+        plan = self.plan
+        connection = self.connection(len(self.connections), plan.host, plan.port, plan.load.requests_per_connection)
         self.connections.append(connection)
         try:
             connection.connect()
@@ -145,7 +162,7 @@ def _unsent(due_s: float, now_s: float, connection: int) -> RequestRow:
 
 def user_class(trial: Trial) -> type[locust.User]:
     class ConnectionUser(locust.User):
-        """One keep-alive connection; its single task is the whole trial."""
+        """One connection at a time; its single task is the whole trial."""
 
         @locust.task
         def drive(self) -> None:

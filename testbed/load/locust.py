@@ -1,8 +1,8 @@
 """Load drivers: start the generator inside the client workload's sandbox, wait for it, hand back its raw rows.
 
 `OpenLoop` sends on a schedule drawn before, `ClosedLoop` as fast as answers come. Latency comes from the rows,
-counted from the intended send time; locust's percentiles round to the millisecond (facts/performance 4.2) and are
-never used.
+counted from the intended send time; locust's percentiles round to the millisecond (below 100 ms, else coarser)
+and are never used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import testbed
 from testbed.errors import PeerError, UsageError
 from testbed.load import rowfile
 from testbed.load.plan import CONNECT_TIMEOUT_S, DRAIN_S, GeneratorPlan
-from testbed.load.schedule import check
+from testbed.load.schedule import check, read_trace
 from testbed.model.experiment import Load, LoadRecord
 from testbed.runtime.enter import owner_for
 from testbed.seams import RunningLab, Spawn
@@ -43,7 +43,7 @@ class _Driver:
         if client not in lab.sandboxes:
             raise UsageError(f"load: the lab has no sandbox {client!r}; known: {', '.join(sorted(lab.sandboxes))}")
         work = _private_folder(folder / "generator")
-        job = GeneratorPlan(load=plan, host=target[0], port=target[1], seed=seed)
+        job = GeneratorPlan(load=plan, host=target[0], port=target[1], seed=seed, trace_s=_trace(plan))
         _write_for_client(work / "plan.json", job.to_json())
         spawn = Spawn(
             name=f"load.{client}.{next(_numbers)}",
@@ -65,6 +65,7 @@ class _Driver:
             ended_s=header.window_end_s,
             cpu_s=header.cpu_s,
             notes=_notes(header, plan),
+            connects=header.connects,
         )
 
 
@@ -74,6 +75,16 @@ class OpenLoop(_Driver):
 
 class ClosedLoop(_Driver):
     kind = "closed"
+
+
+def _trace(plan: Load) -> tuple[float, ...]:
+    if not plan.trace or plan.kind != "open":
+        return ()
+    try:
+        text = Path(plan.trace).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"load: the trace {plan.trace} cannot be read ({error})") from error
+    return read_trace(text, where=plan.trace)
 
 
 def _wait(lab: RunningLab, spawn: Spawn, work: Path, plan: Load) -> tuple[rowfile.Header, list[rowfile.RequestRow]]:
@@ -100,7 +111,7 @@ def _notes(header: rowfile.Header, plan: Load) -> tuple[str, ...]:
         f"generator: {header.cpu_s / header.wall_s:.1%} of a core over {header.wall_s:.2f} s",
         f"generator: longest gap {header.max_gap_s * 1000:.1f} ms, {header.gaps_over_5ms} over 5 ms",
     ]
-    if header.connects != plan.connections:
+    if header.connects != plan.connections and not plan.requests_per_connection:
         notes.append(f"generator: {header.connects} connections opened for {plan.connections} asked")
     if header.unsent:
         notes.append(f"generator: {header.unsent} requests never sent, no connection was free until the end")

@@ -19,6 +19,8 @@ class GeneratorPlan:
     host: str
     port: int
     seed: int
+    trace_s: tuple[float, ...] = ()
+    """Times of the trace file, read by the driver: the generator sees no files of ours."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -26,4 +28,4 @@ class GeneratorPlan:
     @classmethod
     def from_json(cls, text: str) -> GeneratorPlan:
         values = json.loads(text)
-        return cls(**{**values, "load": Load(**values["load"])})
+        return cls(**{**values, "load": Load(**values["load"]), "trace_s": tuple(values["trace_s"])})

@@ -17,12 +17,33 @@ class Load:
     """`open` or `closed`."""
     rate_rps: float = 100.0
     arrival: str = "poisson"
-    """`uniform` or `poisson` (open loop only)."""
+    """Open loop only: `poisson`, `uniform` (constant gaps), `synchronised` (bursts) or `trace`."""
     connections: int = 8
     warmup_s: float = 1.0
     window_s: float = 4.0
     request_bytes: int = 0
     response_bytes: int = 128
+    """Raw TCP gets back what it sent: `request_bytes`."""
+    protocol: str = "http1"
+    """`http1`, `http2` (prior knowledge), `grpc` (unary calls) or `tcp` (an echo)."""
+    requests_per_connection: int = 0
+    """After so many the client closes the connection and opens another for the next; 0: kept alive."""
+    burst: int = 0
+    """Synchronised arrivals: so many at the same instant; 0: one for each connection."""
+    trace: str = ""
+    """Trace arrivals: a file of ascending times in seconds, one a line; played over and over, stretched to
+    `rate_rps`, or as it is where that is 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One point of an experiment's sweep: what varies is the load, or whom it calls."""
+
+    name: str
+    """As a row of the table says it: `64 B`, `10 requests a connection`."""
+    load: Load
+    target: str = ""
+    """As `Experiment.target`; empty: the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +63,13 @@ class Experiment:
     claims: tuple[str, ...] = ()
     links: tuple[tuple[str, str, dict], ...] = ()
     """Impairments that override the topology's: (a, b, {delay_ms: …}) both directions."""
+    cells: tuple[Cell, ...] = ()
+    """Measured one after another, in shuffled order, on each deployment; empty: one, `load`."""
+    rate_share: float | None = None
+    """Load every plane with this share of the slowest one's measured capacity instead of with the loads' own rates,
+    whose proportions stay; the search begins at `load`'s rate."""
+    hold_p99_ms: float = 25.0
+    """What holding a rate means in that search."""
 
 
 class Result(StrEnum):
@@ -87,6 +115,8 @@ class Measurement:
     value: float
     valid: bool = True
     reason: str = ""
+    cell: str = ""
+    """Name of the sweep's point; empty where there is but one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +143,8 @@ class LoadRecord:
     ended_s: float
     cpu_s: float
     """CPU that the generator itself used, to see saturation."""
+    connects: int = 0
+    """Connections opened from before the warm-up to the end."""
     notes: tuple[str, ...] = field(default=())
 
 

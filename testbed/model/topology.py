@@ -23,6 +23,12 @@ LINK_NETWORK = "172.16.0.0/12"
 ROOT_NAMESPACE = "istio-system"
 
 
+LEAST_RATE_MBIT = 0.02
+"""A full frame takes 0.6 s at it. TCP sends again what is not acknowledged after a second (RFC 6298), so a line of half
+this rate would carry more repetitions than data.
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GilbertElliott:
     """Two-state loss: per packet, good→bad with `p`, bad→good with `r`;

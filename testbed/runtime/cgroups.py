@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import time
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,24 +52,24 @@ def lab_folder(lab: str, state_root: Path, default_root: Path) -> str:
     return lab if state_root == default_root else f"{lab}@{zlib.crc32(str(state_root).encode()):08x}"
 
 
-def make(found: Trees, names: Sequence[str]) -> list[Path]:
-    """Creates `/meshbed/<name>` in the first tree that lets us, for one is enough to count with; the file of each that
+def make(found: Trees, name: str) -> str:
+    """Creates `/meshbed/<name>` in the first tree that lets us, for one is enough to count with; the file of it that
     a program writes `0` to, to join. Empty where they are not ours to make.
 
     In v1 that is `tasks`: a thread that moves itself alone takes no lock against all forks of the machine, which the
     kernel would first wait a grace period (10 to 30 ms) for.
     """
     for tree in found.all:
-        entrance = "tasks" if tree == found.cpuacct else "cgroup.procs"
-        if all(_made(tree / TOP / name) for name in names):
-            return [tree / TOP / name / entrance for name in names]
-    return []
+        folder = f"{tree}/{TOP}/{name}"
+        if _made(folder):
+            return f"{folder}/{'tasks' if tree == found.cpuacct else 'cgroup.procs'}"
+    return ""
 
 
-def _made(folder: Path) -> bool:
+def _made(folder: str) -> bool:
     for _ in range(5):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            os.makedirs(folder, exist_ok=True)
             return True
         except FileNotFoundError:
             continue  # the last lab of another process took the top folder away between two steps of ours

@@ -10,13 +10,14 @@ import os
 import sys
 
 from testbed.runtime import launch
+from testbed.runtime.child import Launcher
 
 
 def main() -> None:
     """Arguments: user id, capabilities with commas, log file, then the program's words."""
     uid, capabilities, log, *argv = sys.argv[1:]
-    job = {"uid": int(uid), "single_uid": False, "capabilities": capabilities.split(",")}
-    launch.drop(job)
+    steps = launch.drop(capabilities.split(","), int(uid), single_uid=False)
+    Launcher(sharing=False).make(list(steps))
     out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.dup2(out, 1)
     os.dup2(out, 2)

@@ -20,7 +20,7 @@ from testbed.errors import MachineError, PeerError, UsageError
 from testbed.model.topology import Topology
 from testbed.runtime import cgroups, enter, ownership, wiring
 from testbed.runtime.keeper import BASE, MARK
-from testbed.runtime.launch import TMP
+from testbed.runtime.launch import TMP, prepare
 from testbed.runtime.ownership import LabState, being
 from testbed.runtime.process import Connection, LabProcess
 from testbed.runtime.routing import routes
@@ -86,13 +86,19 @@ class NetnsLab:
                 raise UsageError(
                     f"lab {self.name}: {spawn.name!r} is for sandbox {spawn.sandbox!r}, known are: {known}"
                 )
-        joins = self._make_cgroups([spawn.name for spawn in spawns])
         ways = Ways()
-        for spawn in spawns:
+        asked, failed = 0, []
+        for spawn in spawns:  # the keeper starts one while this process prepares the next
             self._connection.codes.pop(spawn.name, None)
-            self._connection.send(self._job(spawn, joins.get(spawn.name, ""), ways), spawn.fds)
-        failed = []
-        for _ in spawns:
+            try:
+                job = self._job(spawn, ways)
+                prepare(job["folder"], job["uid"], job["single_uid"])
+            except OSError as error:
+                failed.append(f"{spawn.name}: {error}")
+                continue
+            self._connection.send(job, spawn.fds)
+            asked += 1
+        for _ in range(asked):
             answer = self._connection.answer()
             if answer["op"] == "started":
                 self.processes[answer["name"]] = self._process(answer["name"], answer["pid"])
@@ -165,12 +171,6 @@ class NetnsLab:
             refused = [(position, errno)] * len(answer["refused"])
             raise netlink.explain(f"lab {self.name}, {where}", batches[number].messages, refused)
 
-    def _make_cgroups(self, names: Sequence[str]) -> dict[str, str]:
-        if not self.state.cgroup:
-            return {}
-        made = cgroups.make(self._trees, [f"{self.state.cgroup}/{name}" for name in names])
-        return {entrance.parent.name: str(entrance) for entrance in made}
-
     def _process(self, name: str, pid: int) -> LabProcess:
         cgroup = f"{cgroups.TOP}/{self.state.cgroup}/{name}" if self.state.cgroup else None
         return LabProcess(self._connection, name=name, pid=pid, cgroup=cgroup, log=self._log(name))
@@ -178,15 +178,15 @@ class NetnsLab:
     def _log(self, name: str) -> Path:
         return Path(self.state.logs or self.folder / "logs", f"{name}.log")
 
-    def _job(self, spawn: Spawn, cgroup: str, ways: Ways) -> dict:
-        folder = Path(spawn.folder).absolute()
-        shown = [folder, *(Path(shared).absolute() for shared in spawn.shared_folders)]
+    def _job(self, spawn: Spawn, ways: Ways) -> dict:
+        folder = _absolute(spawn.folder)
+        shown = [folder, *map(_absolute, spawn.shared_folders)]
         code = ways.code_folders(spawn.argv[0])
         needed = [] if self._single_uid else [*shown, *code]
         barred = {path: bar for path in needed if (bar := ways.barrier(path, spawn.uid)) is not None}
-        in_tmp = [path for path in code if path.is_relative_to(TMP)]
+        in_tmp = [path for path in code if path.startswith(f"{TMP}/")]
         kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        env = {"HOME": str(folder), "TMPDIR": str(folder), **kept, **spawn.env}
+        env = {"HOME": folder, "TMPDIR": folder, **kept, **spawn.env}
         return {
             "op": "spawn",
             "name": spawn.name,
@@ -197,24 +197,29 @@ class NetnsLab:
             "uid": spawn.uid,
             "single_uid": self._single_uid,
             "own_proc": not self._in_user_namespace,
-            "folder": str(folder),
+            "folder": folder,
             "capabilities": list(spawn.capabilities),
             "fds": [int(fd) for fd in spawn.fds],
             "pid_namespace": spawn.new_pid_namespace,
-            "cgroup": cgroup,
+            "cgroup": cgroups.make(self._trees, f"{self.state.cgroup}/{spawn.name}") if self.state.cgroup else "",
             "log": str(self._log(spawn.name)),
-            "hide": [str(path) for path in dict.fromkeys([Path(TMP), self._root, *barred.values()])],
-            "show": [str(path) for path in dict.fromkeys([*shown, *barred, *in_tmp])],
+            "hide": list(dict.fromkeys([TMP, str(self._root), *barred.values()])),
+            "show": list(dict.fromkeys([*shown, *barred, *in_tmp])),
         }
+
+
+def _absolute(path: str | Path) -> str:
+    """As text: a hundred programs compare some thousands of paths, which `Path` would take a third of their start for."""
+    return os.path.join(os.getcwd(), path)
 
 
 class Ways:
     """Which folders are in a program's way, each looked at once for all programs that start together."""
 
     def __init__(self) -> None:
-        self._code: dict[str, list[Path]] = {}
+        self._code: dict[str, list[str]] = {}
         self._programs: dict[tuple[str, str], list[str]] = {}
-        self._seen: dict[Path, tuple[int, int] | None] = {}
+        self._seen: dict[str, tuple[int, int] | None] = {}
 
     def programs(self, program: str, path: str) -> list[str]:
         """Files that exec may try for `program`, in the order of `path`: those that are there."""
@@ -225,22 +230,24 @@ class Ways:
             self._programs[program, path] = [file for file in found if os.path.exists(file)]
         return self._programs[program, path]
 
-    def code_folders(self, program: str) -> list[Path]:
+    def code_folders(self, program: str) -> list[str]:
         """Where Python and this project live: a program of the lab must be able to read them."""
         if program not in self._code:
-            folders = [Path(sys.prefix), Path(sys.base_prefix), PROJECT]
+            folders = [sys.prefix, sys.base_prefix, str(PROJECT)]
             if program.startswith("/"):
-                folders.append(Path(program).parent)
-            self._code[program] = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+                folders.append(os.path.dirname(program))
+            self._code[program] = [folder for folder in dict.fromkeys(folders) if os.path.isdir(folder)]
         return self._code[program]
 
-    def barrier(self, path: Path, uid: int) -> Path | None:
+    def barrier(self, path: str, uid: int) -> str | None:
         """The topmost folder on the way to `path` that user `uid` may not pass, such as /root;
         None when the way is open.
         """
         if uid == 0:
             return None
-        for folder in reversed(path.parents):
+        end = 0
+        while (end := path.find("/", end + 1)) > 0:
+            folder = path[:end]
             if folder not in self._seen:
                 self._seen[folder] = self._look(folder)
             if (found := self._seen[folder]) is None:
@@ -251,9 +258,9 @@ class Ways:
         return None
 
     @staticmethod
-    def _look(folder: Path) -> tuple[int, int] | None:
+    def _look(folder: str) -> tuple[int, int] | None:
         try:
-            found = folder.stat()
+            found = os.stat(folder)
         except FileNotFoundError:
             return None
         return found.st_mode, found.st_uid

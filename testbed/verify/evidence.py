@@ -15,7 +15,7 @@ from testbed.observe import h2frames, keylog, tlsrecords
 from testbed.observe.h2frames import Conversation, Exchange
 from testbed.observe.keylog import KeyLog, TlsConnection
 from testbed.observe.pcapng import Packet, Recording
-from testbed.observe.streams import Connection, follow
+from testbed.observe.streams import ByteStream, Connection, follow
 from testbed.verify.segments import Segment
 
 FORWARD, BACKWARD = "forward", "backward"
@@ -156,16 +156,22 @@ def hear(connection: Connection, keys: KeyLog) -> Heard:
 
 
 def in_clear(listening: Listening, token: bytes) -> list[Sighting]:
-    """Every occurrence that needs no key: in reassembled streams, in cleartext HTTP/2 bodies, and in single packets
-    of any kind.
+    """Every occurrence that needs no key: in reassembled streams, in cleartext HTTP/2 as it is read (HPACK may have
+    coded a field, framing may have split a body), and in single packets of any kind.
 
     One occurrence is one sighting: a retransmission of it adds its packet number and no count.
     """
     found: list[Sighting] = []
     for heard in listening.heard:
         for direction, stream in ((FORWARD, heard.connection.forward), (BACKWARD, heard.connection.backward)):
-            before = len(found)
+            read: list[tuple[int, int]] = []
+            if heard.tls is None and heard.conversation is not None:
+                for sighting, spans in _in_conversation(heard, heard.conversation, token, direction, stream):
+                    found.append(sighting)
+                    read += spans
             for start, stop, request in _occurrences(stream.data, token):
+                if any(a < stop and start < b for a, b in read):
+                    continue
                 found.append(
                     Sighting(
                         request=request,
@@ -175,9 +181,6 @@ def in_clear(listening: Listening, token: bytes) -> list[Sighting]:
                         heard=heard,
                     )
                 )
-            if heard.tls is None and heard.conversation is not None and len(found) == before:
-                # A token that HTTP/2 framing splits is still readable.
-                found += _in_bodies(heard, token, direction, stream)
     seen = {number for sighting in found for number in sighting.packets}
     for packet in listening.packets:
         if token in packet.data and packet.number not in seen:
@@ -188,15 +191,15 @@ def in_clear(listening: Listening, token: bytes) -> list[Sighting]:
 
 
 def opened(listening: Listening, token: bytes) -> list[Sighting]:
-    """Every occurrence inside decrypted TLS: in the DATA of HTTP/2 streams where it is HTTP/2, else in the
-    application bytes."""
+    """Every occurrence inside decrypted TLS: where it is HTTP/2, in the header lists and DATA of its streams (and of
+    HTTP/2 inside a tunnel), else in the application bytes."""
     found: list[Sighting] = []
     for heard in listening.heard:
         if heard.tls is None:
             continue
         for direction, plaintext in ((FORWARD, heard.tls.client), (BACKWARD, heard.tls.server)):
             if heard.conversation is not None:
-                found += _in_bodies(heard, token, direction, plaintext)
+                found += (s for s, _ in _in_conversation(heard, heard.conversation, token, direction, plaintext))
                 continue
             for start, stop, request in _occurrences(plaintext.data, token):
                 found.append(
@@ -228,13 +231,16 @@ def first_stops(evidence: Evidence, token: bytes, client: str) -> dict[str, str]
     return {request: address for request, (_, address) in first.items()}
 
 
-def _in_bodies(heard: Heard, token: bytes, direction: str, bytes_of: keylog.Plaintext | object) -> Iterator[Sighting]:
-    """`bytes_of` is what the conversation was read from: it maps the conversation's offsets to packets."""
-    for exchange in heard.conversation.exchanges if heard.conversation else ():
-        body = exchange.sent if direction == FORWARD else exchange.received
-        for start, stop, request in _occurrences(body.data, token):
-            spans = body.spans(start, stop)
-            yield Sighting(
+Spans = list[tuple[int, int]]
+
+
+def _in_conversation(
+    heard: Heard, conversation: Conversation, token: bytes, direction: str, bytes_of: keylog.Plaintext | ByteStream
+) -> Iterator[tuple[Sighting, Spans]]:
+    """With the ranges that held it of `bytes_of`, which is what the conversation was read from."""
+    for exchange in conversation.exchanges:
+        for spans, request in _in_exchange(exchange, token, direction):
+            sighting = Sighting(
                 request=request,
                 direction=direction,
                 packets=tuple(sorted({n for span in spans for n in bytes_of.carriers(*span)})),
@@ -242,6 +248,33 @@ def _in_bodies(heard: Heard, token: bytes, direction: str, bytes_of: keylog.Plai
                 heard=heard,
                 exchange=exchange,
             )
+            yield sighting, spans
+
+
+def _in_exchange(exchange: Exchange, token: bytes, direction: str) -> Iterator[tuple[Spans, str]]:
+    sent = direction == FORWARD
+    for block in exchange.asked if sent else exchange.answered:
+        for name, value in block.headers:
+            for text in (name, value):
+                for _, _, request in _occurrences(text.encode(), token):
+                    yield [block.span], request
+    body = exchange.sent if sent else exchange.received
+    inner = _inner(exchange)
+    if inner is not None:
+        for deeper in inner.exchanges:
+            for spans, request in _in_exchange(deeper, token, direction):
+                yield [outer for span in spans for outer in body.spans(*span)], request
+        return
+    for start, stop, request in _occurrences(body.data, token):
+        yield body.spans(start, stop), request
+
+
+def _inner(exchange: Exchange) -> Conversation | None:
+    """HTTP/2 spoken inside a tunnel (gRPC between ambient workloads), if all of it could be read."""
+    if not exchange.is_connect or not h2frames.begins_h2(exchange.sent.data):
+        return None
+    found = h2frames.converse(exchange.sent.data, exchange.received.data)
+    return found if not found.problem else None
 
 
 _NAME = re.compile(rb"-([0-9A-Za-z]{1,40})")

@@ -140,43 +140,11 @@ class Scene:
 
     def _envoy(self, config: dict, proxy: Proxy, name: str) -> None:
         made, _ = bootstrap.build(json.loads(json.dumps(config)), proxy.view)
-        self._on_loopback(made, self.address(name))
+        on_loopback(made, self.address(name))
         file = self.folder / f"{proxy.name}.json"
         file.write_text(json.dumps(made, indent=1))
         argv = [str(binary.required()), "-c", str(file), "--disable-hot-restart", "--concurrency", "1", "-l", "warning"]
         self._start(name, proxy, argv)
-
-    def _on_loopback(self, made: Json, address: str) -> None:
-        """The same configuration with its listeners at one address, and nobody to redirect to them."""
-        resources: Json = made["static_resources"]  # type: ignore[assignment]
-        made["admin"]["address"]["socket_address"]["address"] = address  # type: ignore[index]
-        kept = []
-        for held in resources["listeners"]:  # type: ignore[attr-defined]
-            if "internal_listener" in held:
-                kept.append(held)
-                continue
-            if held["name"] == "ready":
-                continue
-            held["address"]["socket_address"]["address"] = address
-            filters = held.get("listener_filters", [])
-            if held["name"] == "outbound":
-                filters[0] = {
-                    "name": "envoy.filters.listener.proxy_protocol",
-                    "typed_config": {
-                        "@type": "type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol"
-                    },
-                }
-            elif held["name"] == "inbound" and filters:
-                held["address"]["socket_address"]["port_value"] = CAPTURED_PORT
-                del filters[0]
-            kept.append(held)
-        resources["listeners"] = kept
-        for cluster in resources["clusters"]:  # type: ignore[attr-defined]
-            if cluster["name"] == "inbound":  # nothing was redirected, so there is no original destination
-                endpoints = [{"lb_endpoints": [pieces.endpoint(address, APP_PORT)]}]
-                cluster |= {"type": "STATIC", "lb_policy": "ROUND_ROBIN", "load_assignment": {
-                    "cluster_name": "inbound", "endpoints": endpoints,
-                }}  # fmt: skip
 
     def _start(self, name: str, proxy: Proxy, argv: list[str]) -> None:
         if name == "client":
@@ -262,6 +230,39 @@ class Scene:
                     connection.send_data(event.stream_id, body, end_stream=True)
             sock.sendall(connection.data_to_send())
             held = sock.recv(65536)
+
+
+def on_loopback(made: Json, address: str) -> None:
+    """The same configuration with its listeners at one address, and nobody to redirect to them."""
+    resources: Json = made["static_resources"]  # type: ignore[assignment]
+    made["admin"]["address"]["socket_address"]["address"] = address  # type: ignore[index]
+    kept = []
+    for held in resources["listeners"]:  # type: ignore[attr-defined]
+        if "internal_listener" in held:
+            kept.append(held)
+            continue
+        if held["name"] == "ready":
+            continue
+        held["address"]["socket_address"]["address"] = address
+        filters = held.get("listener_filters", [])
+        if held["name"] == "outbound":
+            filters[0] = {
+                "name": "envoy.filters.listener.proxy_protocol",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol"
+                },
+            }
+        elif held["name"] == "inbound" and filters:
+            held["address"]["socket_address"]["port_value"] = CAPTURED_PORT
+            del filters[0]
+        kept.append(held)
+    resources["listeners"] = kept
+    for cluster in resources["clusters"]:  # type: ignore[attr-defined]
+        if cluster["name"] == "inbound":  # nothing was redirected, so there is no original destination
+            endpoints = [{"lb_endpoints": [pieces.endpoint(address, APP_PORT)]}]
+            cluster |= {"type": "STATIC", "lb_policy": "ROUND_ROBIN", "load_assignment": {
+                "cluster_name": "inbound", "endpoints": endpoints,
+            }}  # fmt: skip
 
 
 def _ask_http1(sock: socket.socket, method: str, authority: str, path: str, fields: dict) -> tuple[int, bytes]:

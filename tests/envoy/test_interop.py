@@ -1,8 +1,8 @@
 """Our ztunnel with a real Envoy at the other end of HBONE, each in both roles, on loopback.
 
 What passes: data both ways, half-close, bulk. What must not: wrong identities and wrong authorities, and then no byte
-reaches the application. Where Envoy itself differs (facts/envoy, trap 7: as a server it gives up the rest when the
-target ends first) only our own end is judged.
+reaches the application. Where Envoy itself differs (as a server it says END_STREAM, then RST_STREAM(NO_ERROR), and
+gives up the rest when the target ends first) only our own end is judged.
 """
 
 from __future__ import annotations

@@ -120,6 +120,21 @@ def test_istio_mutual_towards_a_server_that_speaks_no_tls(sidecars: SidecarWorld
     assert {data[:2] for data in first} == {b"\x16\x03"}
 
 
+@pytest.mark.parametrize("mode", ["SIMPLE", "MUTUAL"])
+@pytest.mark.parametrize("service", ["web", "plain"])
+def test_tls_that_is_not_spoken_here_is_refused(sidecars: SidecarWorld, service: str, mode: str) -> None:
+    """Whoever asks for TLS gets none of ours, and above all no plain bytes: nobody is even connected to."""
+    reached: list[bytes] = []
+    rule = traffic(f"{service}.default.svc.cluster.local", {"tls": {"mode": mode}})
+    with (
+        sidecars.resources(rule, change=lambda t: retargeted(t, service, 8082)),
+        sidecars.serve(service, 8082, lambda sock: reached.append(sock.recv(100))),
+    ):
+        answer = sidecars.http("client", service)
+    assert (answer.status, answer.body[:22]) == (503, b"upstream connect error")
+    assert reached == []
+
+
 def retargeted(topology: Topology, service: str, port: int) -> Topology:
     """The service's ports lead to another port of its workloads."""
     services = tuple(

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import h2.config
 import h2.connection
@@ -399,8 +400,9 @@ def world(
     place: Callable[[Topology, Placement], Placement] = lambda _topology, placement: placement,
     options: dict | None = None,
     made: type[World] = World,
+    **deployed: Any,
 ) -> Iterator[World]:
-    """`place` may change what the plane places; `options` go to every proxy."""
+    """`place` may change what the plane places; `options` go to every proxy, `deployed` to the deployer."""
     topology = topofile.parse(text, "world.yml")
     placement = place(topology, planespec.place(plane, topology))
     proxies = tuple(dataclasses.replace(p, options={**p.options, **(options or {})}) for p in placement.proxies)
@@ -416,7 +418,7 @@ def world(
                 topology, runtime=_runtimes[-1], links=choose("auto"), name=name, logs=folder / "logs",
                 extra=extra_sandboxes(placement),
             ) as running,
-            deploy.deploy(running, placement) as deployment,
+            deploy.deploy(running, placement, **deployed) as deployment,
         ):
             yield made(lab=running, deployment=deployment, folder=folder)
             assert not _complaints(deployment)

@@ -1,0 +1,31 @@
+"""What reading a protocol costs: the same bytes as raw TCP, HTTP/1.1, HTTP/2 and gRPC.
+
+An L4 plane forwards all of them alike; whoever reads HTTP pays by protocol. The TCP cell calls another service (an
+echo of as many bytes), so its applications differ; within a cell all planes have the same.
+"""
+
+from dataclasses import replace
+
+from testbed.model.experiment import Cell, Experiment, Load
+
+LOAD = Load(
+    kind="open", rate_rps=150, arrival="poisson", connections=8, warmup_s=0.8, window_s=2.5, request_bytes=256,
+    response_bytes=256,
+)  # fmt: skip
+
+EXPERIMENT = Experiment(
+    name="protocol",
+    question="How does what a plane adds depend on the protocol it has to read?",
+    topology="two-zones",
+    planes=("none", "sidecar", "ambient-l4", "ambient"),
+    client="client",
+    target="server",
+    load=LOAD,
+    rounds=6,
+    cells=(
+        Cell(name="TCP", load=replace(LOAD, protocol="tcp"), target="tcp"),
+        Cell(name="HTTP/1.1", load=LOAD),
+        Cell(name="HTTP/2", load=replace(LOAD, protocol="http2")),
+        Cell(name="gRPC", load=replace(LOAD, protocol="grpc")),
+    ),
+)
