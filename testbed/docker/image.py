@@ -67,6 +67,7 @@ def ready(engine: Engine, *, base: str = "auto", progress: Progress = lambda _li
 
 def find(engine: Engine, *, base: str = "auto") -> Built | None:
     """The newest image of this code in the engine, on the base asked for."""
+    base = bases.wanted(base)
     found = engine.client.images.list(filters={"label": f"{INPUTS}={inputs_key()}"})
     suitable = [one for one in found if one.tags and bases.suits(base, one.labels.get(BASE_KIND), one.labels.get(BASE))]
     newest = max(suitable, key=lambda one: one.attrs.get("Created", ""), default=None)
@@ -79,7 +80,7 @@ def build(engine: Engine, *, base: str = "auto", fresh: bool = False, progress: 
     Raises MachineError when no base can be had, naming what was tried.
     """
     start = time.monotonic()
-    chosen, notes = bases.obtain(engine, base, progress=progress)
+    chosen, notes = bases.obtain(engine, bases.wanted(base), progress=progress)
     on_packages = _packages(engine, chosen, fresh=fresh, progress=progress)
     key = inputs_key()
     progress("image: our code")
