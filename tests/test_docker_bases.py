@@ -68,6 +68,16 @@ def test_an_image_is_found_again_only_on_the_base_asked_for(asked: str, kind: st
     assert bases.suits(asked, kind, reference) is suits
 
 
+def test_the_environment_chooses_where_nobody_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--base` comes first; an empty variable is none."""
+    monkeypatch.delenv("MESHBED_IMAGE_BASE", raising=False)
+    assert bases.wanted(AUTO) == AUTO
+    monkeypatch.setenv("MESHBED_IMAGE_BASE", "packed")
+    assert (bases.wanted(AUTO), bases.wanted("debian")) == ("packed", "debian")
+    monkeypatch.setenv("MESHBED_IMAGE_BASE", "")
+    assert bases.wanted(AUTO) == AUTO
+
+
 def test_bases_are_named_for_this_interpreters_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled packages are copied from here, so no other minor version will do; another date is another base."""
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"

@@ -162,6 +162,17 @@ def test_one_whose_second_answer_fails_is_not_answering(folder: Path) -> None:
         assert "HTTP 503: starting" in trouble(host)
 
 
+def test_one_that_goes_away_later_is_told_as_at_first(folder: Path) -> None:
+    """An engine stopped between two calls."""
+    with listening(folder, pages()) as host:
+        found = engine.connect(host)
+    (folder / "docker.sock").unlink()
+
+    gone = pytest.raises(MachineError, match=r"none runs there \(No such file or directory\); install")
+    with gone, engine.answering(found):
+        found.client.images.list()
+
+
 def test_an_engine_on_another_kernel_cannot_be_wired(folder: Path) -> None:
     """Docker Desktop's virtual machine: its socket is here, its namespaces are not."""
     with listening(folder, pages(info={**INFO, "KernelVersion": "5.10.0-linuxkit"})) as host:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+from testbed import program
 from testbed.docker import inputs, layer
 from testbed.errors import MachineError
 
@@ -51,15 +53,18 @@ def test_code_is_the_checkouts_and_nothing_else() -> None:
     assert not [path for path in found if "/tests/" in path or "/results/" in path or path.endswith(".pyc")]
 
 
-def test_an_edit_changes_the_key_and_taking_it_back_restores_it(tmp_path: Path) -> None:
+def test_an_edit_changes_the_key_and_taking_it_back_restores_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So the image is built again when the code changes, and found again when it was built before."""
+    monkeypatch.setattr(program, "CHECKOUT", tmp_path)
     file = tmp_path / "planes" / "x.py"
     file.parent.mkdir()
     keys = []
     for text in ("a = 1", "a = 2", "a = 1"):
         file.write_text(text)
         (tmp_path / "planes" / "notes.txt").write_text(str(len(keys)))
-        keys.append(layer.key(inputs.code(tmp_path)))
+        keys.append(layer.key(inputs.code()))
 
     assert keys[0] == keys[2] != keys[1]
 
@@ -69,17 +74,10 @@ def test_the_packages_key_is_of_their_records(monkeypatch: pytest.MonkeyPatch) -
     key = inputs.packages_key()
     assert inputs.packages_key() == key
 
-    read = metadata.Distribution.read_text
-    monkeypatch.setattr(
-        metadata.PathDistribution,
-        "read_text",
-        lambda self, name: (read_of(self, name) or "").replace("sha256=", "sha256=x"),
-    )
+    read = metadata.PathDistribution.read_text
+    changed = functools.partialmethod(lambda self, name: (read(self, name) or "").replace("sha256=", "sha256=x"))
+    monkeypatch.setattr(metadata.PathDistribution, "read_text", changed)
     assert inputs.packages_key() != key
-    assert read is metadata.Distribution.read_text
-
-
-read_of = metadata.PathDistribution.read_text
 
 
 def test_a_package_with_a_plane_of_its_own_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ of Debian packages; the running interpreter, packed. A `--base` that is named is
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import sys
 from collections.abc import Collection
@@ -64,6 +65,11 @@ class Base:
 
 
 # -- pure
+
+
+def wanted(asked: str) -> str:
+    """What `asked` means: where it leaves the choice, MESHBED_IMAGE_BASE may make it."""
+    return os.environ.get("MESHBED_IMAGE_BASE") or AUTO if asked == AUTO else asked
 
 
 def attempts(asked: str, *, present: Collection[BaseKind], makeable: Collection[BaseKind]) -> list[Attempt]:
@@ -134,6 +140,7 @@ def obtain(engine: Engine, asked: str, *, progress: Progress) -> tuple[Base, lis
 
 def plan(engine: Engine, asked: str) -> list[tuple[str, How]]:
     """Names of the bases that `obtain` would try, and how."""
+    asked = wanted(asked)
     return [(_names(asked)[attempt.kind], attempt.how) for attempt in _attempts(engine, asked)]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -111,6 +112,18 @@ def connect(host: str = "", *, answer_within_s: float = ANSWER_WITHIN_S) -> Engi
             f"machine, or run inside that one. {OTHER_WAY}"
         )
     return Engine(client=client, info=info)
+
+
+@contextmanager
+def answering(engine: Engine) -> Iterator[None]:
+    """Where an engine that was connected stops answering, or refuses, the same clear error as at first."""
+    from docker.errors import DockerException
+    from requests.exceptions import RequestException
+
+    try:
+        yield
+    except (DockerException, RequestException) as error:
+        raise diagnose(error, host=engine.info.host, waited_s=CALL_WITHIN_S) from error
 
 
 # -- pure

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from testbed import program
 from testbed.docker import archive, bases, inputs, layer
 from testbed.docker.bases import Base, BaseKind
-from testbed.docker.engine import Engine
+from testbed.docker.engine import Engine, answering
 from testbed.errors import MachineError
 from testbed.seams import Progress
 
@@ -38,8 +38,8 @@ ENVIRONMENT = {
 }
 """What the image sets; a program started with an environment of its own is given these."""
 INPUTS, BASE, BASE_KIND = "meshbed.inputs", "meshbed.base", "meshbed.base.kind"
-KEPT = 6
-"""Images of earlier code that stay; older ones go, unless a container uses them."""
+KEPT = {REPOSITORY: 6, f"{REPOSITORY}-packages": 3, bases.REPOSITORY: 4}
+"""Images that stay, the newest of each kind; older ones go when one is built, unless a container uses them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,9 @@ def ready(engine: Engine, *, base: str = "auto", progress: Progress = lambda _li
 
 def find(engine: Engine, *, base: str = "auto") -> Built | None:
     """The newest image of this code in the engine, on the base asked for."""
-    found = engine.client.images.list(filters={"label": f"{INPUTS}={inputs_key()}"})
+    base = bases.wanted(base)
+    with answering(engine):
+        found = engine.client.images.list(filters={"label": f"{INPUTS}={inputs_key()}"})
     suitable = [one for one in found if one.tags and bases.suits(base, one.labels.get(BASE_KIND), one.labels.get(BASE))]
     newest = max(suitable, key=lambda one: one.attrs.get("Created", ""), default=None)
     return None if newest is None else _built(newest, seconds=0.0)
@@ -78,25 +80,31 @@ def build(engine: Engine, *, base: str = "auto", fresh: bool = False, progress: 
 
     Raises MachineError when no base can be had, naming what was tried.
     """
+    with answering(engine):
+        return _build(engine, bases.wanted(base), fresh=fresh, progress=progress)
+
+
+def _build(engine: Engine, base: str, *, fresh: bool, progress: Progress) -> Built:
     start = time.monotonic()
     chosen, notes = bases.obtain(engine, base, progress=progress)
     on_packages = _packages(engine, chosen, fresh=fresh, progress=progress)
-    key = inputs_key()
     progress("image: our code")
+    code = list(inputs.code())
+    key = inputs_key(code)
     labels = {INPUTS: key, BASE: chosen.reference, BASE_KIND: chosen.kind}
     reference = f"{REPOSITORY}:{_short(chosen.digest, key, chosen.kind, chosen.reference)}"
-    entries = list(layer.compiled(inputs.code(), cache=layer.cache_folder()))
+    entries = list(layer.compiled(code, cache=layer.cache_folder()))
     _add(engine, entries, base=on_packages, tag=reference, labels=labels, fresh=fresh)
     image = engine.client.images.get(reference)
-    _sweep(engine, keep=image.id)
+    _sweep(engine, keep={reference, on_packages, chosen.reference})
     return _built(image, seconds=time.monotonic() - start, notes=tuple(notes))
 
 
-def inputs_key() -> str:
-    """What of ours goes into an image: code, packages, and how they are put there."""
+def inputs_key(code: Iterable[layer.Entry] | None = None) -> str:
+    """What of ours goes into an image: code (that of the checkout now), packages, and how they are put there."""
     total = hashlib.sha256((program.CHECKOUT / "Dockerfile").read_bytes())
     total.update(inputs.packages_key().encode())
-    return layer.key(inputs.code(), total)
+    return layer.key(inputs.code() if code is None else code, total)
 
 
 def _packages(engine: Engine, base: Base, *, fresh: bool, progress: Progress) -> str:
@@ -118,6 +126,7 @@ def _add(
     """`docker build` of our Dockerfile: these files on that base."""
     from docker.errors import APIError
 
+    before = archive.present(engine, tag)
     with tempfile.TemporaryDirectory(prefix="meshbed-image-") as folder:
         files, context = Path(folder) / "files.tar", Path(folder) / "context.tar"
         with open(files, "wb") as file:
@@ -136,6 +145,7 @@ def _add(
                     rm=True, forcerm=True, nocache=fresh, decode=True,
                 )  # fmt: skip
                 _heed(said, tag)
+            _forget(engine, before, tag)
         except APIError as error:
             raise MachineError(f"image {tag}: the engine refused to build it ({error.explanation or error})") from error
 
@@ -150,18 +160,35 @@ def _heed(said: Iterator[Mapping[str, Any]], tag: str) -> None:
             )
 
 
-def _sweep(engine: Engine, *, keep: str) -> None:
-    """Images of earlier code, all but the newest few. One that a container uses stays, for the engine refuses."""
+def _forget(engine: Engine, before: Image | None, tag: str) -> None:
+    """An image whose name the new one took has none left."""
     from docker.errors import APIError
 
-    found = engine.client.images.list(name=REPOSITORY, filters={"label": INPUTS})
-    old = sorted(found, key=lambda one: one.attrs.get("Created", ""), reverse=True)[KEPT:]
-    for image in old:
-        if image.id != keep:
+    if before is not None and before.id != engine.client.images.get(tag).id:
+        try:
+            engine.client.images.remove(before.id)
+        except APIError:
+            pass  # a container uses it, or an image stands on it
+
+
+def _sweep(engine: Engine, *, keep: Collection[str]) -> None:
+    """Images of ours but for the last used: of earlier code, packages, recipes. What a container uses stays."""
+    from docker.errors import APIError
+
+    for repository, number in KEPT.items():
+        found = [(tag, one) for one in engine.client.images.list(name=repository) for tag in one.tags]
+        ours = [(tag, one) for tag, one in found if tag.startswith(f"{repository}:") and tag not in keep]
+        for tag, _ in sorted(ours, key=_tagged, reverse=True)[number - 1 :]:
             try:
-                engine.client.images.remove(image.id)
+                engine.client.images.remove(tag)
             except APIError:
-                pass
+                pass  # in use, or another process was here first
+
+
+def _tagged(named: tuple[str, Image]) -> str:
+    """When the image got its name; when it was made means nothing for those that bear a fixed date."""
+    attributes = named[1].attrs
+    return str((attributes.get("Metadata") or {}).get("LastTagTime") or attributes.get("Created", ""))
 
 
 def _built(image: Image, *, seconds: float, notes: tuple[str, ...] = ()) -> Built:

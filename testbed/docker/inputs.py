@@ -34,12 +34,13 @@ _NOT_NEEDED = re.compile(
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def code(checkout: Path = program.CHECKOUT) -> Iterator[Entry]:
-    """Our own packages, as they are in the checkout now."""
+def code() -> Iterator[Entry]:
+    """Our own packages, as they are in the checkout now: read at once, so that an edit meanwhile changes nothing."""
+    checkout = program.CHECKOUT
     for folder in CODE_FOLDERS:
         for path in sorted((checkout / folder).rglob("*")):
             if path.suffix in _CODE_SUFFIXES and "__pycache__" not in path.parts and path.is_file():
-                yield Entry(path=f"{CODE}/{path.relative_to(checkout).as_posix()}", source=path)
+                yield Entry(path=f"{CODE}/{path.relative_to(checkout).as_posix()}", content=path.read_bytes())
 
 
 def packages() -> Iterator[Entry]:

@@ -50,8 +50,13 @@ class Entry:
     def is_folder(self) -> bool:
         return self.source is None and self.content is None and self.link is None
 
+    def open(self) -> IO[bytes]:
+        """The content; empty for links and folders."""
+        return io.BytesIO(self.content or b"") if self.source is None else open(self.source, "rb")
+
     def bytes(self) -> bytes:
-        return self.content if self.content is not None else self.source.read_bytes() if self.source else b""
+        with self.open() as file:
+            return file.read()
 
 
 def epoch_s() -> int:
@@ -64,8 +69,10 @@ def write(entries: Iterable[Entry], file: IO[bytes], *, date_s: int) -> str:
     summing = _Summing(file)
     with tarfile.open(fileobj=summing, mode="w|", format=tarfile.GNU_FORMAT) as tar:  # type: ignore[call-overload]
         for entry in with_folders(entries):
-            data = b"" if entry.link is not None or entry.is_folder else entry.bytes()
-            tar.addfile(_header(entry, len(data), date_s), io.BytesIO(data))
+            with entry.open() as data:
+                size = data.seek(0, os.SEEK_END)
+                data.seek(0)
+                tar.addfile(_header(entry, size, date_s), data)
     return summing.sum.hexdigest()
 
 

@@ -107,7 +107,6 @@ def edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "planes" / "__init__.py").write_text("EDITED = 'first'\n")
     (tmp_path / "Dockerfile").write_text((program.CHECKOUT / "Dockerfile").read_text())
     monkeypatch.setattr(program, "CHECKOUT", tmp_path)
-    monkeypatch.setattr(inputs.code, "__defaults__", (tmp_path,))
     yield tmp_path
 
 
