@@ -29,7 +29,10 @@ workloads:
   late: {node: node-a, serviceAccount: late}
   web: {node: node-b, serviceAccount: web, app: {kind: http-echo, ports: [8080]}}
 services:
-  web: {ports: [{port: 80, targetPort: 8080, protocol: http}], workloads: [web]}
+  web:
+    ports: [{port: 80, targetPort: 8080, protocol: http}]
+    workloads: [web]
+    waypoint: {name: gate, node: node-b}
 links:
   - {between: [node-a, node-b]}
 """
