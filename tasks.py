@@ -281,6 +281,12 @@ def bench_bringup(c):
 
 
 @task
+def bench_containers(c):
+    """Bring-up on containers, with netns and bare containers beside it. Options of its own behind --."""
+    cli.exit_with(cli.bench, "containers", c.remainder.split())
+
+
+@task
 def bench_links(c):
     """Link accuracy asked and measured, throughput, many links. Options of its own behind --."""
     cli.exit_with(cli.bench, "links", c.remainder.split())

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from testbed import effects
+from testbed import effects, parity
 from testbed.model.experiment import Finding, Measurement
 from testbed.stopping import StopRule
 from testbed.table import AA, BASE, Block, Summary, Table, build, digits, summarise
@@ -35,7 +35,7 @@ def table_of(info: Mapping[str, Any], measurements: Sequence[Measurement], findi
     cells = names(info)
     if not cells:
         summary = summarise(measurements, order=order)
-        return effects.with_effects(build(summary, findings), summary, rule)
+        return parity.with_parity(effects.with_effects(build(summary, findings), summary, rule), summary, findings)
     summaries = {cell: summarise(of(measurements, cell), order=order) for cell in cells}
     planes = list(dict.fromkeys(plane for s in summaries.values() for plane in s.planes))
     notes: list[str] = []

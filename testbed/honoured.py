@@ -6,6 +6,7 @@ what: facts/hbone 2.7, 3.6, 4.5 and 6.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -57,7 +58,7 @@ def not_honoured(
 
     Of a plane from outside nothing is known, and that is what is said. Options behind the name change nothing here.
     """
-    plane = plane.partition(":")[0]
+    plane = re.split("[:@]", plane)[0]
     found: list[NotHonoured] = []
     for resource in resources:
         where = _name(resource)

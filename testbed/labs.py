@@ -70,7 +70,7 @@ def up(
     topology = _topology(topology_name)
     name = name or topology.name
     placement = planespec.place(plane, topology)
-    made_runtime = load("runtime", "netns" if runtime == "auto" else runtime)()
+    made_runtime = load("runtime", planespec.runtime_of(plane) or ("netns" if runtime == "auto" else runtime))()
     root = ownership.state_root()
     wanted = declared.declaration(topology, plane=plane, runtime=runtime, link=link, keylog=keylog)
 

@@ -1,6 +1,7 @@
 """A plane as a user names it: `ambient`, or with options of its own `ambient:waypoint_node=node-a:waypoints=ready`.
 
-The whole text is the plane's name in a run, so that one plane placed in two ways makes two columns.
+`@docker` at its end says on which runtime it is deployed, where that is not the run's. The whole text is the plane's
+name in a run, so that one plane placed in two ways, or on two runtimes, makes two columns.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from testbed.registry import load
 
 def split(spec: str) -> tuple[str, dict[str, str]]:
     """(name, options). Raises UsageError for an option that is not `key=value`, or is given twice."""
-    name, *pairs = spec.split(":")
+    name, *pairs = spec.partition("@")[0].split(":")
     options: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -27,8 +28,17 @@ def split(spec: str) -> tuple[str, dict[str, str]]:
     return name, options
 
 
+def runtime_of(spec: str) -> str:
+    """Name of the runtime that it asks for; empty where that is the run's own."""
+    return spec.partition("@")[2]
+
+
+def without_runtime(spec: str) -> str:
+    return spec.partition("@")[0]
+
+
 def place(spec: str, topology: Topology) -> Placement:
     """Raises UsageError for a plane or option that is not known, naming those that are."""
     name, options = split(spec)
     placement: Placement = load("plane", name).place(topology, options)  # type: ignore[attr-defined]
-    return dataclasses.replace(placement, plane=spec) if options else placement
+    return dataclasses.replace(placement, plane=spec) if options or runtime_of(spec) else placement

@@ -33,7 +33,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "app": {"http-echo": "testbed.apps.web", "tcp-echo": "testbed.apps.echo"},
     "experiment": {
         name: f"experiments.{name}:EXPERIMENT"
-        for name in ("quickstart", "arrival", "churn", "payload", "protocol", "rate")
+        for name in ("quickstart", "arrival", "churn", "payload", "protocol", "rate", "runtime_parity")
     },
 }
 

@@ -65,6 +65,7 @@ def run(
     rule = StopRule(most_rounds=experiment.rounds, until_width=until_width, budget_s=budget_s)
     rule.check()
     made_runtime = load("runtime", runtime_name)()
+    own = {name: load("runtime", name)() for plane in experiment.planes if (name := planespec.runtime_of(plane))}
     topology = sweep.resolve(experiment)
     for plane in experiment.planes:
         planespec.place(plane, topology)  # an unknown name or option speaks before anything is built
@@ -83,8 +84,9 @@ def run(
     gates = Gates()
     links = choose(link)
     ownership.state_root()  # what cannot be written to speaks now
-    if lacks := made_runtime.check() + links.check():
+    if lacks := [lack for one in (made_runtime, *own.values()) for lack in one.check()] + links.check():
         raise MachineError("\n".join(lacks))  # before a folder is made that would stay empty
+    about = {key: text for one in (made_runtime, *own.values()) for key, text in one.about().items()}
     plan = Plan(
         topology=topology,
         seed=seed,
@@ -101,7 +103,7 @@ def run(
         proxies={plane: _proxies(plane, topology) for plane in experiment.planes},
         stop_rule=asdict(rule),
         gate=asdict(gates),
-        machine={**describe(), **made_runtime.about(), "weaker": "; ".join(made_runtime.weaker())},
+        machine={**describe(), **about, "weaker": "; ".join(made_runtime.weaker())},
         commit=_commit(),
         lock_sha256=hashlib.sha256((CHECKOUT / "requirements.lock").read_bytes()).hexdigest(),
         command=f"./inv experiment.run {name} --plane {','.join(experiment.planes)} "
@@ -134,6 +136,7 @@ def run(
                 progress=progress,
                 say=say,
                 rule=rule,
+                others={plane: own[name] for plane in experiment.planes if (name := planespec.runtime_of(plane))},
             )
         except BaseException:
             say(

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from testbed import boundaries, deploy, effects, interrupts, lab, planespec, proof, topofile, trial
 from testbed.capacity import Capacity, Goal, Probe, Try, decide
@@ -112,8 +113,13 @@ def run(
     progress: Progress,
     say: Progress = lambda _line: None,
     rule: StopRule | None = None,
+    others: Mapping[str, Runtime] = MappingProxyType({}),
 ) -> None:
-    """Everything that is not yet in the run's folder (so a resumed run goes on where it was)."""
+    """Everything that is not yet in the run's folder (so a resumed run goes on where it was).
+
+    `others` are the runtimes of those planes that are not deployed on `runtime`.
+    """
+    runtimes = {plane: others.get(plane, runtime) for plane in planes}
     placements = {plane: planespec.place(plane, topology) for plane in planes}
     blocks = plan_blocks(experiment, planes, seed)
     done = into.whole_trials()
@@ -124,9 +130,9 @@ def run(
         if plane not in proven:
             interrupts.check()
             progress(f"proof of {plane}")
-            _prove(experiment, into, placements[plane], topology, runtime, links, say)
+            _prove(experiment, into, placements[plane], topology, runtimes[plane], links, say)
     if experiment.rate_share is not None:
-        experiment = _at_share(experiment, into, placements, topology, runtime, links, gates, progress, say)
+        experiment = _at_share(experiment, into, placements, topology, runtimes, links, gates, progress, say)
     rule = rule or StopRule(most_rounds=experiment.rounds)
     begun_s, round_number = time.monotonic(), 1
     for block in blocks:
@@ -142,7 +148,8 @@ def run(
         interrupts.check()
         progress(f"round {block.round} of {experiment.rounds}, {block.label}")
         failures += 1
-        for outcome in _measured(experiment, into, block, left, placements, topology, runtime, links, gates, say):
+        deployed = (topology, runtimes[block.plane], links)
+        for outcome in _measured(experiment, into, block, left, placements, *deployed, gates, say):
             failures = 0 if outcome.requests else failures
             into.append_trial(outcome.measurements, outcome.requests)
             if outcome.reasons:
@@ -233,7 +240,7 @@ def _at_share(
     into: Run,
     placements: Mapping[str, Placement],
     topology: Topology,
-    runtime: Runtime,
+    runtimes: Mapping[str, Runtime],
     links: LinkMaker,
     gates: trial.Gates,
     progress: Progress,
@@ -247,7 +254,7 @@ def _at_share(
             continue
         interrupts.check()
         progress(f"capacity of {plane}")
-        found, probes = _search(experiment, into, placement, topology, runtime, links, gates)
+        found, probes = _search(experiment, into, placement, topology, runtimes[plane], links, gates)
         say(f"capacity of {plane}: {found.rate_rps:g}/s after {len(probes)} probes; {found.why}")
         known[plane] = found.rate_rps
         searched = {**into.info.get("capacity_probes", {}), plane: probes}

@@ -9,13 +9,19 @@ import pytest
 TIERS = ("root", "docker", "envoy", "qemu")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """By its marks: a report's keywords hold names of folders, too, so that a checkout in `docker/` would be a tier."""
+    for item in items:
+        item.user_properties += [("tier", tier) for tier in TIERS if item.get_closest_marker(tier)]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     ran, skipped = Counter[str](), Counter[str]()
     for outcome, reports in terminalreporter.stats.items():
         for report in reports:
             if not isinstance(report, pytest.TestReport):
                 continue
-            tiers = [tier for tier in TIERS if tier in report.keywords]
+            tiers = [tier for tier in TIERS if ("tier", tier) in report.user_properties]
             if outcome == "skipped":
                 skipped.update(tiers)
             elif report.when == "call":

@@ -53,3 +53,16 @@ def test_errors_name_what_is_known(spec: str, told: str) -> None:
     """Of plane, option and value alike."""
     with pytest.raises(UsageError, match=told):
         planespec.place(spec, TWO_ZONES)
+
+
+def test_a_plane_may_name_its_runtime_and_is_placed_as_without() -> None:
+    """It is another column of a run under its whole name, options before the `@`."""
+    topology = topofile.load(topofile.find("pair"))
+    spec = "ambient:waypoint_node=node-a@docker"
+
+    assert planespec.split(spec) == ("ambient", {"waypoint_node": "node-a"})
+    assert (planespec.runtime_of(spec), planespec.without_runtime(spec)) == ("docker", "ambient:waypoint_node=node-a")
+    assert planespec.runtime_of("ambient") == ""
+    placed = planespec.place("ambient-l4@docker", topology)
+    assert placed.plane == "ambient-l4@docker"
+    assert placed.proxies == planespec.place("ambient-l4", topology).proxies

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
 AT_ONCE = 4
-"""Containers started side by side: with 2 cores 8 are no faster than 4 (facts/docker 2)."""
+"""Containers started side by side: with 2 cores 8 are no faster than 4."""
 
 
 class DockerLab(NetnsLab):

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 USUAL_SOCKET = "/var/run/docker.sock"
 AT_ONCE = 4
-"""Removals side by side; more is no faster on two cores (facts/docker 2)."""
+"""Removals side by side; more is no faster on two cores."""
 
 
 class Engine(http.client.HTTPConnection):
