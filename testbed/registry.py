@@ -12,6 +12,8 @@ from importlib.metadata import EntryPoint, entry_points
 
 from testbed.errors import UsageError
 
+_SWEPT = ("arrival", "churn", "payload", "protocol", "rate")
+
 BUILT_IN: dict[str, dict[str, str]] = {
     "runtime": {"netns": "testbed.runtime.netns:NetnsRuntime"},
     "link": {"netem": "testbed.links.netem:NetemLinks", "wire": "testbed.links.wire:WireLinks"},
@@ -29,8 +31,9 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "load": {"open": "testbed.load.locust:OpenLoop", "closed": "testbed.load.locust:ClosedLoop"},
     "app": {"http-echo": "testbed.apps.web", "tcp-echo": "testbed.apps.echo"},
     "experiment": {
-        name: f"experiments.{name}:EXPERIMENT"
-        for name in ("quickstart", "arrival", "churn", "payload", "protocol", "rate")
+        "quickstart": "experiments.quickstart:EXPERIMENT",
+        **{name: f"experiments.{name}:EXPERIMENT" for name in _SWEPT},
+        **{f"{name}-full": f"experiments.{name}:FULL" for name in _SWEPT},
     },
 }
 
