@@ -146,6 +146,21 @@ def test_a_live_change_applies_to_one_direction(lab: ScratchLab, wires: WireLink
     assert 21 <= median_rtt_ms(lab, live)[0] < 23
 
 
+@pytest.mark.parametrize("delay_ms", [0.0, 1.0])
+def test_the_first_frame_over_a_new_link_passes(lab: ScratchLab, wires: WireLinks, delay_ms: float) -> None:
+    """Also over one made again, from plain to impaired and back."""
+    live = wires.join(lab, [link("a", "b", 0, Impairment(delay_ms=delay_ms))])
+    receiver = inside(lab, "b", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    sender = inside(lab, "a", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    with receiver, sender:
+        receiver.bind(("0.0.0.0", 7001))
+        receiver.settimeout(2)
+        for number in range(4):
+            sender.sendto(bytes([number]), (live[0].link.b_address, 7001))
+            assert receiver.recv(100) == bytes([number])
+            live[0].set(a_to_b=Impairment(delay_ms=float(number % 2)))
+
+
 def test_full_loss_lets_nothing_through(lab: ScratchLab, wires: WireLinks) -> None:
     """Loss 1 is a cut line: probes are lost, counted, and the reading agrees with what was asked."""
     live = wires.join(lab, [link("a", "b", 0, Impairment(delay_ms=1, loss=1.0))])
