@@ -27,8 +27,8 @@ pytestmark = [
 Make = Callable[..., Scene]
 BOTH_VERSIONS = pytest.mark.parametrize("http2", [False, True], ids=["http1", "http2"])
 MIXED: list[tuple[Kind, Kind]] = [("ours", "envoy"), ("envoy", "ours")]
-ALIKE: list[tuple[Kind, Kind]] = [("ours", "ours"), ("envoy", "envoy")]
-"""What must hold between the two kinds must hold within each."""
+ALIKE: list[tuple[Kind, Kind]] = [("ours", "ours")]
+"""What must hold between the two kinds must hold within ours."""
 STRICT = PeerAuthentication(name="strict", namespace="default", mode=Mode.STRICT)
 
 
@@ -52,7 +52,7 @@ def ambient(scene: Scene, ends: Kind, waypoint: Kind, proves: dict[str, str] | N
 
 
 WAYPOINT = pytest.mark.parametrize(
-    ("ends", "waypoint"), [*MIXED, *ALIKE], ids=["envoy waypoint", "our waypoint", "all ours", "all envoy"]
+    ("ends", "waypoint"), [*MIXED, *ALIKE], ids=["envoy waypoint", "our waypoint", "all ours"]
 )
 
 
@@ -113,7 +113,7 @@ def sidecars(scene: Scene, client: Kind, server: Kind, proves: dict[str, str] | 
 
 
 SIDECARS = pytest.mark.parametrize(
-    ("client", "server"), [*MIXED, *ALIKE], ids=["ours to envoy", "envoy to ours", "ours to ours", "envoy to envoy"]
+    ("client", "server"), [*MIXED, *ALIKE], ids=["ours to envoy", "envoy to ours", "ours to ours"]
 )
 
 
