@@ -298,6 +298,12 @@ def bench_proxy(c):
     cli.exit_with(cli.bench, "proxy", c.remainder.split())
 
 
+@task
+def bench_power(c):
+    """What the statistics find: planted differences in made-up latencies. Options of its own behind --."""
+    cli.exit_with(cli.bench, "power", c.remainder.split())
+
+
 def _int(text):
     from testbed.errors import UsageError
 

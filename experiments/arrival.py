@@ -6,6 +6,7 @@ connection; and a closed loop, which sends as fast as it is answered and hides w
 
 from dataclasses import replace
 
+from experiments.full import full
 from testbed.model.experiment import Cell, Experiment, Load
 
 LOAD = Load(kind="open", rate_rps=200, arrival="uniform", connections=8, warmup_s=0.8, window_s=2.5, response_bytes=256)
@@ -27,3 +28,5 @@ EXPERIMENT = Experiment(
         Cell(name="closed loop", load=replace(LOAD, kind="closed", connections=1)),
     ),
 )
+
+FULL = full(EXPERIMENT)

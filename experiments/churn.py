@@ -1,4 +1,4 @@
-"""What a new connection costs: from one request on each connection to a thousand.
+"""What a new connection costs: from one request on each connection to hundreds (in the full form, to a thousand).
 
 An L4 plane carries the application's connections as streams of tunnels that are there already; a sidecar pools its own
 towards the other side; without a mesh a connection is one round trip. The rate is that of requests in every cell.
@@ -6,14 +6,15 @@ towards the other side; without a mesh a connection is one round trip. The rate 
 
 from dataclasses import replace
 
+from experiments.full import full
 from testbed.model.experiment import Cell, Experiment, Load
 
-LOAD = Load(kind="open", rate_rps=150, arrival="poisson", connections=8, warmup_s=0.8, window_s=2.5, response_bytes=256)
+LOAD = Load(kind="open", rate_rps=100, arrival="poisson", connections=2, warmup_s=0.8, window_s=4, response_bytes=256)
 
 
-def _cell(requests: int) -> Cell:
-    name = "1 request a connection" if requests == 1 else f"{requests} requests a connection"
-    return Cell(name=name, load=replace(LOAD, requests_per_connection=requests))
+def _cell(requests: int, load: Load = LOAD) -> Cell:
+    name = f"{requests} request{'s' * (requests > 1)} a connection" if requests else "kept alive"
+    return Cell(name=name, load=replace(load, requests_per_connection=requests))
 
 
 EXPERIMENT = Experiment(
@@ -25,5 +26,12 @@ EXPERIMENT = Experiment(
     target="server",
     load=LOAD,
     rounds=6,
-    cells=tuple(_cell(requests) for requests in (1, 10, 100, 1000)),
+    cells=tuple(_cell(requests) for requests in (1, 10, 100, 0)),
+)
+
+# Few connections and a low rate, so that requests seldom wait for one: the thousandth comes after 20 s.
+_LONG = full(EXPERIMENT).load
+FULL = replace(
+    full(EXPERIMENT),
+    cells=tuple(_cell(requests, replace(_LONG, window_s=20.0)) for requests in (1, 3, 10, 30, 100, 300, 1000, 0)),
 )

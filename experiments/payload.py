@@ -5,6 +5,7 @@ so that every cell moves at most 20 MB a second and none is near what the slowes
 planes have the same.
 """
 
+from experiments.full import full
 from testbed.model.experiment import Cell, Experiment, Load
 
 MOST_BYTES_PER_S = 20_000_000
@@ -32,3 +33,5 @@ EXPERIMENT = Experiment(
     rounds=6,
     cells=tuple(Cell(name=name, load=_load(size)) for name, size in SIZES.items()),
 )
+
+FULL = full(EXPERIMENT)

@@ -6,6 +6,7 @@ echo of as many bytes), so its applications differ; within a cell all planes hav
 
 from dataclasses import replace
 
+from experiments.full import full
 from testbed.model.experiment import Cell, Experiment, Load
 
 LOAD = Load(
@@ -29,3 +30,5 @@ EXPERIMENT = Experiment(
         Cell(name="gRPC", load=replace(LOAD, protocol="grpc")),
     ),
 )
+
+FULL = full(EXPERIMENT)

@@ -6,6 +6,7 @@ Light load measures hops and wake-ups, heavy load queues. Rates are absolute and
 
 from dataclasses import replace
 
+from experiments.full import full
 from testbed.model.experiment import Cell, Experiment, Load
 
 LOAD = Load(kind="open", rate_rps=200, arrival="poisson", connections=8, warmup_s=0.8, window_s=2.5, response_bytes=256)
@@ -27,3 +28,5 @@ EXPERIMENT = Experiment(
         for factor, connections in ((0.25, 8), (1, 2), (1, 8), (1, 32), (2, 8))
     ),
 )
+
+FULL = full(EXPERIMENT)

@@ -12,6 +12,8 @@ from importlib.metadata import EntryPoint, entry_points
 
 from testbed.errors import UsageError
 
+_SWEPT = ("arrival", "churn", "payload", "protocol", "rate")
+
 BUILT_IN: dict[str, dict[str, str]] = {
     "runtime": {
         "netns": "testbed.runtime.netns:NetnsRuntime",
@@ -32,8 +34,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "load": {"open": "testbed.load.locust:OpenLoop", "closed": "testbed.load.locust:ClosedLoop"},
     "app": {"http-echo": "testbed.apps.web", "tcp-echo": "testbed.apps.echo"},
     "experiment": {
-        name: f"experiments.{name}:EXPERIMENT"
-        for name in ("quickstart", "arrival", "churn", "payload", "protocol", "rate", "runtime_parity")
+        "quickstart": "experiments.quickstart:EXPERIMENT",
+        "runtime_parity": "experiments.runtime_parity:EXPERIMENT",
+        **{name: f"experiments.{name}:EXPERIMENT" for name in _SWEPT},
+        **{f"{name}-full": f"experiments.{name}:FULL" for name in _SWEPT},
     },
 }
 

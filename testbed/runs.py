@@ -242,11 +242,12 @@ def newest_claims(root: Path, *, as_json_text: bool = False) -> int:
 def verdict(measurements: Sequence[Measurement], findings: Sequence[Finding]) -> int:
     """1: a plane does not do what it claims; packets or a probe showed it, whatever the figures are.
 
-    4: a plane has no valid trial. 3: trials were left out, or a claim has no evidence. 0: nothing to say.
+    4: a plane has no valid trial (of a cell, where there are several). 3: trials were left out, or a claim has no
+    evidence. 0: nothing to say.
     """
     if any(f.result is Result.BROKEN for f in findings):
         return 1
-    if {m.plane for m in measurements} - {m.plane for m in measurements if m.valid}:
+    if {(m.plane, m.cell) for m in measurements} - {(m.plane, m.cell) for m in measurements if m.valid}:
         return 4
     return 3 if any(not m.valid for m in measurements) or any(f.result is Result.NO_EVIDENCE for f in findings) else 0
 

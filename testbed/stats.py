@@ -235,15 +235,19 @@ class Effect:
         if self.ratio.holds(1.0):
             return "the interval holds no difference"
         if not abs(math.log(self.ratio.estimate)) > math.log1p(self.resolution):
-            return f"below the resolution: the A/A pair alone shows up to {self.resolution:.1%}"
+            return "below the resolution: the A/A pair of the same rounds is as far apart"
         return ""
 
     @property
     def text(self) -> str:
         """`+3.1 % [+2.0, +4.2], A/A within ±1.1 %`."""
         low, middle, high = ((x - 1) * 100 for x in (self.ratio.low, self.ratio.estimate, self.ratio.high))
+        # Beyond a hundredfold it is no interval one could use, but what two or three rounds leave open.
+        span = f"[{low:+.1f}, {high:+.1f}]" if high < 1e4 else "[–]"
+        wide = self.resolution is not None and self.resolution < 100
         beside = "no A/A pair" if self.resolution is None else f"A/A within ±{self.resolution * 100:.1f} %"
-        return f"{middle:+.1f} % [{low:+.1f}, {high:+.1f}], {beside}".replace("-", "−")
+        beside = beside if wide or self.resolution is None else "A/A tells nothing"
+        return f"{middle:+.1f} % {span}, {beside}".replace("-", "−")
 
 
 def effect(

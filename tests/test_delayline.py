@@ -119,6 +119,28 @@ def test_bursty_loss_has_its_share_and_its_bursts() -> None:
     assert abs(sum(lost) / bursts - 5) < 0.4
 
 
+def test_each_state_of_the_chain_loses_its_own_share() -> None:
+    """Half in bad, a tenth in good: 10/30 of the time bad is 23.3 % lost, and the formula says the same."""
+    shape = Shape(gilbert_elliott=(0.1, 0.2, 0.5, 0.1))
+    line = DelayLine(random.Random(11), shape)
+    bad_only = DelayLine(random.Random(11), Shape(gilbert_elliott=(1.0, 0.0, 0.5, 1.0)))
+    good_only = DelayLine(random.Random(11), Shape(gilbert_elliott=(0.0, 0.0, 1.0, 0.1)))
+    for each in (line, bad_only, good_only):
+        pushed(each, [(100, 1)] * 50_000)
+
+    assert abs(line.lost / 50_000 - 0.2333) < 0.015
+    assert abs(bad_only.lost / 50_000 - 0.5) < 0.02
+    assert abs(good_only.lost / 50_000 - 0.1) < 0.02
+    stationary = [stationary_loss(each.shape) for each in (line, bad_only, good_only)]
+    assert all(abs(a - b) < 1e-9 for a, b in zip(stationary, (0.7 / 3, 0.5, 0.1), strict=True))
+
+
+def test_a_frame_may_wait_for_just_the_queues_depth() -> None:
+    """At 8 bits a microsecond 1000 bytes take a millisecond: the second frame waits one, the third would two."""
+    line = DelayLine(random.Random(0), Shape(rate_bps=8_000_000, queue_ns=NS_PER_MS))
+    assert [line.push(1000, 10**15) for _ in range(3)] == [10**15 + NS_PER_MS, 10**15 + 2 * NS_PER_MS, None]
+
+
 def test_jitter_spreads_as_asked_when_frames_are_far_apart() -> None:
     """Where order does not interfere, the standard deviation is the one asked and the clamp is three of it."""
     line = DelayLine(random.Random(3), Shape(delay_ns=20 * NS_PER_MS, jitter_ns=NS_PER_MS))
@@ -135,6 +157,19 @@ def test_a_super_frame_weighs_as_its_frames(segments: int, last: int) -> None:
     header, full = 66, 1448
     payload = (segments - 1) * full + last
     assert bytes_on_wire(header + payload, header, full) == segments * header + payload
+
+
+def test_full_segments_only_weigh_no_header_more() -> None:
+    """Two full segments are two frames, one byte more is a third."""
+    assert bytes_on_wire(66 + 2 * 1448, 66, 1448) == 2 * (66 + 1448)
+    assert bytes_on_wire(66 + 2 * 1448 + 1, 66, 1448) == 2 * (66 + 1448) + 66 + 1
+
+
+def test_jitter_above_the_delay_never_sends_into_the_past() -> None:
+    """Half of the frames of a line without delay leave at once."""
+    line = DelayLine(random.Random(5), Shape(jitter_ns=NS_PER_MS))
+    held_ns = [due - arrived for _, arrived, due in pushed(line, [(100, 10**8)] * 200)]
+    assert min(held_ns) == 0 and 60 < held_ns.count(0) < 140
 
 
 def test_an_ordinary_frame_weighs_itself() -> None:

@@ -17,6 +17,7 @@ from testbed.errors import MachineError
 from testbed.model.policy import Mode, PeerAuthentication, TargetRef
 from testbed.model.traffic import (
     Balance,
+    ClientTls,
     ConnectionPool,
     Destination,
     DestinationRule,
@@ -39,6 +40,7 @@ from testbed.model.traffic import (
     Subset,
     TextKind,
     TextMatch,
+    TlsMode,
     TrafficPolicy,
     VirtualService,
     WeightedDestination,
@@ -241,3 +243,37 @@ def test_every_role_is_taken_with_resources_made_up(sets: list, tmp_path: Path) 
                 many.append(built(proxy)[0])
     refused = refusal(merged(many), tmp_path)
     assert not refused, refused
+
+
+@pytest.mark.parametrize("mode", [TlsMode.SIMPLE, TlsMode.MUTUAL])
+def test_tls_that_is_not_spoken_gets_no_plain_bytes_instead(mode: TlsMode) -> None:
+    """The cluster has nobody to send to, and the start says why."""
+    shipped = topofile.load("hybrid")
+    shipped = dataclasses.replace(
+        shipped, workloads=tuple(dataclasses.replace(w, plane=None) for w in shipped.workloads)
+    )
+    host = shipped.services[0].name
+    rule = DestinationRule(name="d", namespace="default", host=host, policy=TrafficPolicy(tls=ClientTls(mode=mode)))
+    proxy = catalog.envoy_sidecar.place(dataclasses.replace(shipped, policies=(rule,)), {}).proxies[0]
+
+    made, undone = built(proxy)
+
+    clusters = {c["name"]: c for c in made["static_resources"]["clusters"]}  # type: ignore[index]
+    (named,) = [name for name in clusters if host in name and name.startswith("outbound|")]
+    assert clusters[named]["load_assignment"]["endpoints"] == []
+    assert any(f"tls.mode {mode}" in line for line in undone)
+
+
+def test_a_waypoint_of_a_workloads_own_address_is_told_undone() -> None:
+    """By the waypoint, which does not serve it, and by the ztunnel role, which goes round it."""
+    shipped = topofile.load("two-zones")
+    reference = next(s.waypoint for s in shipped.services if s.waypoint is not None)
+    named = next(w.name for w in shipped.workloads if w.app.ports)
+    wanted = dataclasses.replace(reference, name="own", handles="workload")
+    workloads = tuple(dataclasses.replace(w, waypoint=wanted) if w.name == named else w for w in shipped.workloads)
+    placement = catalog.envoy_ambient.place(dataclasses.replace(shipped, workloads=workloads), {})
+
+    told = {line for proxy in placement.proxies for line in built(proxy)[1]}
+
+    assert sum(named in line and "not served" in line for line in told) == 1
+    assert sum(named in line and "go direct" in line for line in told) == 1

@@ -40,6 +40,13 @@ def test_loss_is_judged_by_binomial_bounds(answered: int, within: bool) -> None:
     assert reading.loss == pytest.approx(1 - answered / 200)
 
 
+@pytest.mark.parametrize(("rtt_ms", "within"), [(13.4, True), (13.6, False), (6.6, True), (6.4, False)])
+def test_jitter_of_both_directions_widens_what_is_within(rtt_ms: float, within: bool) -> None:
+    """Half a millisecond for 10 ms, and one standard deviation of each: 1 and 2."""
+    asked = link(Impairment(delay_ms=6, jitter_ms=1), Impairment(delay_ms=4, jitter_ms=2))
+    assert judge(asked, probed(rtt_ms)).within_tolerance is within
+
+
 def test_loss_nobody_asked_for_is_not_within() -> None:
     """Two lost of 200 on a link without loss is a broken link."""
     assert not judge(link(Impairment(delay_ms=1)), probed(1.0, 198)).within_tolerance

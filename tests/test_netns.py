@@ -17,7 +17,7 @@ from testbed import netlink
 from testbed.errors import MachineError, PeerError, UsageError
 from testbed.netlink import End
 from testbed.observe import procstat
-from testbed.runtime import cgroups, ownership
+from testbed.runtime import cgroups, netns, ownership
 from testbed.runtime.enter import in_netns
 from testbed.runtime.netns import PROJECT, NetnsLab, NetnsRuntime
 from testbed.runtime.process import LabProcess
@@ -221,6 +221,17 @@ def test_a_program_that_cannot_start_is_named(lab: NetnsLab) -> None:
         lab.spawn([Spawn(name="ghost", sandbox="n1", argv=["/no/such"], uid=3010, folder=lab.folder / "g")])
     with pytest.raises(UsageError, match="sandbox 'nowhere', known are: n1"):
         lab.spawn([Spawn(name="x", sandbox="nowhere", argv=["true"], uid=3010, folder=lab.folder / "g")])
+
+
+def test_programs_start_where_there_is_no_new_executable_memory_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an ordinary fork of the keeper: as alone, as another user, and with what went wrong told the same."""
+    bare = "from testbed.runtime import kernel; kernel.function = lambda code: None; from testbed"
+    monkeypatch.setattr(netns, "START", netns.START.replace("from testbed", bare, 1))
+    code = "import os; print(os.getpid(), os.getuid(), [p for p in os.listdir('/proc') if p.isdigit()])"
+    with NetnsRuntime().up(line(1, 1), name=NAME) as lab:
+        assert said(python(lab, "app", code, 3040)) == ["1 3040 ['1']"]
+        with pytest.raises(PeerError, match=r"ghost: .*No such file"):
+            lab.spawn([Spawn(name="ghost", sandbox="n1", argv=["/no/such"], uid=3041, folder=lab.folder / "g")])
 
 
 def test_cpu_of_a_component_counts_its_ended_children(lab: NetnsLab) -> None:

@@ -81,6 +81,17 @@ def test_each_way_of_waiting_has_its_own_lateness() -> None:
     assert pacer.early_ns == [10_000, 70_000, 4_000]
 
 
+def test_what_one_way_of_waiting_costs_is_no_sample_of_another() -> None:
+    """Also where they take turns."""
+    pacer = Pacer()
+    machines = [(Machine(pacer, way), cost_ns) for way, cost_ns in ((SPUN, 10_000), (SLEPT, 70_000), (STREAMED, 4_000))]
+    for _ in range(SAMPLES):
+        for machine, cost_ns in machines:
+            machine.errors_ns(cost_ns, 0, 1)
+
+    assert pacer.early_ns == [10_000, 70_000, 4_000]
+
+
 def test_single_outliers_change_nothing() -> None:
     """Two neighbours' bursts of 5 ms among fifteen frames leave the others where they were."""
     machine = Machine(Pacer())

@@ -25,10 +25,12 @@ def test_the_tests_it_names_exist() -> None:
     """By function or by module, where the row says."""
     here = {n for f in TESTS.glob("test_*.py") for n in (f.stem, *_functions(f))}
     namespaced = {n for f in (TESTS / "namespaced").glob("test_*.py") for n in (f.stem, *_functions(f))}
+    envoy = {n for f in (TESTS / "envoy").glob("test_*.py") for n in (f.stem, *_functions(f))}
+    places = {"": here, "N: ": namespaced, "E: ": envoy}
     for row in ROWS:
-        for where, name in re.findall(r"(N: )?`(test_\w+)`", row[3]):
-            assert name in (namespaced if where else here), f"{row[0]}: {name}"
+        for where, name in re.findall(r"([NE]: )?`(test_\w+)`", row[3]):
+            assert name in places[where], f"{row[0]}: {name}"
 
 
 def _functions(file: Path) -> list[str]:
-    return re.findall(r"^(?:async )?def (test_\w+)", file.read_text(), re.M)
+    return re.findall(r"^ *(?:async )?def (test_\w+)", file.read_text(), re.M)

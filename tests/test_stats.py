@@ -250,3 +250,10 @@ def test_an_effect_is_told_with_its_interval_and_the_resolution_beside_it() -> N
     assert found is not None
     assert found.text.startswith("−")
     assert found.text.endswith(f"A/A within ±{found.resolution * 100:.1f} %")
+
+
+def test_an_interval_without_end_is_told_as_none() -> None:
+    """One round has no spread: its ratio stands alone."""
+    found = effect({1: 2.2}, {1: 2.0}, {1: 2.0})
+
+    assert found is not None and found.text == "+10.0 % [–], A/A tells nothing"

@@ -267,6 +267,18 @@ def test_a_run_from_before_the_checksums_is_read_or_refused_readably(tmp_path: P
         store.Run.open(run.path).findings()
 
 
+def test_a_run_from_before_cells_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its table has no such column: every row is of the one cell there was."""
+    with monkeypatch.context() as before:
+        before.setattr(store, "COLUMNS", tuple(c for c in store.COLUMNS if c != "cell"))
+        with new_run(tmp_path) as run:
+            run.append_trial(rows("t1"))
+    header = (run.path / "measurements.csv").read_text().splitlines()[0]
+
+    assert "cell" not in header.split(",")
+    assert store.Run.open(run.path).measurements() == rows("t1")
+
+
 def test_a_run_without_its_plan_is_refused_readably(tmp_path: Path) -> None:
     """Something named run.json with our format number is not yet a run."""
     with new_run(tmp_path) as run:

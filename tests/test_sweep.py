@@ -131,14 +131,23 @@ def test_a_run_ends_at_a_look_when_its_planes_are_known_well_enough() -> None:
     assert "budget spent" in sweep._enough(into, StopRule(most_rounds=12, budget_s=10), planes, 5, 9.0)
 
 
+@pytest.mark.parametrize("form", ["", "-full"])
 @pytest.mark.parametrize("name", ["arrival", "churn", "payload", "protocol", "rate"])
-def test_every_experiment_can_be_planned(name: str) -> None:
+def test_every_experiment_can_be_planned(name: str, form: str) -> None:
     """Its topology has what it calls, its loads are possible, its cells are told apart, and a claim is in reach."""
-    experiment = load("experiment", name)
+    experiment = load("experiment", name + form)
     sweep.resolve(experiment)
     for cell in experiment.cells:
         check(cell.load)
 
-    assert experiment.name == name
+    assert experiment.name == name + form
     assert len({cell.name for cell in experiment.cells}) == len(experiment.cells) > 1
     assert experiment.rounds >= MIN_ROUNDS_TO_CLAIM
+
+
+@pytest.mark.parametrize("form", ["", "-full"])
+def test_connections_of_the_churn_experiment_reach_the_number_they_are_named_by(form: str) -> None:
+    """At that rate, within the window, on that many connections: else two cells would be one."""
+    for cell in load("experiment", f"churn{form}").cells:
+        each = cell.load.rate_rps * cell.load.window_s / cell.load.connections
+        assert cell.load.requests_per_connection <= each

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import fcntl
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from testbed.errors import PeerError
-from testbed.links import gauge
+from testbed.links import gauge, oneway
 from testbed.links.devices import (
     NLM_CREATE,
     attribute,
@@ -27,12 +32,15 @@ from testbed.links.devices import (
     transact,
 )
 from testbed.links.ends import dead_links, open_nodes
+from testbed.links.pacing import EARLY_CAP_NS, FIRST_GUESS_NS, WAYS
 from testbed.links.scratch import ScratchLab
 from testbed.links.wire import ROOT, WireLinks
 from testbed.model.topology import Impairment, Link, link_addresses
 from testbed.seams import RunningLab, end_name
 
 SO_RCVBUFFORCE = 33
+SIOCETHTOOL, ETHTOOL_GTSO, ETHTOOL_GGSO = 0x8946, 0x1E, 0x23
+UDP_SEGMENT = 103
 
 pytestmark = [
     pytest.mark.root,
@@ -136,6 +144,21 @@ def test_a_live_change_applies_to_one_direction(lab: ScratchLab, wires: WireLink
 
     assert live[0].link.rtt_ms == 21
     assert 21 <= median_rtt_ms(lab, live)[0] < 23
+
+
+@pytest.mark.parametrize("delay_ms", [0.0, 1.0])
+def test_the_first_frame_over_a_new_link_passes(lab: ScratchLab, wires: WireLinks, delay_ms: float) -> None:
+    """Also over one made again, from plain to impaired and back."""
+    live = wires.join(lab, [link("a", "b", 0, Impairment(delay_ms=delay_ms))])
+    receiver = inside(lab, "b", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    sender = inside(lab, "a", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    with receiver, sender:
+        receiver.bind(("0.0.0.0", 7001))
+        receiver.settimeout(2)
+        for number in range(4):
+            sender.sendto(bytes([number]), (live[0].link.b_address, 7001))
+            assert receiver.recv(100) == bytes([number])
+            live[0].set(a_to_b=Impairment(delay_ms=float(number % 2)))
 
 
 def test_full_loss_lets_nothing_through(lab: ScratchLab, wires: WireLinks) -> None:
@@ -261,6 +284,125 @@ def test_a_short_stall_loses_nothing_and_is_told(lab: ScratchLab, wires: WireLin
     assert 50_000 < its["latest_us"] < 105_000
 
 
+def offloads(lab: ScratchLab, node: str, name: str) -> set[bool]:
+    """What a device says of its segmentation offloads, TCP's and the generic one."""
+
+    def ask() -> set[bool]:
+        answers = set()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for command in (ETHTOOL_GTSO, ETHTOOL_GGSO):
+                value = ctypes.create_string_buffer(struct.pack("=II", command, 0))
+                fcntl.ioctl(sock, SIOCETHTOOL, struct.pack("=16sQ16x", name.encode(), ctypes.addressof(value)))
+                answers.add(bool(struct.unpack("=II", value[:8])[1]))
+        return answers
+
+    return inside(lab, node, ask)
+
+
+def test_only_the_end_that_sends_over_a_lossy_line_cuts_its_super_frames(lab: ScratchLab, wires: WireLinks) -> None:
+    """One loss is to be one frame; the other direction keeps its speed. A live change changes that too."""
+    live = wires.join(lab, [link("a", "b", 0, Impairment(delay_ms=1, loss=0.1), Impairment(delay_ms=1))])
+    before = offloads(lab, "a", "to-b"), offloads(lab, "b", "to-a")
+    live[0].set(a_to_b=Impairment(delay_ms=1), b_to_a=Impairment(delay_ms=1, rate_mbit=10))
+
+    assert before == ({False}, {True})
+    assert (offloads(lab, "a", "to-b"), offloads(lab, "b", "to-a")) == ({True}, {False})
+
+
+def test_nothing_but_what_is_sent_crosses_a_link(lab: ScratchLab, wires: WireLinks) -> None:
+    """The far end's hardware address is known for good, so nobody asks for it, and no end speaks IPv6."""
+    wires.join(lab, [link("a", "b", 0, Impairment(delay_ms=1))])
+
+    def seen() -> tuple[list[str], str]:
+        arp = [line.split()[2] for line in Path("/proc/thread-self/net/arp").read_text().splitlines()[1:]]
+        return arp, Path("/proc/thread-self/net/if_inet6").read_text().replace("lo\n", "")
+
+    neighbours, ipv6 = inside(lab, "a", seen)
+    assert neighbours == ["0x6"]  # complete and permanent
+    assert "to-b" not in ipv6
+
+
+def test_a_super_frame_takes_the_line_for_as_long_as_its_frames(lab: ScratchLab, wires: WireLinks) -> None:
+    """50 times 64 segments of 200 bytes at 1 Gbit/s: a fifth of the line's time is headers."""
+    live = wires.join(lab, [link("a", "b", 0, Impairment(rate_mbit=1000, queue_ms=500))])
+    receiver = inside(lab, "b", lambda: oneway._receiver(live[0].link.b_address))
+    sender = inside(lab, "a", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    with receiver, sender:
+        sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 200)
+        for number in range(50):
+            block = b"".join((number * 64 + segment).to_bytes(8, "little") + bytes(192) for segment in range(64))
+            sender.sendto(block, (live[0].link.b_address, oneway.PORT))
+        assert eventually(lambda: live[0].counters()["a_to_b"]["sent"] >= 50)
+        time.sleep(0.05)
+        arrived_ns = sorted(oneway._arrivals(receiver).values())
+
+    assert len(arrived_ns) == 3200
+    assert live[0].counters()["a_to_b"]["received"] == 50
+    assert arrived_ns[-1] - arrived_ns[0] >= 49 * 64 * 242 * 8 * 0.98
+
+
+def test_more_than_a_wire_may_hold_passes_in_time(lab: ScratchLab, wires: WireLinks) -> None:
+    """200 MB through a queue of 128: what has left is not held any more."""
+    live = wires.join(lab, [link("a", "b", 0, Impairment(delay_ms=0.2), Impairment(delay_ms=0.2))])
+    address, total = (live[0].link.b_address, 7000), 200 << 20
+    server = inside(lab, "b", lambda: socket.create_server(address))
+    client = inside(lab, "a", lambda: socket.create_connection(address, timeout=10))
+    with server, client:
+        peer, _ = server.accept()
+        peer.settimeout(10)
+        sending = threading.Thread(target=lambda: [client.sendall(bytes(1 << 20)) for _ in range(200)], daemon=True)
+        sending.start()
+        with peer:
+            received, buffer = 0, bytearray(1 << 20)
+            while received < total:
+                received += peer.recv_into(buffer)
+
+    assert live[0].counters()["a_to_b"]["overflowed"] == 0
+
+
+def test_a_process_takes_a_new_link_for_one_that_left_it(lab: ScratchLab) -> None:
+    """A healed link leaves room where there is one link to a process."""
+    delay = Impairment(delay_ms=1)
+    with contextlib.closing(WireLinks(calibrated=False, links_per_process=1)) as maker:
+        live = maker.join(lab, [link("a", "b", 0, delay, delay), link("b", "c", 1)])
+        live[0].set(a_to_b=Impairment(), b_to_a=Impairment())
+        live[1].set(a_to_b=delay)
+
+        assert [list(one["links"]) for one in maker.status()] == [["b--c"]]
+
+
+def test_a_calibrated_wire_learns_how_late_it_is(lab: ScratchLab) -> None:
+    """It samples when frames really left: what it takes off is neither the guess it began with nor the most allowed."""
+    with contextlib.closing(WireLinks()) as maker:
+        live = maker.join(lab, [link("a", "b", 0, Impairment(delay_ms=2), Impairment(delay_ms=2))])
+        gauge.probe(lab, [live[0].link], probes=100)
+        (status,) = maker.status()
+    taken_off = [status["early_ns"][way] for way in WAYS]
+
+    assert status["calibrated"]
+    assert any(its not in (guess, cap) for its, guess, cap in zip(taken_off, FIRST_GUESS_NS, EARLY_CAP_NS, strict=True))
+
+
+def test_an_uncalibrated_wire_takes_nothing_off(lab: ScratchLab, wires: WireLinks) -> None:
+    """And says so."""
+    wires.join(lab, [link("a", "b", 0, Impairment(delay_ms=1))])
+    (status,) = wires.status()
+
+    assert not status["calibrated"]
+    assert set(status["early_ns"].values()) == {0}
+
+
+def test_answers_to_somebody_elses_probes_are_no_answers(lab: ScratchLab, wires: WireLinks) -> None:
+    """Two gauges may look at one link: the mark tells whose an echo is."""
+    live = wires.join(lab, [link("a", "b")])
+    with inside(lab, "a", lambda: gauge._open(live[0].link.b_address)) as sock:
+        for number in range(4):
+            sock.send(gauge._echo(7 if number % 2 else 8, number))
+        time.sleep(0.1)
+
+        assert len(gauge._replies(sock, 7, dict.fromkeys(range(4), time.time_ns()))) == 2
+
+
 def test_a_gone_node_makes_only_its_links_dead(lab: ScratchLab, wires: WireLinks) -> None:
     """When a namespace disappears, its link is dead and the wire goes on for the others."""
     delay = Impairment(delay_ms=1)
@@ -269,6 +411,12 @@ def test_a_gone_node_makes_only_its_links_dead(lab: ScratchLab, wires: WireLinks
 
     assert eventually(lambda: wires.status()[0]["links"] == {"a--b": False, "b--c": True})
     assert median_rtt_ms(lab, live[1:])[0] >= 1
+
+    with inside(lab, "b", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender:
+        for _ in range(5):
+            sender.sendto(b"into the void", (live[0].link.a_address, 7001))
+    assert eventually(lambda: live[0].counters()["b_to_a"]["write_errors"] == 5)
+    assert live[0].counters()["b_to_a"]["sent"] == 0
 
 
 def test_a_wire_ends_with_its_lab() -> None:

@@ -3,6 +3,8 @@
 Istio's shape (facts/hbone 3.3): `connect_terminate` ends the tunnel and says by filter state whose it is and where it
 led; `main_internal` has a chain per service port; `connect_originate` opens the tunnel onward. Where Istio answers 200
 for any authority and then closes, a CONNECT for what is not served here is answered 404, as by our own.
+
+Left undone: traffic to a workload's own address. Such a waypoint answers 404, and the ztunnel role here goes round it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from planes.envoy.upstreams import Upstreams
 from planes.l7.view import L7Port, L7Service
 from planes.mesh import baggage
 from planes.mesh.route import join
-from planes.mesh.view import HBONE_PORT
+from planes.mesh.view import HBONE_PORT, ServiceView, WorkloadView
 
 _MAIN = "main_internal"
 
@@ -28,6 +30,10 @@ def build(subject: Subject, parts: Parts) -> None:
     upstreams = Upstreams(parts=parts, tunnels=tunnels)
     routes = Routes(view, parts, lambda cluster: upstreams.of(subject, cluster))
     served = [(view.services[key], port) for key in view.config.serves for port in view.services[key].ports]
+    for workload in subject.mesh.workloads:
+        if workload.waypoint is not None and _names(subject, workload):
+            named = f"{workload.namespace}/{workload.name}"
+            parts.leave_undone(f"waypoint of workload {named}: its own address is not served")
     terminator = pieces.connect_terminator(
         "connect_terminate",
         domains=[join(service.address, port.port) for service, port in served],
@@ -46,6 +52,15 @@ def build(subject: Subject, parts: Parts) -> None:
     if any(not port.protocol for _, port in served):
         filters.append(pieces.inspector("http", not_at=known))
     parts.listeners.append(pieces.internal_listener(_MAIN, chains, filters=filters))
+
+
+def _names(subject: Subject, workload: WorkloadView) -> bool:
+    """Whether this is the waypoint that the workload names."""
+    assert workload.waypoint is not None
+    found = subject.mesh.destination(workload.waypoint)
+    if isinstance(found, ServiceView):
+        return any(s.key == found.key for s in subject.mesh.services_of(subject.local))
+    return found is not None and found.uid == subject.local.uid
 
 
 def _chains(

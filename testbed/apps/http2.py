@@ -40,7 +40,12 @@ class Http2Server(asyncio.Protocol):
 
     def __init__(self, app: WebApp, transport: asyncio.Transport, address: str, port: int) -> None:
         self._app, self._transport, self._address, self._port = app, transport, address, port
-        config = h2.config.H2Configuration(client_side=False, header_encoding="utf-8")
+        config = h2.config.H2Configuration(
+            client_side=False,
+            header_encoding="utf-8",
+            validate_outbound_headers=False,
+            normalize_outbound_headers=False,
+        )
         self._state = h2.connection.H2Connection(config)
         self._state.local_settings = h2.settings.Settings(
             client=False, initial_values={h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: WINDOW_BYTES}

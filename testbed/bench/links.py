@@ -1,6 +1,7 @@
 """What links really do on this machine, beside what was asked: one table, in under a minute.
 
-Accuracy idle and with all cores busy, TCP throughput, small packets a second, 50 links in one wire process, jitter,
+Accuracy idle and with all cores busy, TCP throughput, small packets a second (also when the wire stands still for a
+moment, as a busy host makes it), 50 links in one wire process, jitter,
 loss (independent and bursty), rate. Every figure is the median of repeats with their range. All in scratch
 namespaces. "One-way" is from the near device to the far one, by the kernel's stamps (`links.oneway`); "RTT/2" is what
 a program sees of a ping, less what was asked, halved: a bare veth pair (asked 0) has most of that as well. Other work
@@ -14,6 +15,7 @@ import contextlib
 import json
 import os
 import platform
+import signal
 import socket
 import statistics
 import subprocess
@@ -34,7 +36,8 @@ SHORT_DELAYS_MS = (0.0, 0.1)
 """Apart from the others: idle cores are kept awake for them, which would flatter the longer delays."""
 DELAYS_MS = (0.5, 1.0, 5.0, 20.0, 100.0)
 TCP_DELAYS_MS = (0.1, 5.0)
-OFFERED_PPS = (75_000, 100_000)
+OFFERED_PPS = ((75_000, 0.0), (75_000, 0.1), (100_000, 0.0))
+"""And for how long the wire stands still meanwhile."""
 LINKS = 50
 REPEATS = 3
 PROBES = 80
@@ -168,9 +171,11 @@ def throughput(delay_ms: float) -> float:
     return (received - first[1]) * 8 / (end_s - first[0]) / 1e9
 
 
-def small_packets(offered_pps: int, delay_ms: float = 5.0) -> tuple[float, float]:
-    """Delivered per second and lost in percent, of 64-byte frames: counted as they leave a and as they reach b."""
-    with wired(delayed(delay_ms)) as (lab, _, live):
+def small_packets(offered_pps: int, delay_ms: float = 5.0, stall_s: float = 0.0) -> tuple[float, float, float]:
+    """Of 64-byte frames, counted as they leave a and as they reach b: delivered per second, lost in percent; and how
+    late the wire read one at the worst, in ms. Amid them the wire is stopped for `stall_s`, as a host may do.
+    """
+    with wired(delayed(delay_ms)) as (lab, maker, live):
         address = (live[0].link.b_address, 7000)
         with (
             inside(lab, "b0", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sink,
@@ -179,10 +184,22 @@ def small_packets(offered_pps: int, delay_ms: float = 5.0) -> tuple[float, float
             sink.bind(address)
             source.connect(address)
             sender = _start(SEND_UDP, source, UDP_S, offered_pps)
+            if stall_s:
+                time.sleep(UDP_S / 3)
+                _stop(maker.status()[0]["pid"], stall_s)
             sent = int(sender.communicate()[0])
             time.sleep(0.1)
             reached = inside(lab, "b0", lambda: _received_frames("to-a0"))
-    return reached / UDP_S, 100 * (1 - reached / sent)
+        late_ms = live[0].counters()["a_to_b"]["latest_us"] / 1000
+    return reached / UDP_S, 100 * (1 - reached / sent), late_ms
+
+
+def _stop(pid: int, for_s: float) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        time.sleep(for_s)
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def many_links() -> list[Row]:
@@ -322,10 +339,18 @@ def run(progress: Progress, *, calibrated: bool = True) -> dict:
     for delay_ms in TCP_DELAYS_MS:
         values = [throughput(delay_ms) for _ in range(REPEATS)]
         done("TCP", [row("TCP, one flow", "idle", f"{delay_ms:g} ms", "Gbit/s", values)])
-    for pps in OFFERED_PPS:
-        delivered, lost = zip(*[small_packets(pps) for _ in range(REPEATS)], strict=True)
-        case = f"64-byte frames, {pps:,}/s offered"
-        done("small packets", [row("delivered", case, "5 ms", "1/s", delivered), row("lost", case, "0", "%", lost)])
+    for pps, stall_s in OFFERED_PPS:
+        repeats = [small_packets(pps, stall_s=stall_s) for _ in range(REPEATS)]
+        delivered, lost, late_ms = zip(*repeats, strict=True)
+        case = f"64-byte frames, {pps:,}/s offered" + (f", wire stopped for {stall_s * 1000:g} ms" if stall_s else "")
+        done(
+            "small packets",
+            [
+                row("delivered", case, "5 ms", "1/s", delivered),
+                row("lost", case, "0", "%", lost),
+                row("read late at the worst", case, f"{stall_s * 1000:g} ms", "ms", late_ms),
+            ],
+        )
     done("many links", many_links())
     done("impairments", impairments())
     stolen_after, ticks_after = stolen_ticks()

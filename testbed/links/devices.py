@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -30,6 +31,8 @@ RTM_NEWROUTE, RTM_GETROUTE = netlink.RTM_NEWROUTE, 26
 NLM_REQUEST, NLM_DUMP, NLM_REPLACE, NLM_CREATE = netlink.REQUEST, 0x300, netlink.REPLACE, netlink.CREATE
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTA_OIF, RTPROT_KERNEL = 4, 2
+RTM_GETLINK, IFLA_OPERSTATE, OPERSTATE_UP = 18, 16, 6
+SETTLE_S = 1.0
 SIOCETHTOOL, ETHTOOL_STSO, ETHTOOL_SGSO = 0x8946, 0x1F, 0x24
 MESSAGES_A_SEND = 32
 """Acknowledgements of a longer batch may overrun the socket's buffer."""
@@ -182,6 +185,37 @@ def set_up(netns: int, names: Sequence[str]) -> None:
             transact(sock, [up(socket.if_nametoindex(name)) for name in names], f"devices {', '.join(names)}")
 
     in_netns(netns, work)
+
+
+def settle(netns: int, names: Sequence[str] = ()) -> None:
+    """Waits until these devices (all, where none is named) pass frames.
+
+    Once both ends of a pair are up a worker of the kernel connects them; until it has, which on a busy machine can take
+    many ms, frames are dropped silently. A device that is not running after a second is left as it is.
+    """
+
+    def work() -> None:
+        end_s = time.monotonic() + SETTLE_S
+        with contextlib.closing(netlink_socket()) as sock:
+            for name in names or [name for _, name in socket.if_nameindex() if name != "lo"]:
+                while not _running(sock, name) and time.monotonic() < end_s:
+                    time.sleep(0.0005)
+
+    in_netns(netns, work)
+
+
+def _running(sock: socket.socket, name: str) -> bool:
+    """Since Linux 6.8 to ask lets the kernel do at once what the worker has not done yet. Flags would not do: a device
+    that nobody looked at yet counts as running."""
+    try:
+        body = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, socket.if_nametoindex(name), 0, 0)
+    except OSError:  # gone meanwhile
+        return True
+    sock.send(struct.pack("=IHHII", 16 + len(body), RTM_GETLINK, NLM_REQUEST, 0, 0) + body)
+    return any(
+        kind == NLMSG_ERROR or struct.pack("=HHB", 5, IFLA_OPERSTATE, OPERSTATE_UP) in payload[16:]
+        for kind, payload in _replies(sock.recv(1 << 16))
+    )
 
 
 def delete(netns: int, name: str) -> None:

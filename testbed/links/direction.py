@@ -8,26 +8,27 @@ import struct
 import time
 from collections import deque
 
+from testbed.links.batch import STAMP
 from testbed.links.delayline import NS_PER_S, DelayLine
 from testbed.links.prompt import SO_TIMESTAMPNS
 
 SO_TIMESTAMPING, TX_SOFTWARE, MSG_ERRQUEUE = 37, 1 << 1, 0x2000
 STAMP_REQUEST = [(socket.SOL_SOCKET, SO_TIMESTAMPING, struct.pack("=I", TX_SOFTWARE))]
-STAMP = struct.Struct("qq")
 
 
 class Direction:
     """The queue and counters of one direction; the loop of `wireproc` works on them."""
 
     __slots__ = (
+        "bulky",
         "closed",
         "device",
+        "fd",
         "held_bytes",
         "latest_ns",
         "line",
         "overflowed",
         "queue",
-        "read",
         "received",
         "sent",
         "sink",
@@ -39,7 +40,7 @@ class Direction:
 
     def __init__(self, source: socket.socket, sink: socket.socket, device: str) -> None:
         self.source = source
-        self.read = source.recvmsg
+        self.fd = source.fileno()
         self.sink = sink
         self.target = sink.fileno()
         self.device = device
@@ -50,6 +51,8 @@ class Direction:
         self.received = self.sent = self.overflowed = self.stale = self.write_errors = 0
         self.latest_ns = 0
         """How long after it was due a frame was read at the worst, of those that were let go all the same."""
+        self.bulky = False
+        """Whether the last frames read were super-frames."""
         self.closed = False
 
     def write_stamped(self, frame: bytes) -> int | None:

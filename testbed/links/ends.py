@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from testbed.links.devices import End, Port, configure, delete, index_of, mac_of, make_pairs
+from testbed.links.devices import End, Port, configure, delete, index_of, mac_of, make_pairs, settle
 from testbed.model.topology import Impairment, Link
 from testbed.seams import RunningLab, end_name
 
@@ -64,6 +64,8 @@ def configure_ends(nodes: dict[str, int], links: Sequence[Link]) -> None:
             )
     for node, its in ports.items():
         configure(nodes[node], its)
+    for node, its in ports.items():
+        settle(nodes[node], [port.name for port in its])
 
 
 def remove_ends(nodes: dict[str, int], link: Link) -> None:

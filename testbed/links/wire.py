@@ -20,12 +20,22 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from testbed.errors import MachineError, PeerError
 from testbed.links.delayline import Shape
-from testbed.links.devices import End, add_routes, in_netns, index_of, make_pairs, routes_via, set_offload, set_up
+from testbed.links.devices import (
+    End,
+    add_routes,
+    in_netns,
+    index_of,
+    make_pairs,
+    routes_via,
+    set_offload,
+    set_up,
+    settle,
+)
 from testbed.links.ends import configure_ends, end, make_direct, may_offload, open_nodes, remove_ends
 from testbed.links.scratch import open_new_netns
 from testbed.model.topology import Impairment, Link
@@ -234,9 +244,20 @@ class LabWires:
                 a, b = (end(nodes[node], new, node, indexes[new.name, node]) for node in (new.a, new.b))
                 make_pairs([(a, b)])
             configure_ends(nodes, [new])
+            self.settle([moved_to])
             for node, its in routes.items():
                 add_routes(nodes[node], its)
         return moved_to
+
+    def settle(self, processes: Iterable[WireProcess | None]) -> None:
+        """Waits until the middles of these pass frames, once the nodes' ends are up."""
+        for process in dict.fromkeys(processes):
+            if process is not None:
+                middle = process.open_middle()
+                try:
+                    settle(middle)
+                finally:
+                    os.close(middle)
 
     def offload(self, old: Link, new: Link) -> None:
         for node, before, after in ((old.a, old.a_to_b, new.a_to_b), (old.b, old.b_to_a, new.b_to_a)):
@@ -292,6 +313,7 @@ class WireLinks:
             make_direct(nodes, [link for link in links if is_plain(link)])
             held = dict(zip((k.name for k in wired), wires.wire(nodes, wired, {}), strict=True))
             configure_ends(nodes, links)
+            wires.settle(held.values())
         return [WireLink(wires, link, held.get(link.name)) for link in links]
 
     def attach(self, lab: RunningLab, links: Sequence[Link]) -> list[LiveLink]:

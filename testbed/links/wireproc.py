@@ -27,15 +27,14 @@ import struct
 import time
 from collections.abc import Callable
 
+from testbed.links.batch import BATCH, SUPER_FRAME_BYTES, Batch, read_singly
 from testbed.links.delayline import NS_PER_MS, NS_PER_S, Shape, bytes_on_wire
-from testbed.links.direction import STAMP, Direction
+from testbed.links.direction import Direction
 from testbed.links.pacing import STREAMED, WAYS, Pacer, Wakefulness
 from testbed.links.prompt import AwakeCores, Timer, libc, make_prompt, open_device
 
 CLONE_NEWNET = 0x40000000
 VNET_HEADER_BYTES = 10
-READ_BYTES = 65536 + 64
-BATCH = 64
 COALESCE_NS = 500_000
 HELD_BYTES_TOTAL = 1 << 30
 HELD_BYTES_MOST = 128 << 20
@@ -63,6 +62,7 @@ class Wire:
         self.scheduling = scheduling
         self.wakefulness = Wakefulness()
         self.cores = AwakeCores()
+        self.batch = Batch()
         self.quantum_ns = 0
         self.doubt_until_ns = 0
         """Until then a device that went down may turn out to have been removed."""
@@ -189,25 +189,20 @@ class Wire:
 
     def _read(self, direction: Direction, offset_ns: int, most: int) -> int:
         """Takes up to `most` frames into the queue, returns how many; `offset_ns` is realtime minus monotonic."""
-        queue, line, read = direction.queue, direction.line, direction.read
-        count = 0
         now_ns = time.monotonic_ns()  # once a batch: a stamp may be a little later
+        one_by_one = most == 1 or direction.bulky
+        frames = read_singly(direction.source, most) if one_by_one else self.batch.read(direction.fd)
+        queue, line = direction.queue, direction.line
         latest_ns, oldest_ns = now_ns + NEWEST_STAMP_NS, now_ns - OLDEST_STAMP_NS
         stale_ns = now_ns - line.shape.queue_ns - PATIENCE_NS
-        while count < most:
-            try:
-                frame, ancillary, _, _ = read(READ_BYTES, 32)
-            except OSError:  # drained; or the device is down or gone, which clears the socket's error
-                break
-            count += 1
-            arrived_ns = now_ns
-            if ancillary:
-                seconds, nanoseconds = STAMP.unpack(ancillary[0][2])
-                stamp_ns = seconds * NS_PER_S + nanoseconds - offset_ns
-                if oldest_ns < stamp_ns < latest_ns:
-                    arrived_ns = stamp_ns
+        bulky = False
+        for frame, stamp_ns in frames:
+            arrived_ns = stamp_ns - offset_ns
+            if not oldest_ns < arrived_ns < latest_ns:
+                arrived_ns = now_ns
             length = len(frame) - VNET_HEADER_BYTES
             if frame[1]:  # gso_type
+                bulky = bulky or length > SUPER_FRAME_BYTES
                 length = bytes_on_wire(length, *_LENGTHS.unpack_from(frame, 2))
             due_ns = line.push(length, arrived_ns)
             if due_ns is None:
@@ -223,8 +218,9 @@ class Wire:
                 continue
             direction.held_bytes += len(frame)
             queue.append((due_ns, frame))
-        direction.received += count
-        return count
+        direction.bulky = bulky
+        direction.received += len(frames)
+        return len(frames)
 
     def _write(self, direction: Direction, frame: bytes, way: int, due_ns: int) -> None:
         """Writes one frame and lets the pacer learn when it left."""

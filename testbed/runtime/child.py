@@ -35,9 +35,10 @@ NUMBERS = {
     "move_mount": 429, "openat": 257, "prctl": 157, "readlinkat": 267, "setgroups": 116, "setns": 308,
     "setresgid": 119, "setresuid": 117, "setsid": 112, "write": 1,
 }  # fmt: skip
-"""x86-64's; the raw calls, for those of libc would change the credentials of the parent's threads, too."""
+"""x86-64's; the raw calls, for those of libc would change the user of the parent's threads, too."""
+
+# fmt: off
 CODE = bytes.fromhex(
-    # fmt: off
     "53"          # push rbx               long run(record *first, long flags)
     "4889fb"      # mov rbx, rdi
     "4889f7"      # mov rdi, rsi           clone(flags, 0, 0, 0, 0): the stack is shared, too, and the child leaves it
@@ -65,7 +66,8 @@ CODE = bytes.fromhex(
     "ebd5"        # jmp step
     "488b5b38"    # failed: mov rbx, [rbx + 56]
     "ebcf"        # jmp step
-)  # fmt: skip
+)
+# fmt: on
 
 
 def step(name: str, *arguments: Argument, optional: bool = False) -> Step:
@@ -171,8 +173,8 @@ class Launcher:
         return pid
 
     def _go_through(self, steps: Sequence[Step]) -> None:
-        for number, (name, arguments, optional) in enumerate(steps):
-            result = kernel.call(name, self._record(number)[1 : 1 + len(arguments)])
+        for number, (name, _, optional) in enumerate(steps):
+            result = kernel.call(name, self._record(number)[1:6])  # prctl wants zeroes for what it has no use for
             ctypes.memmove(self._base + RECORD.size * number + 48, result.to_bytes(8, "little", signed=True), 8)
             if result < 0 and not optional:
                 return

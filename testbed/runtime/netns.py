@@ -209,7 +209,7 @@ class NetnsLab:
 
 
 def _absolute(path: str | Path) -> str:
-    """As text: a hundred programs compare some thousands of paths, which `Path` would take a third of their start for."""
+    """As text: a hundred programs have some thousands of paths compared, for which `Path` takes as long as a start."""
     return os.path.join(os.getcwd(), path)
 
 

@@ -125,7 +125,7 @@ class RouteScene:
         """By the id that a request bore: what applications saw of it, mirrors too."""
         self._ids = itertools.count(1)
         self._ports: dict[tuple[str, str], tuple[str, int]] = {}
-        self._open: dict[tuple[str, str, str], _Channel] = {}
+        self._open: dict[tuple[str, str, str], Channel] = {}
 
     def __enter__(self) -> RouteScene:
         uris = {"client": f"spiffe://{TRUST_DOMAIN}/ns/default/sa/client",
@@ -224,23 +224,23 @@ class RouteScene:
             return answer
         raise AssertionError("BUG: a fresh channel gives an answer or none")
 
-    def _channel(self, implementation: str, role: str, service: str) -> _Channel:
+    def _channel(self, implementation: str, role: str, service: str) -> Channel:
         sock = socket.create_connection(self._ports[implementation, role], timeout=LIMIT_S)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if role == "waypoint":
-            return _Channel(_Tunnel(sock, self.folder, f"{self.topology.service(service).address}:80"))
+            return Channel(Tunnel(sock, self.folder, f"{self.topology.service(service).address}:80"))
         if implementation == "envoy":
             sock.sendall(f"PROXY TCP4 {self.net}.2 10.96.0.1 40000 80\r\n".encode())
-        return _Channel(sock)
+        return Channel(sock)
 
 
-class _Tunnel:
+class Tunnel:
     """A CONNECT by HBONE as a socket: what a client's ztunnel does, by other libraries."""
 
-    def __init__(self, sock: socket.socket, folder: Path, authority: str) -> None:
+    def __init__(self, sock: socket.socket, folder: Path, authority: str, *, proves: str = "client") -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        context.load_cert_chain(folder / "client.pem", folder / "client.key")
+        context.load_cert_chain(folder / f"{proves}.pem", folder / f"{proves}.key")
         context.set_alpn_protocols(["h2"])
         self._tls = context.wrap_socket(sock)
         self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
@@ -285,10 +285,10 @@ class _Tunnel:
         self._tls.close()
 
 
-class _Channel:
+class Channel:
     """A keep-alive connection with whatever came too much."""
 
-    def __init__(self, sock: socket.socket | _Tunnel) -> None:
+    def __init__(self, sock: socket.socket | Tunnel) -> None:
         self.sock, self._held = sock, b""
 
     def _more(self) -> None:

@@ -6,14 +6,19 @@ Every scene runs as placed by the catalogue's planes, so what is tried is what a
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from planes import catalog
 from planes.envoy import binary
+from planes.envoy import place as envoy_place
 from testbed.model.policy import Mode, PeerAuthentication
-from tests.envoy.scene import Kind, Scene, only, placed, topology
+from tests.envoy.routescene import Channel, Tunnel
+from tests.envoy.scene import APP_PORT, Kind, Scene, only, placed, topology
 
 pytestmark = [
     pytest.mark.envoy,
@@ -22,6 +27,8 @@ pytestmark = [
 Make = Callable[..., Scene]
 BOTH_VERSIONS = pytest.mark.parametrize("http2", [False, True], ids=["http1", "http2"])
 MIXED: list[tuple[Kind, Kind]] = [("ours", "envoy"), ("envoy", "ours")]
+ALIKE: list[tuple[Kind, Kind]] = [("ours", "ours")]
+"""What must hold between the two kinds must hold within ours."""
 STRICT = PeerAuthentication(name="strict", namespace="default", mode=Mode.STRICT)
 
 
@@ -44,7 +51,9 @@ def ambient(scene: Scene, ends: Kind, waypoint: Kind, proves: dict[str, str] | N
         scene.run(by_kind[kind], name, proves=(proves or {}).get(name))
 
 
-WAYPOINT = pytest.mark.parametrize(("ends", "waypoint"), MIXED, ids=["envoy waypoint", "our waypoint"])
+WAYPOINT = pytest.mark.parametrize(
+    ("ends", "waypoint"), [*MIXED, *ALIKE], ids=["envoy waypoint", "our waypoint", "all ours"]
+)
 
 
 @WAYPOINT
@@ -103,7 +112,9 @@ def sidecars(scene: Scene, client: Kind, server: Kind, proves: dict[str, str] | 
         scene.run(placed(kind, "sidecar", scene.topology), name, proves=(proves or {}).get(name))
 
 
-SIDECARS = pytest.mark.parametrize(("client", "server"), MIXED, ids=["ours to envoy", "envoy to ours"])
+SIDECARS = pytest.mark.parametrize(
+    ("client", "server"), [*MIXED, *ALIKE], ids=["ours to envoy", "envoy to ours", "ours to ours"]
+)
 
 
 @SIDECARS
@@ -145,6 +156,31 @@ def test_a_sidecar_refuses_a_client_of_another_trust_domain(scene: Make, client:
     sidecars(made, client, server, {"client": "alien"})
     assert made.call()[0] == 503
     assert made.requests == []
+
+
+def tunnel_to_the_sidecar(scene: Scene, kind: Kind, *, proves: str) -> int:
+    """The status of a request in a tunnel to the server's sidecar, which takes them; 0 where there is no tunnel."""
+    workloads = tuple(dataclasses.replace(w, plane="sidecar") for w in scene.topology.workloads)
+    topology = dataclasses.replace(scene.topology, workloads=workloads)
+    placed = catalog.hybrid_hbone.place(topology, {})
+    scene.run(placed if kind == "ours" else envoy_place.instead(placed), "server")
+    address = scene.address("server")
+    try:
+        with contextlib.closing(socket.create_connection((address, 15008), timeout=20)) as sock:
+            channel = Channel(Tunnel(sock, scene.folder, f"{address}:{APP_PORT}", proves=proves))
+            channel.sock.sendall(b"GET /some HTTP/1.1\r\nhost: server\r\n\r\n")
+            return channel.answer("GET").status
+    except (OSError, EOFError):
+        return 0
+
+
+@pytest.mark.parametrize(("proves", "status"), [("client", 200), ("other", 403), ("alien", 0)])
+@pytest.mark.parametrize("kind", ["ours", "envoy"])
+def test_a_sidecar_that_takes_tunnels(scene: Make, kind: Kind, proves: str, status: int) -> None:
+    """15008 beside 15006: the tunnel's peer is judged, inside it is HTTP as on the wire."""
+    made = scene(waypoint=False, sidecars=True, policies=(only("client", at_waypoint=False),))
+    assert tunnel_to_the_sidecar(made, kind, proves=proves) == status
+    assert [r["path"] for r in made.requests] == (["/some"] if status == 200 else [])
 
 
 @SIDECARS

@@ -29,7 +29,10 @@ workloads:
   late: {node: node-a, serviceAccount: late}
   web: {node: node-b, serviceAccount: web, app: {kind: http-echo, ports: [8080]}}
 services:
-  web: {ports: [{port: 80, targetPort: 8080, protocol: http}], workloads: [web]}
+  web:
+    ports: [{port: 80, targetPort: 8080, protocol: http}]
+    workloads: [web]
+    waypoint: {name: gate, node: node-b}
 links:
   - {between: [node-a, node-b]}
 """
@@ -125,13 +128,24 @@ def test_the_cas_key_is_in_no_file(shop: World) -> None:
 def test_the_ca_holds_one_right_and_imports_nothing_heavy(shop: World) -> None:
     """CAP_KILL, its own user id, and no library of certificates while it waits."""
     renewer = shop.deployment.renewer
-    assert renewer is not None
+    assert renewer is not None and renewer.log is not None
+    wait_for(lambda: "renewed" in renewer.log.read_text(), "it has done its work once, and waits again")
     about = dict(line.split(":\t", 1) for line in Path(f"/proc/{renewer.pid}/status").read_text().splitlines())
     assert int(about["CapEff"], 16) == int(about["CapPrm"], 16) == 1 << 5
     assert set(about["Uid"].split()) == {str(deploy.CA_UID)}
     maps = Path(f"/proc/{renewer.pid}/maps").read_text()
     assert "libpython" in maps or "python" in maps
     assert "cryptography" not in maps and "_ssl" not in maps and "libcrypto" not in maps
+
+
+def test_a_proxy_shows_its_new_certificate_at_once() -> None:
+    """Handshakes from outside the mesh, two lives long; a proxy left to itself looks every ten seconds."""
+    with world(f"{SHOP}\n".replace("  web: {node", "  stranger: {node: node-a, plane: none}\n  web: {node"),
+               leaf_lifetime_s=LIFETIME_S, renewed=True) as made:  # fmt: skip
+        over_s = time.monotonic() + 2 * LIFETIME_S
+        while time.monotonic() < over_s:
+            made.secured("stranger", made.ip("web"), made.credentials(made.identity("stranger"))).close()
+            time.sleep(0.1)
 
 
 def test_without_renewal_handshakes_fail_once_the_first_life_is_over() -> None:
