@@ -251,6 +251,14 @@ def test_a_hung_wire_is_not_alive(lab: ScratchLab, wires: WireLinks, monkeypatch
         os.kill(pid, signal.SIGKILL)
 
 
+def test_a_link_its_process_does_not_know_is_not_alive(lab: ScratchLab, wires: WireLinks) -> None:
+    """As when another orchestrator took it away."""
+    live = wires.join(lab, [link("a", "b", 0, Impairment(delay_ms=1))])
+    live[0]._process.ask("detach", name="a--b")
+
+    assert dead_links(live) == ["a--b"]
+
+
 def test_a_stalled_wire_drops_what_became_old_and_recovers(lab: ScratchLab, wires: WireLinks) -> None:
     """Frames that waited unseen beyond the queue's depth are lost and counted, not delivered late; new ones pass."""
     live = wires.join(lab, [link("a", "b", 0, Impairment(delay_ms=1, queue_ms=50))])
