@@ -65,7 +65,7 @@ def run(
     rule = StopRule(most_rounds=experiment.rounds, until_width=until_width, budget_s=budget_s)
     rule.check()
     made_runtime = load("runtime", runtime_name)()
-    own = {name: load("runtime", name)() for plane in experiment.planes if (name := planespec.runtime_of(plane))}
+    own = {asked: load("runtime", asked)() for asked in set(map(planespec.runtime_of, experiment.planes)) - {""}}
     topology = sweep.resolve(experiment)
     for plane in experiment.planes:
         planespec.place(plane, topology)  # an unknown name or option speaks before anything is built
@@ -136,7 +136,7 @@ def run(
                 progress=progress,
                 say=say,
                 rule=rule,
-                others={plane: own[name] for plane in experiment.planes if (name := planespec.runtime_of(plane))},
+                others={plane: own[planespec.runtime_of(plane)] for plane in experiment.planes if "@" in plane},
             )
         except BaseException:
             say(
