@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planes.l7.http2 import SERVER_LIMITS, Http2Client
-from planes.l7.http2_connection import REFLEX_LIMIT
+from planes.l7.http2_connection import GROWN_TOTAL_BYTES, GROWN_WINDOW_BYTES, REFLEX_LIMIT
 from planes.l7.message import Request, Response
 from planes.mesh import frames
 from planes.mesh.hbone import CONTROL_FRAMES_LIMIT, EARLY_RESETS_LIMIT
@@ -592,6 +592,40 @@ def test_many_held_sinks_do_not_stop_the_connection():
         stream.send_data(b"x" * SERVER_LIMITS.stream_window_bytes)
         cross(ours, server.codec)
         assert len(server.heard[-1].body) == SERVER_LIMITS.stream_window_bytes
+
+
+def test_a_sink_that_keeps_up_gets_a_larger_window():
+    """Its sender has more under way at a time, and no more than the grown window once the sink stops taking it."""
+    ours, server = pair()
+    stream = ours.open(post(), Heard())
+    chunk = b"x" * 16_384
+    for _ in range(GROWN_WINDOW_BYTES // len(chunk)):
+        assert stream.send_data(chunk)
+        cross(ours, server.codec)
+    server.heard[0]._hold_at = 0
+    stream.send_data(chunk)
+    cross(ours, server.codec)
+    began = len(server.heard[0].body)
+    for _ in range(2 * GROWN_WINDOW_BYTES // len(chunk)):
+        if not stream.send_data(chunk):
+            break
+        cross(ours, server.codec)
+    cross(ours, server.codec)
+    more = len(server.heard[0].body) - began
+    assert SERVER_LIMITS.stream_window_bytes < more <= GROWN_WINDOW_BYTES
+
+
+def test_what_all_windows_grow_by_is_bounded():
+    """However many sinks keep up, a connection's windows come to no more than the sum that is set."""
+    ours, server = pair()
+    streams = [ours.open(post(), Heard()) for _ in range(40)]
+    for stream in streams:
+        for _ in range(SERVER_LIMITS.stream_window_bytes // 16_384):
+            assert stream.send_data(b"x" * 16_384)
+            cross(ours, server.codec)
+    first = SERVER_LIMITS.stream_window_bytes
+    grown = sum(s.window - first for s in server.codec.streams.values())
+    assert GROWN_TOTAL_BYTES - GROWN_WINDOW_BYTES < grown <= GROWN_TOTAL_BYTES
 
 
 def test_a_released_sink_lets_its_sender_go_on():

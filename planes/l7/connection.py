@@ -15,8 +15,10 @@ from planes.mesh import net
 
 HIGH_WATER_BYTES = 512 << 10
 LARGE_BYTES = 16 << 10
-"""A piece of a body from here on is written at once: gathering saves nothing then, and only a write tells whether the
+"""Pieces of a body from here on are counted (`large`): gathering many saves nothing, and only a write tells whether the
 peer takes more (an event loop may read megabytes from one socket in a turn)."""
+WRITE_FROM_BYTES = 128 << 10
+"""So much of them is written within the turn, and not copied into one."""
 LINGER_S = 1.0
 """How long a server that has said its last word reads on: closing at once would turn unread bytes of the client into a
 RST, which may destroy the answer on its way (RFC 9112 9.6). Envoy's delayed_close_timeout."""
@@ -51,8 +53,8 @@ class HttpConnection(asyncio.Protocol):
     """`codec` is set before bytes come: at once, or by `on_made` when the transport's TLS says which (ALPN)."""
 
     __slots__ = (
-        "_eof_written", "_linger", "_on_lost", "_on_made", "_on_turn", "_reading_paused", "_scheduled", "_turn",
-        "codec", "context", "loop", "lost", "reads", "secured", "seen", "served", "transport",
+        "_eof_written", "_large_bytes", "_linger", "_on_lost", "_on_made", "_on_turn", "_reading_paused", "_scheduled",
+        "_turn", "codec", "context", "loop", "lost", "reads", "secured", "seen", "served", "transport",
     )  # fmt: skip
 
     codec: Codec
@@ -87,6 +89,7 @@ class HttpConnection(asyncio.Protocol):
         self._scheduled = False
         self._reading_paused = False
         self._eof_written = False
+        self._large_bytes = 0
         self._linger: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -156,7 +159,13 @@ class HttpConnection(asyncio.Protocol):
             out.clear()
             return
         if out:
-            self.transport.write(out[0] if len(out) == 1 else b"".join(out))
+            if len(out) == 1:
+                self.transport.write(out[0])
+            elif self._large_bytes >= WRITE_FROM_BYTES:
+                self.transport.writelines(out)
+            else:
+                self.transport.write(b"".join(out))
+            self._large_bytes = 0
             out.clear()
         if codec.closing:
             self._close()
@@ -164,6 +173,12 @@ class HttpConnection(asyncio.Protocol):
             self._hold(codec.reading_held)
         elif codec.half_close and not self._eof_written:
             self._write_eof()
+
+    def large(self, size: int) -> None:
+        """A piece of at least `LARGE_BYTES` has been put into the codec."""
+        self._large_bytes += size
+        if self._large_bytes >= WRITE_FROM_BYTES:
+            self.flush()
 
     def _hold(self, held: bool) -> None:
         self._reading_paused = held

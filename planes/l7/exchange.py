@@ -154,7 +154,7 @@ class Exchange:
             self._forget_long()
         open_ = stream.send_data(data)
         if size >= LARGE_BYTES:
-            attempt.connection.flush()  # type: ignore[union-attr]
+            attempt.connection.large(size)  # type: ignore[union-attr]
         if not open_:
             self._brake()
 
@@ -270,7 +270,7 @@ class Exchange:
         self.response_bytes += size
         open_ = self.stream.send_data(data)
         if size >= LARGE_BYTES:
-            self.connection.flush()
+            self.connection.large(size)
         if not open_ and attempt.stream is not None:
             attempt.stream.hold()
 

@@ -20,13 +20,14 @@ from planes.mesh.hbone_stream import Breach, Event, Limits
 from testbed.errors import Bug
 
 SERVER_LIMITS = Limits(
-    stream_window_bytes=256 << 10, connection_window_bytes=4 << 20, max_frame_bytes=16 << 10,
+    stream_window_bytes=256 << 10, connection_window_bytes=4 << 20, max_frame_bytes=256 << 10,
     max_concurrent_streams=256, max_header_list_bytes=64 << 10, extended_connect=True,
 )  # fmt: skip
 """What a proxy may have to keep is the streams' windows: 64 MiB from a peer that uses them all against a stalled
-upstream. Envoy's header limit is 60 KiB (facts/envoy), ours the next round number."""
+upstream, and what busy streams are given beyond (`http2_connection.GROWN_TOTAL_BYTES`). DATA is handed on as it comes,
+so a long frame needs no room of its own. Envoy's header limit is 60 KiB (facts/envoy), ours the next round number."""
 CLIENT_LIMITS = Limits(
-    stream_window_bytes=256 << 10, connection_window_bytes=4 << 20, max_frame_bytes=16 << 10,
+    stream_window_bytes=256 << 10, connection_window_bytes=4 << 20, max_frame_bytes=256 << 10,
     max_header_list_bytes=64 << 10,
 )  # fmt: skip
 STREAMS_BEFORE_SETTINGS = 100

@@ -20,6 +20,12 @@ DRAIN_PING = b"draining"
 REFLEX_LIMIT = 10_000
 """Pieces of output that a peer may cause while it takes none: acknowledgements, refusals (CVE-2019-9512, -9515)."""
 
+GROWN_WINDOW_BYTES = 1 << 20
+"""The window of a stream whose sink has taken the first one as fast as it came: its sender no longer waits for each
+WINDOW_UPDATE, and there are fewer of them."""
+GROWN_TOTAL_BYTES = 16 << 20
+"""Of a connection's grown windows together."""
+
 KNOWN_BLOCK_BYTES = 48
 _KNOWN_BLOCKS = 64
 
@@ -121,11 +127,26 @@ class L7Connection(Http2Connection):
     def credit(self, stream: L7Stream, size: int) -> None:
         """Window of the stream alone; the connection's was given back at once, lest one held stream stop the rest."""
         stream.unreleased += size
-        if stream.unreleased >= self._half_stream and not stream.received_end and stream.id in self.streams:
+        if stream.unreleased >= stream.window >> 1 and not stream.received_end and stream.id in self.streams:
             self.stir()
-            stream.receive_window += stream.unreleased
-            self.out.append(frames.window_update(stream.id, stream.unreleased))
-            stream.unreleased = 0
+            self._give(stream)
+
+    def _give(self, stream: L7Stream, more: int = 0) -> None:
+        size = stream.unreleased + more
+        stream.receive_window += size
+        stream.unreleased = 0
+        self.out.append(frames.window_update(stream.id, size))
+
+    def _growth(self, stream: L7Stream) -> int:
+        """By how much the window of a stream whose sink keeps up may grow."""
+        first = self.limits.stream_window_bytes
+        more = GROWN_WINDOW_BYTES - first
+        if stream.window > first or more <= 0:
+            return 0
+        if sum(s.window - first for s in self.streams.values()) + more > GROWN_TOTAL_BYTES:
+            return 0
+        stream.window = GROWN_WINDOW_BYTES
+        return more
 
     def answered_one(self) -> None:
         """Resets before the answer are a flood only in proportion to what is answered."""
@@ -201,9 +222,11 @@ class L7Connection(Http2Connection):
         stream.sink.data(data)
         if stream.held:
             stream.withheld += size
-            self._release_connection(size)
         else:
-            self.release(stream, size)
+            stream.unreleased += size
+            if stream.unreleased >= stream.window >> 1 and not stream.received_end and stream.id in self.streams:
+                self._give(stream, self._growth(stream))
+        self._release_connection(size)
 
     def _end_received(self, stream: L7Stream, events: list[Event]) -> None:  # type: ignore[override]
         if stream.id in self.streams:

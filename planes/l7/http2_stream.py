@@ -18,7 +18,7 @@ _CODES = {name: code for code, name in enumerate(frames.ERROR_NAMES) if code != 
 
 
 class L7Stream(Stream):
-    __slots__ = ("connection", "expected", "held", "tail", "trailers", "tunnel", "waits", "withheld")
+    __slots__ = ("connection", "expected", "held", "tail", "trailers", "tunnel", "waits", "window", "withheld")
 
     sink: codec.Sink
     connection: L7Connection
@@ -26,6 +26,8 @@ class L7Stream(Stream):
     def __init__(self, connection: L7Connection, number: int) -> None:
         super().__init__(number, connection.peer_initial_window, connection.limits.stream_window_bytes)
         self.connection = connection
+        self.window = connection.limits.stream_window_bytes
+        """What the peer may have under way; grows with a sink that keeps up."""
         self.expected: int | None = None
         """Bytes of body that content-length still announces."""
         self.held = False
