@@ -75,7 +75,9 @@ class StreamTransport(asyncio.Transport):
         session.schedule()
 
     def writelines(self, parts: Any) -> None:
-        self.write(b"".join(parts))
+        """A frame each: for pieces that are too long to be copied into one."""
+        for part in parts:
+            self.write(part)
 
     def write_eof(self) -> None:
         if not self._over:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from planes.mesh import net
+from planes.mesh import allocator, net
 from testbed.errors import TestbedError
 
 
@@ -54,6 +54,7 @@ def main(name: str, make: Callable[[asyncio.AbstractEventLoop, Path], Program], 
     if len(arguments) != 2 or arguments[0] != "--config":
         print(f"usage: python -m planes.{name} --config <folder>/config.json", file=sys.stderr)
         return 2
+    allocator.keep_freed()
     loop = net.new_loop()
     asyncio.set_event_loop(loop)
 
