@@ -27,9 +27,11 @@ from testbed.bench.proxy import (
     CLIENT_URI,
     SERVER_URI,
     TRUST_DOMAIN,
+    Rows,
     cpu_s,
     envoy_binary,
     pss_mb,
+    table,
     wait_for_port,
     write_certificates,
 )
@@ -351,17 +353,16 @@ def run(
     return readings
 
 
-def table(readings: list[Reading]) -> str:
-    """Medians per role and process, ours beside Envoy's, with the ratio."""
-    rows: dict[tuple[str, str], dict[str, float]] = {}
+def rows(readings: list[Reading]) -> Rows:
+    """Per role and process, in the order of `ROLES`."""
+    found: Rows = {}
 
-    def add(role: str, quantity: str, values: Callable[[Reading], float]) -> None:
-        for implementation in {r.implementation for r in readings}:
-            chosen = [values(r) for r in readings if r.role == role and r.implementation == implementation]
-            if chosen:
-                rows.setdefault((role, quantity), {})[implementation] = statistics.median(chosen)
+    def add(role: str, quantity: str, value: Callable[[Reading], float]) -> None:
+        for reading in readings:
+            if reading.role == role:
+                found.setdefault((role, quantity), {}).setdefault(reading.implementation, []).append(value(reading))
 
-    for role in dict.fromkeys(r.role for r in readings):
+    for role in (role for role in ROLES if any(r.role == role for r in readings)):
         add(role, "requests/s, saturated", lambda r: r.requests_per_s)
         for name in next(r for r in readings if r.role == role).us:
             add(role, f"{name}: CPU µs/request", lambda r, name=name: r.us[name])
@@ -369,14 +370,7 @@ def table(readings: list[Reading]) -> str:
             add(role, f"{name}: idle PSS MB", lambda r, name=name: r.pss_mb[name])
         add(role, f"added p50 at {OPEN_LOOP_PER_S}/s, ms", lambda r: r.added_p50_ms)
         add(role, "one request body, MB/s", lambda r: r.bulk_mb_per_s)
-    lines = ["| role | quantity | meshbed | envoy | ratio |", "|---|---|---:|---:|---:|"]
-    for (role, quantity), values in rows.items():
-        ours, theirs = values.get("meshbed"), values.get("envoy")
-        ratio = f"{ours / theirs:.2f}" if ours and theirs else ""
-        shown = [f"{v:,.3f}" if "ms" in quantity else f"{v:,.1f}" if v is not None else "" for v in (ours or 0, theirs)
-                 if v is not None]  # fmt: skip
-        lines.append(f"| {role} | {quantity} | {' | '.join(shown)}{' |' if len(shown) < 2 else ''} | {ratio} |")
-    return "\n".join(lines)
+    return found
 
 
 def serve(address: str, port: int) -> None:
@@ -392,7 +386,7 @@ def main(arguments: list[str]) -> None:
     rounds = int(arguments[0]) if arguments else 3
     roles = tuple(r for r in ROLES if not arguments[1:2] or arguments[1] in r)
     implementations = tuple(arguments[2].split(",")) if arguments[2:3] else ("meshbed", "envoy")
-    print(table(run(rounds=rounds, roles=roles, implementations=implementations)))
+    print(table(rows(run(rounds=rounds, roles=roles, implementations=implementations))))
 
 
 if __name__ == "__main__":

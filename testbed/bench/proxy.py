@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
-import os
 import random
 import signal
 import socket
@@ -27,7 +26,8 @@ from pathlib import Path
 TRUST_DOMAIN = "cluster.local"
 CLIENT_URI = f"spiffe://{TRUST_DOMAIN}/ns/default/sa/client"
 SERVER_URI = f"spiffe://{TRUST_DOMAIN}/ns/default/sa/server"
-_TICKS = os.sysconf("SC_CLK_TCK")
+_LISTEN = "0A"
+"""A socket's state in /proc/net/tcp."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,15 +150,18 @@ def pss_mb(pid: int) -> float:
 
 
 def wait_for_port(address: tuple[str, int], within_s: float = 15.0) -> None:
+    """Until somebody listens there. Asked of the kernel: a call would be a broken handshake in a proxy's log."""
+    host, port = address
+    wanted = {f"{int.from_bytes(socket.inet_aton(ip), sys.byteorder):08X}:{port:04X}" for ip in (host, "0.0.0.0")}
     give_up_s = time.monotonic() + within_s
     while True:
-        try:
-            socket.create_connection(address, timeout=1).close()
-            return
-        except OSError:
-            if time.monotonic() > give_up_s:
-                raise
-            time.sleep(0.05)
+        for line in Path("/proc/thread-self/net/tcp").read_text().splitlines()[1:]:
+            local, _, state = line.split()[1:4]
+            if state == _LISTEN and local in wanted:
+                return
+        if time.monotonic() > give_up_s:
+            raise TimeoutError(f"nobody listens on {host}:{port} after {within_s:g} s; its log above says why")
+        time.sleep(0.05)
 
 
 class Echo(asyncio.Protocol):
@@ -332,31 +335,51 @@ def run(*, rounds: int = 5, window_s: float = 2.0, connections: int = 16, size: 
     return readings
 
 
-def table(readings: list[Reading]) -> str:
-    """Medians per implementation, and the ratio of ours to Envoy's."""
-    columns = (
-        "requests_per_s", "outbound_us", "inbound_us", "outbound_pss_mb", "inbound_pss_mb", "bulk_gbit",
-        "outbound_bulk_us", "inbound_bulk_us",
-    )  # fmt: skip
-    names = sorted({r.implementation for r in readings}, key=lambda name: name != "meshbed")  # ours first
-    medians = {
-        n: [statistics.median(getattr(r, c) for r in readings if r.implementation == n) for c in columns] for n in names
-    }
-    lines = ["| " + " | ".join(("implementation", *columns)) + " |", "|" + "---|" * (len(columns) + 1)]
-    lines += [f"| {n} | " + " | ".join(f"{v:,.1f}" for v in medians[n]) + " |" for n in names]
-    if len(names) == 2:
-        pairs = zip(*medians.values(), strict=True)
-        lines.append("| ratio | " + " | ".join(f"{a / b:.2f}" for a, b in pairs) + " |")
+Rows = dict[tuple[str, str], dict[str, list[float]]]
+"""(role, quantity) → implementation → a value per round."""
+
+
+def rows(readings: list[Reading]) -> Rows:
+    found: Rows = {}
+    for quantity, value in (
+        ("requests/s, saturated", lambda r: r.requests_per_s),
+        ("out: CPU µs/request", lambda r: r.outbound_us),
+        ("out: CPU µs/MiB", lambda r: r.outbound_bulk_us),
+        ("out: idle PSS MB", lambda r: r.outbound_pss_mb),
+        ("in: CPU µs/request", lambda r: r.inbound_us),
+        ("in: CPU µs/MiB", lambda r: r.inbound_bulk_us),
+        ("in: idle PSS MB", lambda r: r.inbound_pss_mb),
+        ("one long stream, MB/s", lambda r: r.bulk_gbit * 125),
+    ):  # fmt: skip
+        for reading in readings:
+            found.setdefault(("ztunnel", quantity), {}).setdefault(reading.implementation, []).append(value(reading))
+    return found
+
+
+def table(found: Rows) -> str:
+    """Medians, ours beside Envoy's; the ratio of the medians, and between which the rounds' own ratios were."""
+    lines = ["| role | quantity | meshbed | envoy | ratio | rounds |", "|---|---|---:|---:|---:|---:|"]
+    for (role, quantity), values in found.items():
+        places = 3 if quantity.endswith("ms") else 1
+        medians = {name: statistics.median(held) for name, held in values.items()}
+        shown = [f"{medians[name]:,.{places}f}" if name in medians else "" for name in ("meshbed", "envoy")]
+        ratio = spread = ""
+        if medians.get("meshbed") and medians.get("envoy"):
+            ratio = f"{medians['meshbed'] / medians['envoy']:.2f}"
+            each = [a / b for a, b in zip(values["meshbed"], values["envoy"], strict=True) if b]
+            spread = f"{min(each):.2f}–{max(each):.2f}" if len(each) > 1 else ""
+        lines.append(f"| {role} | {quantity} | {' | '.join(shown)} | {ratio} | {spread} |")
     return "\n".join(lines)
 
 
 def main(arguments: list[str]) -> None:
     if arguments[:1] == ["echo"]:
         serve_echo(arguments[1], int(arguments[2]))
-    else:
-        rounds = int(arguments[0]) if arguments else 5
-        l7 = import_module("testbed.bench.l7")
-        print(f"ztunnel\n\n{table(run(rounds=rounds))}\n\nsidecar and waypoint\n\n{l7.table(l7.run(rounds=rounds))}")
+        return
+    rounds = int(arguments[0]) if arguments else 3
+    l7 = import_module("testbed.bench.l7")
+    print(f"{rounds} rounds of every role: some {10 + 45 * rounds} s", file=sys.stderr)
+    print(table(rows(run(rounds=rounds)) | l7.rows(l7.run(rounds=rounds))))
 
 
 if __name__ == "__main__":
