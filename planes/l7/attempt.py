@@ -68,8 +68,10 @@ class Attempt:
     def begin(self, connection: HttpConnection) -> None:
         exchange = self.exchange
         self.connection = connection
-        self.stream = connection.codec.open(exchange.place.outgoing(exchange), self)  # type: ignore[attr-defined]
-        exchange.sending(self)
+        request = exchange.place.outgoing(exchange)
+        self.stream = connection.codec.open(request, self)  # type: ignore[attr-defined]
+        if request.has_body or request.upgrade:
+            exchange.sending(self)
 
     def no_connection(self, reason: str) -> None:
         self._ended_badly(Cause.CONNECT, reason)
