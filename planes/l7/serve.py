@@ -8,6 +8,7 @@ import asyncio
 import dataclasses
 import hashlib
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -64,7 +65,7 @@ class Downstream:
         )  # fmt: skip
 
 
-class HttpSide(Ended):
+class HttpSide(Ended, ABC):
     """A `Place` of exchanges; subclasses decide."""
 
     reporter = "source"
@@ -100,15 +101,15 @@ class HttpSide(Ended):
 
     # -- what an exchange asks -----------------------------------------------------------------------------------------
 
-    def decide(self, exchange: Exchange) -> Decision:
-        raise NotImplementedError
+    @abstractmethod
+    def decide(self, exchange: Exchange) -> Decision: ...
 
-    def choose(self, exchange: Exchange) -> Upstream | None:
-        raise NotImplementedError
+    @abstractmethod
+    def choose(self, exchange: Exchange) -> Upstream | None: ...
 
+    @abstractmethod
     def described(self, exchange: Exchange) -> tuple[Peer, Peer, ServiceView | None]:
         """Source, destination and service, for metrics."""
-        raise NotImplementedError
 
     def draw(self) -> float:
         return self.program.draw()
