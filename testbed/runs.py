@@ -119,7 +119,7 @@ def run(
         if resume
         else Run.create(runnames.results_root(), experiment, plan, started=now)
     )
-    left = len(blocks) - len(store.whole_trials()) + len(set(experiment.planes) - {f.plane for f in store.findings()})
+    left = sweep.steps_left(experiment, store, blocks)
     with store as into, _steps(total=left) as (progress, say):
         for weakness in made_runtime.weaker():
             say(f"warning: {weakness}")

@@ -11,9 +11,13 @@ from collections.abc import Iterator
 import pytest
 
 from testbed.links.batch import BATCH, Batch, read_singly
+from testbed.links.delayline import Shape
 from testbed.links.devices import End, in_netns, make_pairs, set_up
+from testbed.links.direction import Direction
+from testbed.links.pacing import Pacer
 from testbed.links.prompt import open_device
 from testbed.links.scratch import ScratchLab
+from testbed.links.wireproc import Wire
 
 pytestmark = [
     pytest.mark.root,
@@ -107,3 +111,19 @@ def test_one_by_one_is_the_same(pair: tuple[socket.socket, ...]) -> None:
     assert [one for one, _ in first + second] == [frame(number) for number in range(3)]
     assert len(first) == 2
     assert all(before_ns <= stamp <= after_ns for _, stamp in first + second)
+
+
+def test_a_direction_holds_only_so_much(pair: tuple[socket.socket, ...]) -> None:
+    """What is over the limit is dropped and counted, so that no link can fill the memory."""
+    sender, receiver = pair
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        wire = Wire(listener, None, Pacer(), "normal")
+    direction = Direction(receiver, sender, "y")
+    direction.line.shape = Shape(delay_ns=10**9)
+    wire.held_limit = 2 * len(frame(0))
+    for _ in range(5):
+        sender.send(frame(0))
+    wire._read(direction, time.time_ns() - time.monotonic_ns(), BATCH)
+
+    assert (direction.received, len(direction.queue), direction.overflowed) == (5, 3, 2)
+    assert direction.held_bytes == 3 * len(frame(0))

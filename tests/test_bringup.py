@@ -54,3 +54,31 @@ def test_a_row_of_the_table_is_in_milliseconds() -> None:
         "| 100 | meshbed | 150 | 250 | 40 | 5 |",
         "| 100 | mininet | – | 2500 | 2000 | 5 |",
     ]
+
+
+MOUNTS = """
+22 1 254:0 / / rw - ext4 /dev/vda rw
+23 22 0:21 / /run rw,nosuid - tmpfs tmpfs rw
+24 22 0:22 / /dev/shm rw - tmpfs shm rw
+""".strip()
+
+
+def test_the_innermost_mount_says_what_a_folder_is_on() -> None:
+    """/running is not below /run."""
+    assert [bringup.filesystem(path, MOUNTS) for path in ("/run", "/run/labs", "/running", "/")] == [
+        "tmpfs",
+        "tmpfs",
+        "ext4",
+        "ext4",
+    ]
+
+
+def test_a_state_folder_that_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bench looks for memory only where nobody has said anything, and leaves the environment as it was."""
+    monkeypatch.setenv("MESHBED_STATE", "/asked/for")
+    with bringup.state_in_memory() as said:
+        assert (said, bringup.os.environ["MESHBED_STATE"]) == ("", "/asked/for")
+    monkeypatch.delenv("MESHBED_STATE")
+    with bringup.state_in_memory() as said:
+        assert bool(said) is ("MESHBED_STATE" in bringup.os.environ)
+    assert "MESHBED_STATE" not in bringup.os.environ

@@ -404,6 +404,7 @@ class TestChange:
 
             before = shown()
             load = Load(made, 2)
+            wait_for(lambda: load.answered > 0)  # `chain` waits for listeners only: no tunnel stands before
             write_certificates(tmp_path, URIS)
             made.chain.processes[0].send_signal(signal.SIGHUP)
             wait_for(lambda: shown() != before)

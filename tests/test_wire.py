@@ -70,6 +70,12 @@ def eventually(condition: Callable[[], bool], within_s: float = 10.0) -> bool:
     return condition()
 
 
+def stop(pid: int) -> None:
+    """Returns when it stands still: the signal itself takes a moment."""
+    os.kill(pid, signal.SIGSTOP)
+    assert eventually(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+
+
 @pytest.fixture
 def lab() -> Iterator[ScratchLab]:
     with ScratchLab(["a", "b", "c"]) as made:
@@ -245,6 +251,14 @@ def test_a_hung_wire_is_not_alive(lab: ScratchLab, wires: WireLinks, monkeypatch
         os.kill(pid, signal.SIGKILL)
 
 
+def test_a_link_its_process_does_not_know_is_not_alive(lab: ScratchLab, wires: WireLinks) -> None:
+    """As when another orchestrator took it away."""
+    live = wires.join(lab, [link("a", "b", 0, Impairment(delay_ms=1))])
+    live[0]._process.ask("detach", name="a--b")
+
+    assert dead_links(live) == ["a--b"]
+
+
 def test_a_stalled_wire_drops_what_became_old_and_recovers(lab: ScratchLab, wires: WireLinks) -> None:
     """Frames that waited unseen beyond the queue's depth are lost and counted, not delivered late; new ones pass."""
     live = wires.join(lab, [link("a", "b", 0, Impairment(delay_ms=1, queue_ms=50))])
@@ -254,7 +268,7 @@ def test_a_stalled_wire_drops_what_became_old_and_recovers(lab: ScratchLab, wire
     with receiver, sender:
         receiver.bind((live[0].link.b_address, 7001))
         receiver.settimeout(5)
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
         for _ in range(200):
             sender.sendto(b"old", (live[0].link.b_address, 7001))
         time.sleep(0.3)
@@ -267,21 +281,27 @@ def test_a_stalled_wire_drops_what_became_old_and_recovers(lab: ScratchLab, wire
 
 def test_a_short_stall_loses_nothing_and_is_told(lab: ScratchLab, wires: WireLinks) -> None:
     """A host that stands still for 80 ms delays frames, also beyond the queue's depth, and says by how much."""
-    live = wires.join(lab, [link("a", "b", 0, Impairment(delay_ms=1, queue_ms=5))])
+    live = wires.join(lab, [link("a", "b", 0, Impairment(delay_ms=1, queue_ms=20))])
     pid = wires.status()[0]["pid"]
-    sender = inside(lab, "a", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-    with sender:
-        os.kill(pid, signal.SIGSTOP)
-        for _ in range(2000):
-            sender.sendto(b"late", (live[0].link.b_address, 7001))
-        time.sleep(0.06)
-        os.kill(pid, signal.SIGCONT)
-        assert eventually(lambda: live[0].counters()["a_to_b"]["sent"] == 2000)
-    its = live[0].counters()["a_to_b"]
+    with inside(lab, "a", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender:
+        for _ in range(10):  # until this test itself was not held up
+            before = live[0].counters()["a_to_b"]
+            stop(pid)
+            start_s = time.monotonic()
+            for _ in range(1000):
+                sender.sendto(b"late", (live[0].link.b_address, 7001))
+            time.sleep(0.06)
+            os.kill(pid, signal.SIGCONT)
+            took_s = time.monotonic() - start_s
+            assert eventually(lambda seen=before["received"]: live[0].counters()["a_to_b"]["received"] == seen + 1000)
+            assert eventually(lambda: live[0].counters()["a_to_b"]["waiting"] == 0)
+            after = live[0].counters()["a_to_b"]
+            if took_s < 0.1:
+                break
 
-    assert its["received"] == 2000
-    assert its["stale"] == 0
-    assert 50_000 < its["latest_us"] < 105_000
+    assert took_s < 0.1
+    assert (after["sent"] - before["sent"], after["stale"] - before["stale"]) == (1000, 0)
+    assert after["latest_us"] > 50_000
 
 
 def offloads(lab: ScratchLab, node: str, name: str) -> set[bool]:
@@ -323,22 +343,25 @@ def test_nothing_but_what_is_sent_crosses_a_link(lab: ScratchLab, wires: WireLin
 
 
 def test_a_super_frame_takes_the_line_for_as_long_as_its_frames(lab: ScratchLab, wires: WireLinks) -> None:
-    """50 times 64 segments of 200 bytes at 1 Gbit/s: a fifth of the line's time is headers."""
+    """200 times 64 segments of 200 bytes at 1 Gbit/s: a sixth of the line's time is headers."""
     live = wires.join(lab, [link("a", "b", 0, Impairment(rate_mbit=1000, queue_ms=500))])
     receiver = inside(lab, "b", lambda: oneway._receiver(live[0].link.b_address))
     sender = inside(lab, "a", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     with receiver, sender:
         sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 200)
-        for number in range(50):
-            block = b"".join((number * 64 + segment).to_bytes(8, "little") + bytes(192) for segment in range(64))
-            sender.sendto(block, (live[0].link.b_address, oneway.PORT))
-        assert eventually(lambda: live[0].counters()["a_to_b"]["sent"] >= 50)
-        time.sleep(0.05)
-        arrived_ns = sorted(oneway._arrivals(receiver).values())
+        took_ns = []
+        for _ in range(3):  # a first frame that was held up makes the time shorter
+            before = live[0].counters()["a_to_b"]
+            for number in range(200):
+                block = b"".join((number * 64 + segment).to_bytes(8, "little") + bytes(192) for segment in range(64))
+                sender.sendto(block, (live[0].link.b_address, oneway.PORT))
+            assert eventually(lambda seen=before["sent"]: live[0].counters()["a_to_b"]["sent"] == seen + 200)
+            time.sleep(0.05)
+            arrived_ns = sorted(oneway._arrivals(receiver).values())
+            assert len(arrived_ns) == 200 * 64
+            took_ns.append(arrived_ns[-1] - arrived_ns[0])
 
-    assert len(arrived_ns) == 3200
-    assert live[0].counters()["a_to_b"]["received"] == 50
-    assert arrived_ns[-1] - arrived_ns[0] >= 49 * 64 * 242 * 8 * 0.98
+    assert max(took_ns) >= 0.93 * 199 * 64 * 242 * 8  # without the headers it would be 0.83
 
 
 def test_more_than_a_wire_may_hold_passes_in_time(lab: ScratchLab, wires: WireLinks) -> None:

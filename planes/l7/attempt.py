@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from planes.l7.codec import ClientStream
 from planes.l7.connection import HttpConnection
-from planes.l7.message import Fields, Response
+from planes.l7.decision import Decision
+from planes.l7.message import Fields, Request, Response
 from planes.l7.retry import Failure
-
-if TYPE_CHECKING:
-    from planes.l7.exchange import Exchange
-    from planes.l7.upstream import Upstream
+from planes.l7.upstream import Upstream
 
 
 class Cause(Enum):
@@ -28,10 +26,34 @@ class Cause(Enum):
     """Its own limit of time."""
 
 
+class Side(Protocol):
+    """Where the asker's request came in."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def outgoing(self, exchange: Any) -> Request: ...
+
+
+class Asker(Protocol):
+    """Whose request is tried, an exchange's: it is told what comes of it."""
+
+    decision: Decision
+
+    @property
+    def place(self) -> Side: ...
+    def sending(self, attempt: Attempt) -> None: ...
+    def interim(self, response: Response) -> None: ...
+    def answered(self, attempt: Attempt, response: Response) -> None: ...
+    def answer_data(self, attempt: Attempt, data: bytes | memoryview) -> None: ...
+    def answer_ended(self, trailers: Fields) -> None: ...
+    def attempt_failed(self, cause: Cause, reason: str) -> None: ...
+    def release(self) -> None: ...
+
+
 class Attempt:
     __slots__ = ("_timer", "connection", "exchange", "over", "stream", "upstream")
 
-    def __init__(self, exchange: Exchange, upstream: Upstream) -> None:
+    def __init__(self, exchange: Asker, upstream: Upstream) -> None:
         self.exchange = exchange
         self.upstream = upstream
         self.stream: ClientStream | None = None
@@ -68,8 +90,10 @@ class Attempt:
     def begin(self, connection: HttpConnection) -> None:
         exchange = self.exchange
         self.connection = connection
-        self.stream = connection.codec.open(exchange.place.outgoing(exchange), self)  # type: ignore[attr-defined]
-        exchange.sending(self)
+        request = exchange.place.outgoing(exchange)
+        self.stream = connection.codec.open(request, self)  # type: ignore[attr-defined]
+        if request.has_body or request.upgrade:
+            exchange.sending(self)
 
     def no_connection(self, reason: str) -> None:
         self._ended_badly(Cause.CONNECT, reason)

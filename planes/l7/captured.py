@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from planes.l7 import telemetry
 from planes.l7.dial import Security, Way
-from planes.mesh import net
 from planes.mesh.metrics import Meter, Peer, Reporter
 from planes.mesh.relay import Endpoint, Pipe, join
 from planes.mesh.route import Flag
@@ -20,26 +18,6 @@ from planes.mesh.view import ServiceView
 if TYPE_CHECKING:
     from planes.l7.program import L7Program
     from planes.l7.serve import Downstream
-
-
-def original_destination(transport: asyncio.BaseTransport, fixed: tuple[str, int] | None) -> tuple[str, int]:
-    """Before redirection; for a direct call to the proxy's port, that port."""
-    if fixed is not None:
-        return fixed
-    held = transport.get_extra_info("socket")
-    # The event loop's wrapper has getsockopt only in part; the descriptor is enough.
-    sock = socket.socket(fileno=socket.dup(held.fileno()))
-    try:
-        return destination_of(sock)
-    finally:
-        sock.close()
-
-
-def destination_of(sock: socket.socket) -> tuple[str, int]:
-    try:
-        return net.original_destination(sock)
-    except OSError:
-        return sock.getsockname()[:2]
 
 
 def captured(

@@ -1,7 +1,6 @@
 """One HTTP connection: a codec driven over a transport, either role, whatever lies beneath (socket, TLS, a tunnel).
 
-All that a codec puts out in one turn of the event loop leaves in one write, at the turn's end: written sooner, it would
-wake its reader sooner, and fewer messages would share a turn (measured: a tenth more CPU per request, saturated).
+All that a codec puts out in one turn of the event loop leaves in one write, at the turn's end (`mesh.turn`).
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable
-from weakref import WeakKeyDictionary
 
 from planes.l7.codec import Codec
-from planes.mesh import net
+from planes.mesh import net, turn
 
 HIGH_WATER_BYTES = 512 << 10
 LARGE_BYTES = 16 << 10
@@ -29,31 +27,6 @@ WRITE_FROM_BYTES = 128 << 10
 LINGER_S = 1.0
 """How long a server that has said its last word reads on: closing at once would turn unread bytes of the client into a
 RST, which may destroy the answer on its way (RFC 9112 9.6). Envoy's delayed_close_timeout."""
-
-
-class _Turn:
-    """An event loop's connections with something to write: one callback serves them all."""
-
-    __slots__ = ("due",)
-
-    def __init__(self) -> None:
-        self.due: list[HttpConnection] = []
-
-    def add(self, connection: HttpConnection) -> None:
-        if not self.due:
-            connection.loop.call_soon(self._end)
-        self.due.append(connection)
-
-    def _end(self) -> None:
-        due, self.due = self.due, []
-        for connection in due:
-            try:
-                connection.flush()
-            except Exception as error:  # a bug of ours; the other connections are owed their bytes
-                connection.complain(error)
-
-
-_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, _Turn] = WeakKeyDictionary()
 
 
 class HttpConnection(asyncio.Protocol):
@@ -89,10 +62,7 @@ class HttpConnection(asyncio.Protocol):
         self.seen: tuple[int, float] = (-1, 0.0)
         """(reads, when) at the last look for idleness."""
         self._on_made, self._on_turn, self._on_lost = on_made, on_turn, on_lost
-        turn = _turns.get(loop)
-        if turn is None:
-            turn = _turns[loop] = _Turn()
-        self._turn = turn
+        self._turn = turn.of(loop)
         self._scheduled = False
         self._reading_paused = False
         self._eof_written = False

@@ -19,7 +19,7 @@ from planes.l7.http1 import Http1Client
 from planes.l7.http2 import Http2Client
 from planes.l7.stream_transport import StreamTransport
 from planes.l7.upstream import Upstream
-from planes.mesh import frames, net, tls
+from planes.mesh import ask, net, tls
 from planes.mesh.pool import Pool, PoolKey
 from planes.mesh.session import HboneSession
 from testbed.model.traffic import TrafficPolicy
@@ -147,14 +147,8 @@ class Dialler:
             source_identity=self.contexts.uri, expected=way.expected, destination=way.tunnel, source_ip=""
         )
         session = await self._tunnels.checkout(key, lambda: self._open_session(way), self.loop.time)
-        fields = [(b":method", b"CONNECT"), (b":authority", way.authority.encode())]
-        if baggage := self._baggage():
-            fields.append((b"baggage", baggage.encode()))
-        stream = session.connection.open(frames.encode_fields(fields))
+        stream, answer = ask.ask(session, ask.block(way.authority, self._baggage()))
         transport = StreamTransport(session, stream, {"peername": way.tunnel, "peer_uris": session.peer_uris})
-        answer: asyncio.Future[int] = self.loop.create_future()
-        session.answers[stream.id] = lambda status, _: answer.done() or answer.set_result(status)
-        session.schedule()
         try:
             async with asyncio.timeout(limit_s):
                 status = await answer
@@ -169,20 +163,10 @@ class Dialler:
         return protocol
 
     async def _open_session(self, way: Way) -> HboneSession:
-        def made() -> HboneSession:
-            return HboneSession(
-                self.loop, client=True, refusal_of=lambda uris: tls.client_refusal(uris, way.expected),
-                on_closed=self.sessions.discard,
-            )  # fmt: skip
-
-        session = await net.connect(self.loop, made, net.upstream(way.tunnel), way.tunnel, self.contexts.client)
-        assert isinstance(session, HboneSession)
-        if session.refusal is not None:
-            raise ConnectionError(f"tls: {session.refusal}")
-        async with asyncio.timeout(net.CONNECT_TIMEOUT_S):
-            await session.settings_seen
-        self.sessions.add(session)
-        return session
+        return await ask.open_session(
+            self.loop, net.upstream(way.tunnel), way.tunnel, self.contexts.client, expected=way.expected,
+            sessions=self.sessions,
+        )  # fmt: skip
 
     # -- housekeeping --------------------------------------------------------------------------------------------------
 

@@ -214,10 +214,7 @@ class Exchange:
     # -- the response's side, told by the attempt ----------------------------------------------------------------------
 
     def sending(self, attempt: Attempt) -> None:
-        """The attempt has its stream: what is there of the body follows the head."""
-        request = self.request
-        if not request.has_body and not request.upgrade:
-            return
+        """The attempt has its stream: what is there of the body, or of an upgrade's bytes, follows the head."""
         stream = attempt.stream
         assert stream is not None
         open_ = True
@@ -245,7 +242,8 @@ class Exchange:
         if self._kept is not None:
             self._kept = None
         self._replayable = False
-        response = self.place.incoming(self, response)
+        if self.decision.response_edits:
+            response = self.place.incoming(self, response)
         self.response = response
         self.status = response.status
         self.stream.send_head(response)
@@ -285,8 +283,9 @@ class Exchange:
         for name, value in trailers:
             if name == b"grpc-status":
                 self.grpc_status = value
-        if not self.grpc_status and self.response is not None:
-            self.grpc_status = field(self.response.fields, b"grpc-status") or b""
+        response = self.response
+        if response is not None and not response.has_body and not self.grpc_status:  # gRPC's "trailers only"
+            self.grpc_status = field(response.fields, b"grpc-status") or b""
         if not self.request_done and self._attempt is not None:
             self._attempt.give_up("CANCEL")  # an early answer: the rest of the request has lost its purpose
         self._finish()

@@ -7,6 +7,7 @@ a pipelining peer, since `reading_held` is then set).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from planes.l7.codec import Breach, Sink
@@ -111,7 +112,7 @@ class Http1Stream:
             self._connection.set_held(False)
 
 
-class Http1Connection:
+class Http1Connection(ABC):
     """The common half of `Http1Server` and `Http1Client`; each has `_run`, `message_sent`, `_on_breach`."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
@@ -165,15 +166,15 @@ class Http1Connection:
         self.receive(rest)
         self._wake()
 
-    def _run(self, data: bytes) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _run(self, data: bytes) -> None: ...
 
-    def _on_breach(self, breach: Breach) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _on_breach(self, breach: Breach) -> None: ...
 
+    @abstractmethod
     def message_sent(self, stream: Http1Stream) -> None:
         """`stream` has sent its whole message."""
-        raise NotImplementedError
 
     def fail(self) -> None:
         """The current exchange, and so the connection, ends by our own will; its sink hears nothing."""

@@ -60,6 +60,7 @@ _REPEATED_MAX_BYTES = 160
 _ordinary_lines: dict[bytes, tuple[bytes, bytes]] = {}
 _special_lines: dict[bytes, tuple[bytes, bytes]] = {}
 _names: dict[bytes, bytes] = {}
+_request_lines: dict[bytes, tuple[bytes, bytes, str]] = {}
 _status_lines: dict[bytes, tuple[int, str]] = {}
 _authorities: dict[bytes, bool] = {}
 _connections: dict[bytes, tuple[bool, bool, bool, frozenset[bytes]]] = {}
@@ -85,20 +86,27 @@ def _name(spelt: bytes) -> bytes:
     return _remember(_names, spelt, lower) if len(spelt) < 64 else lower
 
 
-def read_fields(lines: list[bytes]) -> tuple[Fields, Fields]:
-    """Field lines of a text already free of control characters: those that pass, and those with a meaning for HTTP/1
-    itself (Content-Length is in both)."""
+def read_fields(lines: list[bytes], text: bytes | None = None) -> tuple[Fields, Fields]:
+    """Field lines: those that pass, and those with a meaning for HTTP/1 itself (Content-Length is in both).
+
+    `text`: where `lines` and a start line come from, if its control characters have not been looked for yet. That is
+    done once a line is met that is not remembered.
+    """
     if len(lines) > FIELDS_MAX:
         raise Breach(431, f"more than {FIELDS_MAX} fields")
     fields: Fields = []
     special: Fields = []
+    ordinary = _ordinary_lines.get
     for line in lines:
-        read = _ordinary_lines.get(line)
+        read = ordinary(line)
         if read is not None:
             fields.append(read)
             continue
         read = _special_lines.get(line)
         if read is None:
+            if text is not None:
+                check_controls(text, len(lines))
+                text = None
             name, colon, value = line.partition(b":")
             if not colon:
                 raise Breach(400, "folded field line" if line[:1] in (b" ", b"\t") else "field line without a colon")
@@ -119,11 +127,16 @@ def read_fields(lines: list[bytes]) -> tuple[Fields, Fields]:
     return fields, special
 
 
+def check_controls(text: bytes, line_ends: int) -> None:
+    """Raises Breach unless that many CRLF are the only controls in it, tabs apart."""
+    if len(text.translate(None, _TEXT)) != 2 * line_ends:
+        raise Breach(400, "bare CR or LF, NUL or another control character")
+
+
 def split_lines(text: bytes) -> list[bytes]:
     """Raises Breach unless CRLF are the only controls in it, tabs apart."""
     lines = text.split(b"\r\n")
-    if len(text.translate(None, _TEXT)) != 2 * (len(lines) - 1):
-        raise Breach(400, "bare CR or LF, NUL or another control character")
+    check_controls(text, len(lines) - 1)
     return lines
 
 
@@ -175,21 +188,16 @@ def check_authority(authority: bytes, *, port_needed: bool = False) -> None:
 
 def read_request(head: bytes, scheme: bytes) -> tuple[Request, bool]:
     """A request's head without its last CRLF CRLF; and whether the connection ends with this exchange."""
-    lines = split_lines(head)
-    start = lines[0]
-    if len(start) > START_LINE_MAX_BYTES:
-        raise Breach(414, "request line too long")
-    words = start.split(b" ")
-    if len(words) != 3:
-        raise Breach(400, "request line is not three words")
-    method, target, version = words
-    if method not in _METHODS and (not method or method.translate(None, TCHAR)):
-        raise Breach(400, "invalid method")
-    minor = "1.1" if version == b"HTTP/1.1" else _minor(version)
-    if not target or target.translate(None, _TARGET):
-        raise Breach(400, "invalid character in the request target")
-    del lines[0]
-    fields, special = read_fields(lines)
+    lines = head.split(b"\r\n")
+    start = lines.pop(0)
+    known = _request_lines.get(start)
+    if known is None:
+        check_controls(head, len(lines))
+        known = _read_request_line(start)
+        fields, special = read_fields(lines)
+    else:
+        fields, special = read_fields(lines, head)
+    method, target, minor = known
 
     host = content_length = coding = None
     connection = upgrade = te = expect = b""
@@ -256,6 +264,23 @@ def read_request(head: bytes, scheme: bytes) -> tuple[Request, bool]:
     return request, close
 
 
+def _read_request_line(start: bytes) -> tuple[bytes, bytes, str]:
+    """Method, target and version."""
+    if len(start) > START_LINE_MAX_BYTES:
+        raise Breach(414, "request line too long")
+    words = start.split(b" ")
+    if len(words) != 3:
+        raise Breach(400, "request line is not three words")
+    method, target, version = words
+    if method not in _METHODS and (not method or method.translate(None, TCHAR)):
+        raise Breach(400, "invalid method")
+    minor = "1.1" if version == b"HTTP/1.1" else _minor(version)
+    if not target or target.translate(None, _TARGET):
+        raise Breach(400, "invalid character in the request target")
+    read = (method, target, minor)
+    return _remember(_request_lines, start, read) if len(start) <= _REPEATED_MAX_BYTES else read
+
+
 def _minor(version: bytes) -> str:
     match = _VERSION.fullmatch(version)
     if match is None:
@@ -288,10 +313,16 @@ def _other_form(method: bytes, target: bytes, scheme: bytes, host: bytes) -> tup
 def read_response(head: bytes, method: bytes) -> tuple[Response, bool, bool]:
     """The head of a response to a request of `method`, without its last CRLF CRLF; whether its body is chunked; and
     whether the connection ends with it. A body neither chunked nor with a length lasts until the connection's end."""
-    lines = split_lines(head)
-    status, minor = _status_lines.get(lines[0]) or _status(lines[0])
-    del lines[0]
-    fields, special = read_fields(lines)
+    lines = head.split(b"\r\n")
+    start = lines.pop(0)
+    known = _status_lines.get(start)
+    if known is None:
+        check_controls(head, len(lines))
+        known = _status(start)
+        fields, special = read_fields(lines)
+    else:
+        fields, special = read_fields(lines, head)
+    status, minor = known
     content_length = coding = None
     connection = upgrade = b""
     for name, value in special:

@@ -59,7 +59,9 @@ class Http1ServerStream(Http1Stream):
         if status < 200:
             self._send_interim(response)
             return
-        close = connection.ends_with(self, continued=self._continued)
+        close = connection.last or connection._draining or (
+            request.expects_continue and connection.ends_with(self, continued=self._continued)
+        )  # fmt: skip
         chunked = request.version != "1.0"
         tunnel = request.method == b"CONNECT" and status < 300
         silent = request.method == b"HEAD" or status == 204 or status == 304
@@ -268,7 +270,13 @@ class Http1Server(Http1Connection):
             return
         stream.over = True
         self.active = 0
-        if self.last or self._draining or stream._sending == SEND_UNTIL_CLOSE:
+        if self._state == WAIT and not (
+            self.last or self._draining or self._rest or self._eof or self.reading_held or self.write_blocked
+        ) and stream._sending != SEND_UNTIL_CLOSE:  # fmt: skip
+            self._stream = None  # as `_next` does it when nothing waits
+            self._held = False
+            self._state = HEAD
+        elif self.last or self._draining or stream._sending == SEND_UNTIL_CLOSE:
             self._die()
             self._changed()
         elif self._state == WAIT:

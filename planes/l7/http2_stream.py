@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Protocol
 
 from planes.l7 import codec
 from planes.l7.http2_head import listed_response
 from planes.l7.message import Fields, Request, Response
 from planes.mesh import frames
-from planes.mesh.hbone_stream import Stream
+from planes.mesh.hbone_stream import Limits, Stream
 from testbed.errors import Bug
 
-if TYPE_CHECKING:
-    from planes.l7.http2_connection import L7Connection
-
 _CODES = {name: code for code, name in enumerate(frames.ERROR_NAMES) if code != frames.NO_ERROR}
+
+
+class Carrier(Protocol):
+    """What streams need of their connection."""
+
+    out: list[bytes | memoryview]
+    limits: Limits
+    streams: dict[int, L7Stream]
+    peer_initial_window: int
+    client: bool
+    write_blocked: bool
+    encode: Callable[[Fields], bytes]
+
+    def stir(self) -> None:
+        """Called just before `out` grows from nothing."""
+        ...
+
+    def send(self, stream: Stream, data: bytes | memoryview) -> bool: ...
+    def end(self, stream: Stream) -> None: ...
+    def reset(self, stream: Stream, code: int = ...) -> None: ...
+    def write_head(self, stream: L7Stream, block: bytes, *, end: bool) -> None: ...
+    def answered_one(self) -> None: ...
+    def credit(self, stream: L7Stream, size: int) -> None: ...
+    def retire(self) -> None:
+        """Called whenever a stream has gone."""
+        ...
 
 
 class L7Stream(Stream):
     __slots__ = ("connection", "expected", "held", "tail", "trailers", "tunnel", "waits", "window", "withheld")
 
     sink: codec.Sink
-    connection: L7Connection
+    connection: Carrier
 
-    def __init__(self, connection: L7Connection, number: int) -> None:
+    def __init__(self, connection: Carrier, number: int) -> None:
         super().__init__(number, connection.peer_initial_window, connection.limits.stream_window_bytes)
         self.connection = connection
         self.window = connection.limits.stream_window_bytes
@@ -89,7 +113,7 @@ class L7Stream(Stream):
 class L7ServerStream(L7Stream):
     __slots__ = ("upgraded",)
 
-    def __init__(self, connection: L7Connection, number: int, request: Request) -> None:
+    def __init__(self, connection: Carrier, number: int, request: Request) -> None:
         super().__init__(connection, number)
         self.upgraded = bool(request.upgrade)
         self.tunnel = self.upgraded or request.method == b"CONNECT"
@@ -124,7 +148,7 @@ class L7ClientStream(L7Stream):
 
     sink: codec.ResponseSink
 
-    def __init__(self, connection: L7Connection, number: int, request: Request, sink: codec.ResponseSink) -> None:
+    def __init__(self, connection: Carrier, number: int, request: Request, sink: codec.ResponseSink) -> None:
         super().__init__(connection, number)
         self.sink = sink
         self.upgrade = request.upgrade

@@ -9,6 +9,7 @@ import random
 import socket
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import IO
 
@@ -21,10 +22,9 @@ from planes.mesh import baggage, net, tls
 from planes.mesh.admin import Answer, OneShot
 from planes.mesh.metrics import Metrics
 from planes.mesh.view import MeshView, WorkloadView
+from planes.mesh.watch import watch
 from testbed.errors import TestbedError, UsageError
 
-WATCH_EVERY_S = 0.25
-HOUSEKEEPING_EVERY_S = 10.0
 DRAIN_AT_LEAST_S = 0.25
 """Handshakes and first bytes under way become connections that a drain knows of."""
 IDLE_GRACE_S = 1.0
@@ -47,7 +47,7 @@ class Ended:
         return False
 
 
-class L7Program:
+class L7Program(ABC):
     """One proxy. A role adds its listeners in `open`, as `Ended` parts."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, settings: Settings) -> None:
@@ -101,9 +101,10 @@ class L7Program:
     def listen(self, port: int) -> socket.socket:
         return net.listen(self.settings.address, port)
 
-    async def open(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def open(self) -> None: ...
 
+    @abstractmethod
     def reloaded(self) -> None:
         """A new view is in place."""
 
@@ -120,31 +121,20 @@ class L7Program:
                 sock = net.listen(address, port)
                 await net.serve(self.loop, lambda routes=routes: OneShot(routes), sock)
         await self.open()
-        self.spawn(self._watch())
+        self.spawn(
+            watch(self.loop, self._view_stamp, self._stamp, changed=self.reload_view, housekeep=self._housekeep)
+        )
         gc.collect()
         gc.freeze()  # what is here now lives as long as the process: the collector need not walk it again
         self.ready = True
 
     # -- reloads -------------------------------------------------------------------------------------------------------
 
-    async def _watch(self) -> None:
-        last_s = self.loop.time()
-        while True:
-            await asyncio.sleep(WATCH_EVERY_S)
-            try:
-                stamp = self._view_stamp()
-            except OSError:
-                stamp = self._stamp  # between unlink and rename
-            if stamp != self._stamp:
-                self._stamp = stamp
-                self.reload_view()
-            now_s = self.loop.time()
-            if now_s - last_s >= HOUSEKEEPING_EVERY_S:
-                last_s = now_s
-                self.reload_certificates()
-                self.dialler.expire()
-                for part in self.parts:
-                    part.sweep(now_s)
+    def _housekeep(self, now_s: float) -> None:
+        self.reload_certificates()
+        self.dialler.expire()
+        for part in self.parts:
+            part.sweep(now_s)
 
     def reload(self) -> None:
         """SIGHUP: whatever is in the files now."""

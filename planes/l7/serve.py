@@ -8,7 +8,10 @@ import asyncio
 import dataclasses
 import hashlib
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from planes.l7 import edit, telemetry
 from planes.l7.codec import ServerStream
@@ -45,6 +48,8 @@ class Downstream:
     workload: WorkloadView | None = None
     judge: Judge | None = None
     certificate_hash: str = ""
+    proved: tuple[bool, bytes | None] | None = None
+    """What requests are stamped with: whether the connection was TLS, the entry for x-forwarded-client-cert."""
     labels: dict[object, telemetry.Labels] = dataclasses.field(default_factory=dict)
     """By upstream (of gRPC: and True), so that the next request of this connection need not work them out."""
     upstreams: dict[bool, Upstream] = dataclasses.field(default_factory=dict)
@@ -60,7 +65,7 @@ class Downstream:
         )  # fmt: skip
 
 
-class HttpSide(Ended):
+class HttpSide(Ended, ABC):
     """A `Place` of exchanges; subclasses decide."""
 
     reporter = "source"
@@ -73,6 +78,8 @@ class HttpSide(Ended):
         self._members: Members | None = None
         """Of a side that balances: which endpoints there are."""
         self._done: list[Exchange] = []
+        self.exchange: Callable[[HttpConnection, ServerStream, Request], Exchange] = partial(Exchange, self)
+        """For every request; a partial, since a method in between costs as much as reading a field."""
 
     # -- connections ---------------------------------------------------------------------------------------------------
 
@@ -83,34 +90,26 @@ class HttpSide(Ended):
             connection.context = downstream
             self.connections.add(connection)
             if detected is Detected.HTTP2:
-                connection.codec = Http2Server(
-                    lambda stream, request: self.exchange(connection, stream, request), connection.wake
-                )
+                connection.codec = Http2Server(partial(self.exchange, connection), connection.wake)
                 connection.wake()
             else:
-                connection.codec = Http1Server(
-                    lambda stream, request: self.exchange(connection, stream, request), connection.wake,
-                    scheme=self.scheme,
-                )  # fmt: skip
+                connection.codec = Http1Server(partial(self.exchange, connection), connection.wake, scheme=self.scheme)
             if self.program.draining:
                 _last_call(connection)
 
         return HttpConnection(self.loop, on_made=made, on_lost=self.connections.discard)
 
-    def exchange(self, connection: HttpConnection, stream: ServerStream, request: Request) -> Exchange:
-        return Exchange(self, connection, stream, request)
-
     # -- what an exchange asks -----------------------------------------------------------------------------------------
 
-    def decide(self, exchange: Exchange) -> Decision:
-        raise NotImplementedError
+    @abstractmethod
+    def decide(self, exchange: Exchange) -> Decision: ...
 
-    def choose(self, exchange: Exchange) -> Upstream | None:
-        raise NotImplementedError
+    @abstractmethod
+    def choose(self, exchange: Exchange) -> Upstream | None: ...
 
+    @abstractmethod
     def described(self, exchange: Exchange) -> tuple[Peer, Peer, ServiceView | None]:
         """Source, destination and service, for metrics."""
-        raise NotImplementedError
 
     def draw(self) -> float:
         return self.program.draw()
@@ -135,18 +134,16 @@ class HttpSide(Ended):
             # By the first that connects, which need not be the first attempt: what a client wrote of itself is taken
             # off here. Later ones share request id and span.
             exchange.stamped = True
+            proved = downstream.proved
+            if proved is None:
+                proved = downstream.proved = (self.arrives_secured(downstream), self.client_certificate(downstream))
             request.fields = edit.stamp(
-                request.fields, secure=self.arrives_secured(downstream), random_bits=self.program.random_bits,
-                client_cert=self.client_certificate(downstream),
-            )  # fmt: skip
+                request.fields, secure=proved[0], random_bits=self.program.random_bits, client_cert=proved[1]
+            )
         fields = edit.with_attempt(request.fields, exchange.attempts, exchange.expected_s)  # a list of our own
         for change in decision.request_edits:
             fields = change.apply(fields)
-        return Request(
-            request.method, decision.authority or request.authority, decision.path or request.path, fields,
-            scheme=request.scheme, version=request.version, has_body=request.has_body,
-            content_length=request.content_length, upgrade=request.upgrade, expects_continue=request.expects_continue,
-        )  # fmt: skip
+        return request.edited(decision.authority or request.authority, decision.path or request.path, fields)
 
     def incoming(self, exchange: Exchange, response: Response) -> Response:
         edits = exchange.decision.response_edits

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from planes.mesh import configfile
 from planes.mesh.tls import KeyFiles
-from testbed.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,40 +64,26 @@ class Settings:
 
 
 def load(file: Path) -> Settings:
-    try:
-        raw = json.loads(file.read_text())
-    except (OSError, ValueError) as cause:
-        raise UsageError(f"{file}: {cause}; it must be the JSON that the deployer writes") from cause
-    folder = file.parent
+    raw, folder = configfile.read(file), file.parent
     options = dict(raw.get("options", {}))
     try:
-        namespace, _, name = options.pop("workload").partition("/")
         values: dict = {
             "name": raw["name"],
             "role": raw["role"],
             "folder": folder,
             "view": folder / raw["view"],
+            "workload": configfile.workload(options.pop("workload")),
             "l7": options.pop("l7"),
-            "workload": (namespace, name),
             "sidecars": frozenset(options.pop("sidecars", ())),
-            "identities": {
-                uri: KeyFiles(
-                    certificate=folder / files["certificate"], key=folder / files["key"], roots=folder / files["roots"]
-                )
-                for uri, files in raw["identities"].items()
-            },
+            "identities": configfile.identities(raw["identities"], folder),
         }
     except (KeyError, TypeError, AttributeError) as cause:
-        raise UsageError(f"{file}: key {cause} is missing or of the wrong shape") from cause
+        raise configfile.misshapen(file, cause) from cause
     if raw.get("keylog"):
         values["keylog"] = folder / raw["keylog"]
     if "ports" in options:
         options["ports"] = Ports(**options["ports"])
     if options.get("original_destination"):
-        address, port = options["original_destination"]
-        options["original_destination"] = (address, int(port))
-    unknown = sorted(set(options) - set(Settings.__dataclass_fields__))
-    if unknown:
-        known = ", ".join(sorted(Settings.__dataclass_fields__))
-        raise UsageError(f"{file}: options: unknown {', '.join(unknown)}; known: {known}")
+        options["original_destination"] = configfile.address(options["original_destination"])
+    configfile.refuse_unknown(file, options, Settings.__dataclass_fields__)
     return Settings(**values, **options)

@@ -126,6 +126,27 @@ def original_destination(sock: socket.socket) -> tuple[str, int]:
     return socket.inet_ntoa(raw[4:8]), struct.unpack_from(">H", raw, 2)[0]
 
 
+def destination_of(sock: socket.socket) -> tuple[str, int]:
+    """Before redirection; for a direct call to the proxy's port, that port."""
+    try:
+        return original_destination(sock)
+    except OSError:
+        return sock.getsockname()[:2]
+
+
+def captured_destination(transport: asyncio.BaseTransport, fixed: tuple[str, int] | None) -> tuple[str, int]:
+    """Where a captured connection was going, or `fixed`."""
+    if fixed is not None:
+        return fixed
+    held = transport.get_extra_info("socket")
+    # The event loop's wrapper has getsockopt only in part; the descriptor is enough.
+    sock = socket.socket(fileno=socket.dup(held.fileno()))
+    try:
+        return destination_of(sock)
+    finally:
+        sock.close()
+
+
 def new_loop() -> asyncio.AbstractEventLoop:
     """uvloop where it is installed, else asyncio with reads that malloc need not map and unmap each time."""
     try:

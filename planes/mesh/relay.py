@@ -8,6 +8,7 @@ grows beyond one read.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from planes.mesh import frames, net
@@ -18,7 +19,7 @@ from planes.mesh.session import HboneSession
 _EARLY_LIMIT_BYTES = 64 * 1024
 
 
-class Endpoint(asyncio.Protocol):
+class Endpoint(asyncio.Protocol, ABC):
     """A TCP side. Until it is joined, it holds back what it reads: at most one or two reads, then the kernel waits."""
 
     def __init__(self, on_made: Callable[[Endpoint], None] | None = None) -> None:
@@ -126,11 +127,11 @@ class Endpoint(asyncio.Protocol):
     def may_read(self) -> bool:
         return True
 
-    def forward(self, data: bytes) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def forward(self, data: bytes) -> None: ...
 
-    def forward_end(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def forward_end(self) -> None: ...
 
     def forward_loss(self) -> None: ...
 

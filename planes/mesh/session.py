@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from planes.mesh import frames, keepalive, tls
+from planes.mesh import frames, keepalive, tls, turn
 from planes.mesh.hbone import (
     ConnectionFailed,
     DataReceived,
@@ -63,6 +63,7 @@ class HboneSession(asyncio.Protocol):
         self._on_ready = on_ready
         self._on_closed = on_closed
         self.flush_scheduled = False
+        self._turn = turn.of(loop)
         self._timer: asyncio.TimerHandle | None = None
         self._ping_sent_s: float | None = None
 
@@ -111,7 +112,7 @@ class HboneSession(asyncio.Protocol):
                 self._handle(event)
         if connection.out and not self.flush_scheduled:
             self.flush_scheduled = True
-            self.loop.call_soon(self.flush)
+            self._turn.add(self)
 
     def pause_writing(self) -> None:
         self.write_blocked = True
@@ -147,7 +148,7 @@ class HboneSession(asyncio.Protocol):
         """Write what is queued at the end of this turn of the loop."""
         if not self.flush_scheduled:
             self.flush_scheduled = True
-            self.loop.call_soon(self.flush)
+            self._turn.add(self)
 
     def flush(self) -> None:
         self.flush_scheduled = False
@@ -158,6 +159,10 @@ class HboneSession(asyncio.Protocol):
             else:
                 self.transport.write(b"".join(out))
         out.clear()
+
+    def complain(self, error: Exception) -> None:
+        self.loop.call_exception_handler({"message": f"BUG: {self!r}", "exception": error})
+        self.abort()
 
     def write_through(self, stream: Stream, framed: memoryview) -> bool:
         """`framed`: room for a frame header, then payload. It leaves at once; False: it does not fit, use `send`."""

@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Callable
 
 from planes.l7.accept import Acceptor, Detecting, first_bytes
-from planes.l7.captured import destination_of, pipe_to
+from planes.l7.captured import pipe_to
 from planes.l7.clienthello import NotTls, read_client_hello
 from planes.l7.decision import Decision, Kind
 from planes.l7.detect import Detected
@@ -94,7 +94,7 @@ class Inbound(HttpSide):
     async def _accepted(self, sock: socket.socket) -> None:
         program = self.program
         try:
-            destination = program.settings.original_destination or destination_of(sock)
+            destination = program.settings.original_destination or net.destination_of(sock)
             port = destination[1]
             if port in program.settings.ports.own:
                 sock.close()

@@ -10,7 +10,7 @@ import asyncio
 import socket
 
 from planes.l7.accept import Detecting
-from planes.l7.captured import captured, discard, original_destination, pipe_to
+from planes.l7.captured import captured, discard, pipe_to
 from planes.l7.decision import Decision, Kind
 from planes.l7.detect import Detected
 from planes.l7.dial import Security, Way
@@ -47,7 +47,7 @@ class Outbound(HttpSide):
     def _captured(self, transport: asyncio.Transport) -> asyncio.Protocol | None:
         """The protocol that serves a connection just captured; its destination says which."""
         program = self.program
-        destination = original_destination(transport, program.settings.original_destination)
+        destination = net.captured_destination(transport, program.settings.original_destination)
         source = transport.get_extra_info("peername")[:2]
         ip, port = destination
         if port in program.settings.ports.own and (ip in program.local.addresses or ip.startswith("127.")):

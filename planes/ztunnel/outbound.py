@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import secrets
-import socket
 import ssl
 
-from planes.mesh import frames, net, tls
+from planes.mesh import ask, frames, net
 from planes.mesh.accesslog import Direction
 from planes.mesh.pool import PoolKey
 from planes.mesh.relay import Endpoint, Pipe, Tunnel, join
@@ -21,21 +19,6 @@ from planes.ztunnel.workload import WorkloadProxy
 CONNECT_HINT = "maybe a NetworkPolicy is blocking the HBONE port 15008"
 
 
-def original_destination(proxy: WorkloadProxy, endpoint: Endpoint) -> tuple[str, int]:
-    fixed = proxy.context.settings.original_destination
-    if fixed is not None:
-        return fixed
-    duplicate = endpoint.transport.get_extra_info("socket")
-    # The event loop's wrapper has getsockopt only in part; the descriptor is enough.
-    sock = socket.socket(fileno=socket.dup(duplicate.fileno()))
-    try:
-        return net.original_destination(sock)
-    except OSError:  # a direct call to the port: its "destination" is the port itself, which is illegal
-        return sock.getsockname()[:2]
-    finally:
-        sock.close()
-
-
 async def serve(proxy: WorkloadProxy, downstream: Tunnel) -> None:
     """The application's connect() has already succeeded; whatever fails from here on is seen by it as a close."""
     context = proxy.context
@@ -43,7 +26,7 @@ async def serve(proxy: WorkloadProxy, downstream: Tunnel) -> None:
     record = Record(direction=Direction.OUTBOUND, source=source, started_s=context.loop.time())
     proxy.endpoints.add(downstream)
     try:
-        destination = original_destination(proxy, downstream)
+        destination = net.captured_destination(downstream.transport, context.settings.original_destination)
         record.destination = destination
         refusal = _loop_refusal(proxy, destination)
         local = proxy.local
@@ -125,16 +108,12 @@ async def _hbone(
     session = await proxy.pool.checkout(key, lambda: _open_session(proxy, local, hop), context.loop.time)
     record.mtls = True
     record.destination_identity = next((u for u in session.peer_uris if u in hop.expected), "")
-    stream = session.connection.open(_connect_block(proxy, hop, record))
-    answer: asyncio.Future[int] = context.loop.create_future()
-    session.answers[stream.id] = lambda status, _: answer.done() or answer.set_result(status)
+    stream, answer = ask.ask(session, _connect_block(proxy, hop, record))
     downstream.join(session, stream)
-    stream.sink = downstream
     # A refusal may be followed by RST_STREAM in one read, and the reset is heard first: the status must win.
     downstream.stream_reset_early = lambda code: context.loop.call_soon(
         lambda: answer.done() or answer.set_result(-1 - code)
     )
-    session.schedule()
     status = await answer
     downstream.stream_reset_early = None
     if status != 200:
@@ -162,47 +141,17 @@ def _connect_block(proxy: WorkloadProxy, hop: OutboundHop, record: Record) -> by
     """facts/hbone 1.3, in ztunnel's order."""
     forwarded = f'for="{address(record.source)}"' + (f";host={hop.service.hostname}" if hop.service else "")
     record.trace = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
-    return _authority_block(hop.authority, proxy.context.decisions.baggage(proxy.namespace, proxy.name)) + (
+    return ask.block(hop.authority, proxy.context.decisions.baggage(proxy.namespace, proxy.name)) + (
         frames.encode_fields(((b"forwarded", forwarded.encode()), (b"traceparent", record.trace.encode())))
     )
 
 
-_blocks: dict[tuple[str, str], bytes] = {}
-
-
-def _authority_block(authority: str, baggage: str) -> bytes:
-    held = _blocks.get((authority, baggage))
-    if held is None:
-        if len(_blocks) > 1024:
-            _blocks.clear()
-        fields = [(b":method", b"CONNECT"), (b":authority", authority.encode())]
-        if baggage:
-            fields.append((b"baggage", baggage.encode()))
-        held = _blocks[authority, baggage] = frames.encode_fields(fields)
-    return held
-
-
 async def _open_session(proxy: WorkloadProxy, local: Local, hop: OutboundHop) -> HboneSession:
-    loop = proxy.context.loop
-    contexts = proxy.context.contexts(local.identity)
-
-    def made() -> HboneSession:
-        return HboneSession(
-            loop,
-            client=True,
-            refusal_of=lambda uris: tls.client_refusal(uris, hop.expected),
-            on_closed=proxy.sessions.discard,
-        )
-
+    context = proxy.context.contexts(local.identity).client
     try:
-        session = await net.connect(loop, made, proxy.upstream(hop.dial), hop.dial, contexts.client)
+        return await ask.open_session(
+            proxy.context.loop, proxy.upstream(hop.dial), hop.dial, context, expected=hop.expected,
+            sessions=proxy.sessions,
+        )  # fmt: skip
     except TimeoutError as cause:
         raise ConnectionError(f"connect to {hop.dial[0]}:{hop.dial[1]} timed out; {CONNECT_HINT}") from cause
-    assert isinstance(session, HboneSession)
-    if session.refusal is not None:
-        raise ConnectionError(f"tls: {session.refusal}")
-    # ztunnel knows the peer's stream limit before it pools; a refused client certificate shows here, too.
-    async with asyncio.timeout(net.CONNECT_TIMEOUT_S):
-        await session.settings_seen
-    proxy.sessions.add(session)
-    return session

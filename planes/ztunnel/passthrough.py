@@ -9,7 +9,6 @@ from planes.mesh import net
 from planes.mesh.accesslog import Direction
 from planes.mesh.relay import Endpoint, Pipe, join
 from planes.mesh.route import Flag
-from planes.ztunnel.outbound import original_destination
 from planes.ztunnel.telemetry import Record
 from planes.ztunnel.workload import LiveConnection, WorkloadProxy
 
@@ -23,7 +22,7 @@ async def serve(proxy: WorkloadProxy, downstream: Pipe) -> None:
     proxy.endpoints.add(downstream)
     live: LiveConnection | None = None
     try:
-        destination = original_destination(proxy, downstream)
+        destination = net.captured_destination(downstream.transport, context.settings.original_destination)
         record.destination = record.dialled = destination
         if destination[1] in context.settings.ports.illegal:
             refusal: tuple[str, Flag] | None = (f"loop: port {destination[1]} is one of the proxy's own", Flag.NONE)

@@ -10,16 +10,16 @@ from pathlib import Path
 from planes.mesh import net, tls
 from planes.mesh.admin import Answer, OneShot
 from planes.mesh.view import MeshView
-from planes.ztunnel import inpod
+from planes.mesh.watch import watch
+from planes.ztunnel import inbound, inpod, outbound, passthrough
 from planes.ztunnel.decisions import ViewDecisions
 from planes.ztunnel.settings import Settings
 from planes.ztunnel.telemetry import Telemetry
-from planes.ztunnel.workload import Context, WorkloadProxy
+from planes.ztunnel.workload import Context, Sides, WorkloadProxy
 from testbed.errors import TestbedError
 
-WATCH_EVERY_S = 0.25
-HOUSEKEEPING_EVERY_S = 10.0
 RETRY_S = 5.0
+SIDES = Sides(outbound=outbound.serve, plaintext=passthrough.serve, hbone=inbound.session)
 
 
 class Ztunnel:
@@ -63,7 +63,9 @@ class Ztunnel:
             if port:
                 sock = net.listen(settings.admin_address, port)
                 await net.serve(loop, lambda routes=routes: OneShot(routes), sock)
-        self._spawn(self._watch())
+        self._spawn(
+            watch(loop, self._stamp, self._view_stamp, changed=self.reload_view, housekeep=self._housekeep)
+        )
         if settings.uds is not None:
             self._spawn(
                 inpod.follow(
@@ -71,7 +73,7 @@ class Ztunnel:
                 )
             )
         elif settings.workload is not None:
-            proxy = WorkloadProxy(self.context, *settings.workload)
+            proxy = WorkloadProxy(self.context, SIDES, *settings.workload)
             await proxy.start()
             self.proxies["dedicated"] = proxy
             self.ready = True
@@ -88,7 +90,7 @@ class Ztunnel:
         if old is not None:
             old.drain()
             old.stop()
-        proxy = WorkloadProxy(self.context, namespace, name, netns=netns)
+        proxy = WorkloadProxy(self.context, SIDES, namespace, name, netns=netns)
         try:
             await proxy.start()
         except TestbedError:
@@ -124,23 +126,10 @@ class Ztunnel:
 
     # -- reloads ---------------------------------------------------------------------------------------------------
 
-    async def _watch(self) -> None:
-        last_s = self.context.loop.time()
-        while True:
-            await asyncio.sleep(WATCH_EVERY_S)
-            try:
-                stamp = self._stamp()
-            except OSError:
-                stamp = self._view_stamp  # between unlink and rename
-            if stamp != self._view_stamp:
-                self._view_stamp = stamp
-                self.reload_view()
-            now_s = self.context.loop.time()
-            if now_s - last_s >= HOUSEKEEPING_EVERY_S:
-                last_s = now_s
-                self.reload_certificates()
-                for proxy in self.proxies.values():
-                    proxy.pool.expire(now_s)
+    def _housekeep(self, now_s: float) -> None:
+        self.reload_certificates()
+        for proxy in self.proxies.values():
+            proxy.pool.expire(now_s)
 
     def reload(self) -> None:
         """SIGHUP: whatever is in the files now, without waiting for the next look at them."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from planes.mesh import configfile
 from planes.mesh.net import MARK
 from planes.mesh.tls import KeyFiles
 from testbed.errors import UsageError
@@ -56,49 +56,32 @@ class Settings:
 
 
 def load(file: Path) -> Settings:
-    try:
-        raw = json.loads(file.read_text())
-    except (OSError, ValueError) as cause:
-        raise UsageError(f"{file}: {cause}; it must be the JSON that the deployer writes") from cause
-    folder = file.parent
+    raw, folder = configfile.read(file), file.parent
     options = dict(raw.get("options", {}))
     try:
-        identities = {
-            uri: KeyFiles(
-                certificate=folder / files["certificate"],
-                key=folder / files["key"],
-                roots=folder / files.get("roots", files.get("ca", "roots.pem")),
-            )
-            for uri, files in raw.get("identities", {}).items()
-        }
         view = raw["view"]
         values: dict = {
             "name": raw["name"],
             "folder": folder,
             "node": raw.get("node", ""),
             "view": view if isinstance(view, dict) else folder / view,
-            "identities": identities,
+            "identities": configfile.identities(raw.get("identities", {}), folder),
         }
     except (KeyError, TypeError) as cause:
-        raise UsageError(f"{file}: key {cause} is missing or of the wrong shape") from cause
+        raise configfile.misshapen(file, cause) from cause
     for key in ("uds", "keylog"):
         value = raw.get(key, options.pop(key, None))
         if value:
             values[key] = folder / value
     workload = raw.get("workload", options.pop("workload", None))
     if workload is not None:
-        namespace, _, name = workload.partition("/")
-        values["workload"] = (namespace, name)
+        values["workload"] = configfile.workload(workload)
         values["mark"] = None  # dedicated mode marks only when told to (facts/hbone 2.15)
     if "ports" in options:
         options["ports"] = Ports(**options["ports"])
     if "original_destination" in options:
-        address, port = options["original_destination"]
-        options["original_destination"] = (address, int(port))
-    known = Settings.__dataclass_fields__
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise UsageError(f"{file}: options: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        options["original_destination"] = configfile.address(options["original_destination"])
+    configfile.refuse_unknown(file, options, Settings.__dataclass_fields__)
     values.update(options)
     if values.get("uds") is None and values.get("workload") is None:
         raise UsageError(f'{file}: neither "uds" (in-pod) nor "workload" (dedicated: "namespace/name") is given')

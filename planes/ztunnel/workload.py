@@ -9,9 +9,8 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from planes.mesh import net, tls
 from planes.mesh.pool import Pool
@@ -19,10 +18,8 @@ from planes.mesh.relay import Endpoint, Pipe, Tunnel
 from planes.mesh.session import HboneSession
 from planes.ztunnel.decisions import Decisions, Local
 from planes.ztunnel.settings import Settings
+from planes.ztunnel.telemetry import Telemetry
 from testbed.errors import PeerError
-
-if TYPE_CHECKING:
-    from planes.ztunnel.telemetry import Telemetry
 
 WORKLOAD_WAIT_S = 5.0
 
@@ -61,9 +58,21 @@ class LiveConnection:
         self.close = close
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sides:
+    """Who serves the three listeners."""
+
+    outbound: Callable[[WorkloadProxy, Tunnel], Coroutine[None, None, None]]
+    plaintext: Callable[[WorkloadProxy, Pipe], Coroutine[None, None, None]]
+    hbone: Callable[[WorkloadProxy], HboneSession]
+
+
 class WorkloadProxy:
-    def __init__(self, context: Context, namespace: str, name: str, *, netns: int | None = None) -> None:
+    def __init__(
+        self, context: Context, sides: Sides, namespace: str, name: str, *, netns: int | None = None
+    ) -> None:
         self.context = context
+        self._sides = sides
         self.namespace = namespace
         self.name = name
         self.netns = netns
@@ -86,16 +95,14 @@ class WorkloadProxy:
 
     async def start(self) -> None:
         """Opens the three listeners inside the workload's namespace, once the view knows the workload."""
-        from planes.ztunnel import outbound, passthrough
-
         context, settings = self.context, self.context.settings
         local = await self._known()
         contexts = context.contexts(local.identity)
         address = settings.address if self.netns is None else "0.0.0.0"
         ports = settings.ports
         plan = (
-            (ports.outbound, lambda: Tunnel(lambda e: self.spawn(outbound.serve(self, e)))),
-            (ports.plaintext, lambda: Pipe(lambda e: self.spawn(passthrough.serve(self, e)))),
+            (ports.outbound, lambda: Tunnel(lambda e: self.spawn(self._sides.outbound(self, e)))),
+            (ports.plaintext, lambda: Pipe(lambda e: self.spawn(self._sides.plaintext(self, e)))),
         )
         try:
             for port, factory in plan:
@@ -111,11 +118,9 @@ class WorkloadProxy:
 
     async def _secure(self, listener: socket.socket, tls_context: ssl.SSLContext) -> None:
         """Accept HBONE with `tls_context` from now on. The socket stays open all the while: no client is refused."""
-        from planes.ztunnel import inbound
-
         old = self._secured
         duplicate = listener.dup()
-        server = await net.serve(self.context.loop, lambda: inbound.session(self), duplicate, tls_context)
+        server = await net.serve(self.context.loop, lambda: self._sides.hbone(self), duplicate, tls_context)
         if self._secured is not old:  # closed, or renewed again, meanwhile
             server.close()
             return

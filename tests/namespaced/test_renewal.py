@@ -139,7 +139,7 @@ def test_the_ca_holds_one_right_and_imports_nothing_heavy(shop: World) -> None:
 
 
 def test_a_proxy_shows_its_new_certificate_at_once() -> None:
-    """Handshakes from outside the mesh, two lives long; a proxy left to itself looks every ten seconds."""
+    """Handshake after handshake from outside, two lives long; a proxy left to itself looks every ten seconds."""
     with world(f"{SHOP}\n".replace("  web: {node", "  stranger: {node: node-a, plane: none}\n  web: {node"),
                leaf_lifetime_s=LIFETIME_S, renewed=True) as made:  # fmt: skip
         over_s = time.monotonic() + 2 * LIFETIME_S
