@@ -113,7 +113,7 @@ def run(
     store = (
         Run.resume(Path(resume), now=now) if resume else Run.create(sweep.results_root(), experiment, plan, started=now)
     )
-    left = len(blocks) - len(store.whole_trials()) + len(set(experiment.planes) - {f.plane for f in store.findings()})
+    left = sweep.steps_left(experiment, store, blocks)
     with store as into, _steps(total=left) as (progress, say):
         for weakness in made_runtime.weaker():
             say(f"warning: {weakness}")

@@ -135,8 +135,7 @@ def run(
                 say(why)
                 return
             round_number = block.round
-        left = [cell for cell in block.cells if trial.name(block.round, block.number, block.label, cell) not in done]
-        if not left:
+        if not (left := _undone(block, done)):
             continue
         interrupts.check()
         progress(f"round {block.round} of {experiment.rounds}, {block.label}")
@@ -158,6 +157,21 @@ def _enough(into: Run, rule: StopRule, planes: Sequence[str], done: int, elapsed
     looking = rule.until_width is not None and done in rule.looks
     ratios = effects.watched(into.measurements(), planes, rule) if looking else {}
     return rule.after_round(done, ratios, elapsed_s=elapsed_s)
+
+
+def steps_left(experiment: Experiment, into: Run, blocks: Sequence[Block]) -> int:
+    """How often `run` will call `progress`, unless a rule ends it early."""
+    done = into.whole_trials()
+    proofs = set(experiment.planes) - {finding.plane for finding in into.findings()}
+    searches = (
+        set() if experiment.rate_share is None else set(experiment.planes) - set(into.info.get("capacity_rps", ()))
+    )
+    return len(proofs) + len(searches) + sum(1 for block in blocks if _undone(block, done))
+
+
+def _undone(block: Block, done: Sequence[str]) -> list[str]:
+    """Its cells that no stored trial has."""
+    return [cell for cell in block.cells if trial.name(block.round, block.number, block.label, cell) not in done]
 
 
 def lab_name(into: Run) -> str:

@@ -70,7 +70,9 @@ def test_every_cell_is_measured_under_every_plane_at_its_share_of_the_rate(
     assert "p50 by cell" in shown.out and "gRPC" in shown.out
     assert "--share 50" in info["command"]
 
+    capsys.readouterr()
     runs.run("swept", resume=str(path))
+    assert "step 1/2 " in capsys.readouterr().err  # two deployments of the second round; all else is there
     resumed = Run.open(path)
     assert len(resumed.whole_trials()) == 2 * len(run.whole_trials()) == 8
     assert resumed.info["capacity_rps"] == info["capacity_rps"]
