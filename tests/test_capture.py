@@ -270,6 +270,15 @@ def test_the_process_dies_with_its_owner_and_leaves_no_half_file(netns: str, tmp
     assert not os.path.exists(f"/proc/{pid}") and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("orders", [b"", b'{"points": ['])
+def test_a_starter_that_ends_before_its_orders_are_whole_leaves_no_traceback(orders: bytes) -> None:
+    """As when the run is interrupted in these milliseconds."""
+    program = [sys.executable, "-m", "testbed.observe.capture"]
+    done = subprocess.run(program, input=orders, capture_output=True, timeout=20, cwd=Path(__file__).parent.parent)
+
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
+
+
 def test_a_dead_process_is_an_error_not_an_empty_capture(netns: str, tmp_path: Path) -> None:
     """Stop must not pretend."""
     capture = Capture([Point(sandbox="pod", netns=netns, device="lo")], tmp_path / "c.pcapng").start()

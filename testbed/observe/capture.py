@@ -339,7 +339,10 @@ class _Keeper:
 
 
 def main() -> int:
-    orders = json.loads(_line(0))
+    line = _line(0)
+    if not line.endswith(b"\n"):
+        return 1  # whoever started us was interrupted before it had said what for
+    orders = json.loads(line)
     out = Path(orders["out"])
     part = out.with_name(f"{out.name}.{os.getpid()}{UNFINISHED}")
     try:
