@@ -7,7 +7,7 @@ import json
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -30,11 +30,25 @@ both_worlds = pytest.mark.parametrize("hybrid", list(WORLDS.values()), ids=list(
 
 
 @pytest.fixture(scope="module")
-def hybrid(request: pytest.FixtureRequest, runtime: None) -> Iterator[SidecarWorld]:
+def labs(runtime: None) -> Iterator[Callable[[str], SidecarWorld]]:
+    """One lab a plane, whatever the order of the cells: pytest would make `hybrid` anew for each."""
     text = topofile.find("hybrid").read_text()
-    with worlds.world(text, plane=request.param, made=SidecarWorld) as made:
-        assert isinstance(made, SidecarWorld)
-        yield made
+    made: dict[str, SidecarWorld] = {}
+    with contextlib.ExitStack() as stack:
+
+        def lab(plane: str) -> SidecarWorld:
+            if plane not in made:
+                world = stack.enter_context(worlds.world(text, plane=plane, made=SidecarWorld))
+                assert isinstance(world, SidecarWorld)
+                made[plane] = world
+            return made[plane]
+
+        yield lab
+
+
+@pytest.fixture
+def hybrid(request: pytest.FixtureRequest, labs: Callable[[str], SidecarWorld]) -> SidecarWorld:
+    return labs(request.param)
 
 
 every_cell = pytest.mark.parametrize(
