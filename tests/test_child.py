@@ -99,6 +99,14 @@ def test_a_list_that_finds_no_room_is_refused(launcher: Launcher) -> None:
         launcher.start([shell("x" * ROOM)], 0)
 
 
+@pytest.mark.parametrize("place", ["argument", "variable"])
+def test_a_word_with_a_zero_byte_is_refused(launcher: Launcher, place: str) -> None:
+    """The program would be given only what is before it."""
+    words, settings = ((b"sh", b"a\0b"), ()) if place == "argument" else ((b"sh",), (b"A=a\0b",))
+    with pytest.raises(ValueError, match="cannot hold a zero byte"):
+        launcher.start([step("execve", SHELL, words, settings, optional=True)], 0)
+
+
 @pytest.mark.root
 @needs_root
 def test_a_new_pid_namespace_is_the_childs_alone(launcher: Launcher) -> None:
