@@ -33,9 +33,11 @@ from testbed.livelab import (
     ABOUT,
     about_of,
     attach,
+    begun,
     chosen,
     chosen_up,
     describe,
+    forget_ended,
     known_names,
     link_row,
     links_of,
@@ -89,7 +91,8 @@ def up(
             return 0
         if json_text:
             return inspect(name, True, probes=GLANCE)
-        return max(livelinks.show(name, False, probes=GLANCE), _certificates(root / name, about)[1])
+        codes = _programs(name, about), _certificates(root / name, about)[1]
+        return max(livelinks.show(name, False, probes=GLANCE), *codes)
 
     if (code := shown_as_it_is()) is not None:
         return code
@@ -127,6 +130,7 @@ def up(
                 "certificates": livecertificates.begun(deployment),
                 "declared": wanted | {"runtime": made_runtime.name, "link kind": links.name},
             }
+            about["begun"] = begun(about)
             write_whole(running.folder / ABOUT, json.dumps(about).encode())
         readings = measure(running.running, running.links)
         running.running.detach()
@@ -215,18 +219,30 @@ def _certificates(folder: Path, about: dict) -> tuple[livecertificates.Standing 
     return standing, 3 if warning else 0
 
 
+def _programs(name: str, about: dict) -> int:
+    """4 where one has ended, which is said on stderr; else 0. `about` is left without their numbers."""
+    if not (ended := forget_ended(about)):
+        return 0
+    print(
+        f"dead: {', '.join(ended)} of lab {name} ended; its log says why; ./inv lab.down {name}, then lab.up again",
+        file=sys.stderr,
+    )
+    return 4
+
+
 def _print(about: dict, standing: livecertificates.Standing | None) -> None:
-    """What programs read: all that was written down but the declaration, which is only there to be compared with."""
-    told = {key: value for key, value in about.items() if key != "declared"}
+    """What programs read: all that was written down but what is only there to be compared with."""
+    told = {key: value for key, value in about.items() if key not in ("declared", "begun")}
     print(json.dumps({**told, "certificates": standing.row() if standing else None}, indent=1))
 
 
 def inspect(name: str, json_text: bool, *, probes: int = PROBES) -> int:
-    """3 where the lab's certificates are no longer renewed."""
+    """3 where the lab's certificates are no longer renewed, 4 where a program of it has ended."""
     name = chosen_up(name)
     folder = ownership.state_root() / name
     about = about_of(folder)
     standing, code = _certificates(folder, about)
+    code = max(code, _programs(name, about))
     maker, attached = attach(name)
     links = links_of(about)
     live = maker.attach(attached, links)
@@ -240,7 +256,8 @@ def inspect(name: str, json_text: bool, *, probes: int = PROBES) -> int:
         print(f"  node {node['name']} ({node['zone']}) {node['address']}")
         for proxy in about["proxies"]:
             if proxy["netns"] == node["netns"]:
-                print(f"    {proxy['role']} pid {proxy['pid']} for {', '.join(proxy['for'])}")
+                pid = "has ended" if proxy["pid"] is None else f"pid {proxy['pid']}"
+                print(f"    {proxy['role']} {pid} for {', '.join(proxy['for'])}")
         for workload in about["workloads"]:
             if workload["node"] == node["name"]:
                 pids = f" pid {workload['pids'][0]}" if workload["pids"] else ""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from testbed import deploy
@@ -60,6 +61,32 @@ def about_of(folder: Path) -> dict:
         raise PeerError(
             f"lab {folder.name}: {ABOUT} cannot be read ({error}); it is not one of lab.up, or is still coming up"
         ) from error
+
+
+def programs_of(about: dict) -> Iterator[tuple[str, int]]:
+    """(what, pid) of each application and proxy."""
+    for workload in about["workloads"]:
+        for pid in workload["pids"]:
+            yield f"app of {workload['name']}", pid
+    for proxy in about["proxies"]:
+        if proxy["pid"] is not None:
+            yield proxy["name"], proxy["pid"]
+
+
+def begun(about: dict) -> dict[str, dict | None]:
+    """Who its programs are, beyond a number that another process may get once one of them has ended."""
+    return {what: asdict(one) if (one := ownership.being(pid)) else None for what, pid in programs_of(about)}
+
+
+def forget_ended(about: dict) -> list[str]:
+    """What has ended since; their numbers are taken out of `about`."""
+    born = about["begun"]
+    ended = {what: pid for what, pid in programs_of(about) if not (born[what] and ownership.Being(**born[what]).alive)}
+    for workload in about["workloads"]:
+        workload["pids"] = [pid for pid in workload["pids"] if pid not in ended.values()]
+    for proxy in about["proxies"]:
+        proxy["pid"] = None if proxy["pid"] in ended.values() else proxy["pid"]
+    return list(ended)
 
 
 def links_of(about: dict) -> list[Link]:

@@ -270,7 +270,7 @@ def effect(
     options = {"seed": seed, "confidence": confidence, "resamples": resamples}
     twin = _log_ratios(second, first)
     aa = block_interval(twin, **options) if twin else None
-    resolution = None if aa is None else math.expm1(min(max(-aa.low, aa.high), 700.0))
+    resolution = None if aa is None else math.expm1(min(max(-aa.low, aa.high, 0.0), 700.0))
     return Effect(
         ratio=_exponential(block_interval(logs, **options)),
         resolution=resolution,

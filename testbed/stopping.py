@@ -67,7 +67,9 @@ class StopRule:
         if done >= self.most_rounds:
             return f"all {self.most_rounds} rounds done"
         if self.until_width is not None and done in self.looks and ratios:
-            wide = [name for name, ratio in ratios.items() if ratio is None or half_width(ratio) > self.until_width]
+            wide = [
+                name for name, ratio in ratios.items() if ratio is None or not half_width(ratio) <= self.until_width
+            ]
             if not wide:
                 return f"narrow enough after {done} rounds: every interval within ±{self.until_width:.1%}"
         if self.budget_s is not None and done and elapsed_s + elapsed_s / done > self.budget_s:

@@ -161,9 +161,11 @@ def run(
 
 
 def _enough(into: Run, rule: StopRule, planes: Sequence[str], done: int, elapsed_s: float) -> str:
-    """Why no further round is begun; empty when one is. A resumed run has its budget anew."""
+    """Why no further round is begun; empty when one is. A resumed run has its budget anew, but no look: at those that
+    were it sees what was seen then."""
     looking = rule.until_width is not None and done in rule.looks
-    ratios = effects.watched(into.measurements(), planes, rule) if looking else {}
+    seen = [m for m in into.measurements() if m.round <= done] if looking else []
+    ratios = effects.watched(seen, planes, rule) if looking else {}
     return rule.after_round(done, ratios, elapsed_s=elapsed_s)
 
 

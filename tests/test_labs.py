@@ -219,6 +219,32 @@ class TestLiveLab:
 
 @pytest.mark.root
 @needs_root
+def test_a_lab_whose_program_was_killed_says_so(verb: Verb) -> None:
+    """Wherever it is shown; a number that another process may get by now is no longer told."""
+    assert verb("lab.up", "pair", "--name", "orphan", "--plane", "ambient-l4").returncode in (0, 3)
+    try:
+        told = json.loads(verb("lab.inspect", "orphan", "--json").stdout)
+        server = next(w for w in told["workloads"] if w["name"] == "server")
+        os.kill(server["pids"][0], signal.SIGKILL)
+        os.kill(told["proxies"][0]["pid"], signal.SIGKILL)
+        again = verb("lab.up", "pair", "--name", "orphan", "--plane", "ambient-l4")
+        shown = verb("lab.inspect", "orphan")
+        read = verb("lab.inspect", "orphan", "--json")
+
+        for done in (again, shown, read):
+            assert done.returncode == 4
+            assert f"dead: app of server, {told['proxies'][0]['name']} of lab orphan ended" in done.stderr
+        assert "ztunnel has ended for" in shown.stdout
+        now = json.loads(read.stdout)
+        assert next(w for w in now["workloads"] if w["name"] == "server")["pids"] == []
+        assert [p["pid"] for p in now["proxies"]] == [None, told["proxies"][1]["pid"]]
+        assert "begun" not in now and "declared" not in now
+    finally:
+        verb("lab.down", "orphan")
+
+
+@pytest.mark.root
+@needs_root
 def test_a_lab_whose_ca_was_killed_says_so(verb: Verb) -> None:
     """Wherever it is shown, with the time that is left and the mend; the lab itself goes on."""
     assert verb("lab.up", "pair", "--name", "widow", "--plane", "ambient-l4").returncode in (0, 3)

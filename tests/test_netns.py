@@ -56,6 +56,17 @@ def said(process: LabProcess) -> list[str]:
     return process.log.read_text().splitlines()
 
 
+def test_the_makers_mask_bars_no_program_from_its_own_folder() -> None:
+    """Root's mask is 077 on hardened machines; folders made on the way to a program's own were then root's alone."""
+    mask = os.umask(0o077)
+    try:
+        with NetnsRuntime().up(line(2, 2), name=NAME) as up:
+            code = "import os; open('here', 'w'); print(os.getcwd())"
+            assert said(python(up, "p", code, 2000)) == [str(up.folder / "p" / "p")]
+    finally:
+        os.umask(mask)
+
+
 def test_workloads_of_a_node_reach_each_other_through_it(lab: NetnsLab) -> None:
     """Routed, with the client's own address seen by the server."""
     server = lab.in_netns("w1-1", lambda: listen(80))

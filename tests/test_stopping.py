@@ -12,6 +12,7 @@ from testbed.stopping import POCOCK, StopRule, half_width
 
 NARROW = Interval(low=0.99, estimate=1.0, high=1.01, rounds=8)
 WIDE = Interval(low=0.9, estimate=1.0, high=1.1, rounds=8)
+NOTHING = Interval(low=float("nan"), estimate=float("nan"), high=float("nan"), rounds=8)
 
 
 def test_looks_are_few_equally_far_apart_and_end_with_the_last_round() -> None:
@@ -42,6 +43,7 @@ def test_it_stops_at_a_look_once_every_interval_is_narrow() -> None:
     assert rule.after_round(9, {"a": NARROW}, elapsed_s=0) == ""
     assert rule.after_round(8, {"a": NARROW, "b": WIDE}, elapsed_s=0) == ""
     assert rule.after_round(8, {"a": NARROW, "b": None}, elapsed_s=0) == ""
+    assert rule.after_round(8, {"a": NARROW, "b": NOTHING}, elapsed_s=0) == ""
     assert rule.after_round(8, {}, elapsed_s=0) == ""
     assert "all 40 rounds" in rule.after_round(40, {"a": WIDE}, elapsed_s=0)
     assert StopRule(most_rounds=40).after_round(8, {"a": NARROW}, elapsed_s=1e9) == ""

@@ -131,6 +131,15 @@ def test_a_run_ends_at_a_look_when_its_planes_are_known_well_enough() -> None:
     assert "budget spent" in sweep._enough(into, StopRule(most_rounds=12, budget_s=10), planes, 5, 9.0)
 
 
+def test_a_resumed_run_takes_no_look_that_the_rule_did_not_foresee() -> None:
+    """Rounds that came after a look are not seen at it: what was decided there is decided again."""
+    levels = {"none": 2.0, "none (A/A)": 2.0, "ambient-l4": 2.4}
+    late = [m for m in rows(levels, rounds=11, spread=1.0) if m.round > 6]
+    rule, planes = StopRule(most_rounds=12, until_width=0.05), ["none", "ambient-l4"]
+
+    assert "narrow enough after 6" in sweep._enough(Seen([*rows(levels, rounds=6), *late]), rule, planes, 6, 10.0)
+
+
 @pytest.mark.parametrize("form", ["", "-full"])
 @pytest.mark.parametrize("name", ["arrival", "churn", "payload", "protocol", "rate"])
 def test_every_experiment_can_be_planned(name: str, form: str) -> None:

@@ -75,7 +75,10 @@ def step(name: str, *arguments: Argument, optional: bool = False) -> Step:
 
 
 def encode(steps: Sequence[Step], base: int) -> bytes:
-    """The list as it lies in memory at `base`: a record for each step, one that exits, then what they point to."""
+    """The list as it lies in memory at `base`: a record for each step, one that exits, then what they point to.
+
+    Raises ValueError for a program's word that has a zero byte, which would end it there.
+    """
     leave = base + RECORD.size * len(steps)
     free = leave + RECORD.size
     records: list[int] = []
@@ -94,6 +97,8 @@ def encode(steps: Sequence[Step], base: int) -> bytes:
         records.append(NUMBERS[name])
         for argument in arguments:
             if isinstance(argument, tuple):
+                if cut := [word for word in argument if 0 in word]:
+                    raise ValueError(f"{cut[0]!r}: a program's arguments and variables cannot hold a zero byte")
                 argument = struct.pack(f"={len(argument) + 1}q", *map(place, argument), 0)
             records.append(argument if isinstance(argument, int) else place(argument))
         records += [0] * (5 - len(arguments))

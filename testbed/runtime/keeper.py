@@ -312,6 +312,7 @@ def main(kind: type[Keeper] = Keeper) -> None:
         os.closerange(3, max(given, given_pidfd) + 1)
         os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
     os.setsid()
+    os.umask(0o022)  # folders on the way to what a program may see are its to pass, whatever the caller's own mask
     owner = _socket.socket(fileno=fcntl.fcntl(given, fcntl.F_DUPFD_CLOEXEC, 3))
     pidfd = fcntl.fcntl(given_pidfd, fcntl.F_DUPFD_CLOEXEC, 3)
     os.close(given)

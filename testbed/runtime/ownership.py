@@ -198,8 +198,9 @@ def gc(*, dry_run: bool = False, everything: bool = False, root: Path | None = N
     for name, ids in dockerplan.leftovers(containers, [state.name for state in labs(root)]).items():
         if name not in {left.name for left in removed}:
             removed.append(Left(kind="containers", name=f"{len(ids)} of {name}", why="no lab of that name"))
-            if not dry_run:
-                dockersocket.remove(dockersocket.socket_path(), ids)
+            if not dry_run and (failed := dockersocket.remove(dockersocket.socket_path(), ids)):
+                troubles.append(f"lab {name}: {len(failed)} containers could not be removed; ./inv lab.gc again")
+                removed.pop()
     if troubles:
         raise MachineError("\n".join(troubles))
     return removed
