@@ -139,7 +139,10 @@ def up(
     else:
         livelinks.print_readings(readings)
     where = topology.workloads[0].name if topology.workloads else topology.nodes[0].name
-    print(f"\nlab {name} is up: ./inv lab.exec {where} -- …, ./inv lab.inspect, ./inv lab.down", file=sys.stderr)
+    print(
+        f"\nlab {name} is up with plane {plane}: ./inv lab.exec {where} -- …, ./inv lab.inspect, ./inv lab.down",
+        file=sys.stderr,
+    )
     if about["keylog"]:
         print("its proxies log their TLS secrets: for labs only, captures of it can be read", file=sys.stderr)
     return livelinks.verdict(name, running.links, readings)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed import cells, claims, honoured, planespec, report, runnames, sweep, table, typeset
-from testbed.claimlist import CLAIMS
+from testbed.claimlist import CLAIMS, SOURCES, said_by
 from testbed.errors import MachineError, TestbedError, UsageError
 from testbed.links.probe import choose
 from testbed.machine import describe
@@ -236,6 +236,7 @@ def newest_claims(root: Path, *, as_json_text: bool = False) -> int:
         print(f"{id_:<28} {one.verdict if one else none:<12} {claim.text} ({', '.join(claim.sources)})")
         if one and one.verdict is not none:
             print(f"{'':<41} {one.measured}; {path}")
+    print(f"\n{said_by(SOURCES)}")
     return 0
 
 
