@@ -120,7 +120,9 @@ def run(
         else Run.create(runnames.results_root(), experiment, plan, started=now)
     )
     left = sweep.steps_left(experiment, store, blocks)
-    with store as into, _steps(total=left) as (progress, say):
+    loads = [cell.load for cell in experiment.cells] or [experiment.load]
+    loaded_s = sum(load.warmup_s + load.window_s for load in loads)
+    with store as into, _steps(total=left, at_least_s=loaded_s) as (progress, say):
         for weakness in made_runtime.weaker():
             say(f"warning: {weakness}")
         try:
@@ -254,9 +256,9 @@ def verdict(measurements: Sequence[Measurement], findings: Sequence[Finding]) ->
 
 
 @contextlib.contextmanager
-def _steps(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[str], None]]]:
+def _steps(total: int, *, at_least_s: float) -> Iterator[tuple[Callable[[str], None], Callable[[str], None]]]:
     """Two `seams.Progress`: one ends the step before and begins the next, the other says a line that stays."""
-    shown = Progress(sys.stderr, total=total, noun="step", now=time.monotonic())
+    shown = Progress(sys.stderr, total=total, noun="step", now=time.monotonic(), at_least_s=at_least_s)
     begun = False
 
     def begin(what: str) -> None:
