@@ -33,7 +33,7 @@ class Verbs(Program):
 
 
 def mended(said: str, verb: str, options: Iterable[str], verbs: Iterable[str]) -> str:
-    """What invoke says of a call that it cannot parse, as what, where and mend. `verb` is where it stopped, or empty."""
+    """What invoke says of a call it cannot parse, as what, where and mend. `verb`: where it stopped, or empty."""
     from testbed.yamlpos import suggestion
 
     if found := re.fullmatch(r"No idea what '(.*)' is!", said, re.DOTALL):
