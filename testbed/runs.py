@@ -120,9 +120,7 @@ def run(
         else Run.create(runnames.results_root(), experiment, plan, started=now)
     )
     left = sweep.steps_left(experiment, store, blocks)
-    loads = [cell.load for cell in experiment.cells] or [experiment.load]
-    loaded_s = sum(load.warmup_s + load.window_s for load in loads)
-    with store as into, _steps(total=left, at_least_s=loaded_s) as (progress, say):
+    with store as into, _steps(total=left, at_least_s=experiment.block_s) as (progress, say):
         for weakness in made_runtime.weaker():
             say(f"warning: {weakness}")
         try:
