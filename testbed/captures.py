@@ -217,7 +217,8 @@ def begin(
         limit_bytes=limit_mib << 20,
     )
     print(json.dumps({"lab": name, "file": str(file), "points": listening}, indent=1) if json_text else file)
-    print(f"capturing at {len(found)} points; ./inv capture.stop {name}", file=sys.stderr)
+    points = "1 point" if len(found) == 1 else f"{len(found)} points"
+    print(f"capturing at {points}; ./inv capture.stop {name}", file=sys.stderr)
     return 0
 
 

@@ -6,6 +6,7 @@ Sources are five public documents about Istio's two kinds of data plane; `experi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 SOURCES = {
@@ -16,6 +17,12 @@ SOURCES = {
     "S": "Solo.io on the ambient beta, 2024",
     "Istio 1.7": "Istio 1.7 notes on performance testing",
 }
+
+
+def said_by(keys: Iterable[str]) -> str:
+    """Who is behind the letters, in the order of SOURCES."""
+    wanted = set(keys)
+    return "; ".join(f"{key}: {name}" for key, name in SOURCES.items() if key in wanted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from testbed import table
-from testbed.claimlist import CLAIMS, Claim
+from testbed.claimlist import CLAIMS, Claim, said_by
 from testbed.errors import UsageError
 from testbed.model.experiment import Finding, Result
 
@@ -58,17 +58,20 @@ def with_claims(
     if not ids:
         return built
     rows = []
+    judged = judge([id_ for id_ in ids if id_ in CLAIMS], summary, findings)
+    who = said_by(source for one in judged for source in one.claim.sources)
     tones = {Verdict.REFUTED: "bad", Verdict.NO_EVIDENCE: "weak", Verdict.UNDECIDED: "weak"}
-    for one in judge([id_ for id_ in ids if id_ in CLAIMS], summary, findings):
+    for one in judged:
         made = implementations.get(one.plane, {})
         on = " ".join(filter(None, (one.plane, made.get("implementation", ""), made.get("version", "")))) or "–"
         texts = (one.claim.id, f"{one.claim.text} ({', '.join(one.claim.sources)})", one.measured, on)
         cells = [table.Cell(lines=(text,)) for text in texts]
+        cells[1] = table.Cell(lines=(texts[1],), note=len(built.notes) + 1)
         cells.append(table.Cell(lines=(one.verdict.value,), tone=tones.get(one.verdict, "")))
         rows.append(tuple(cells))
     head = ("claim", "what was said (by whom)", "what was seen", "on", "verdict")
     block = table.Block(title="Claims that this experiment speaks to", head=head, rows=tuple(rows), numeric=False)
-    return table.Table(blocks=(*built.blocks, block), notes=built.notes)
+    return table.Table(blocks=(*built.blocks, block), notes=(*built.notes, *filter(None, [who])))
 
 
 def _not_yet(claim: Claim, _summary: table.Summary, _findings: Sequence[Finding]) -> Judged:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -125,7 +126,8 @@ def experiment_list(as_json_text: bool = False) -> int:
         as_json([plain(experiment) for experiment in found.values()])
     else:
         for name, experiment in found.items():
-            print(f"{name:<20} {experiment.question}")
+            least_min = math.ceil(experiment.loaded_s / 60)
+            print(f"{name:<16} {experiment.rounds:>2} rounds, over {least_min:>4} min  {experiment.question}")
     for error in broken:
         say(str(error))
     return 3 if broken else 0

@@ -169,9 +169,9 @@ def _docker() -> Answer:
 
 
 def _docker_image() -> Answer:
-    engine, _, mend = _engine()
+    engine, _, _ = _engine()
     if engine is None:
-        return WARN, "no engine to ask for it; only the docker runtime needs one", mend
+        return WARN, "no engine to ask for it; only the docker runtime needs one", "an engine first: see Docker above"
     from testbed.docker import image, offlinebase
 
     try:

@@ -9,9 +9,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from testbed import (
     captures,
@@ -123,6 +124,8 @@ def up(
         return code
     try:
         with ExitStack() as stack:
+            if count := len(placement.proxies):
+                print(f"plane {plane}: {count} {'proxy' if count == 1 else 'proxies'}", file=sys.stderr)
             deployment = deploy.start(running, placement, stack=stack, keylog=keylog, renewed=True)
             about = {
                 **describe(deployment),
@@ -143,7 +146,10 @@ def up(
     else:
         livelinks.print_readings(readings)
     where = topology.workloads[0].name if topology.workloads else topology.nodes[0].name
-    print(f"\nlab {name} is up: ./inv lab.exec {where} -- …, ./inv lab.inspect, ./inv lab.down", file=sys.stderr)
+    print(
+        f"\nlab {name} is up with plane {plane}: ./inv lab.exec {where} -- …, ./inv lab.inspect, ./inv lab.down",
+        file=sys.stderr,
+    )
     if about["keylog"]:
         print("its proxies log their TLS secrets: for labs only, captures of it can be read", file=sys.stderr)
     return livelinks.verdict(name, running.links, readings)
@@ -251,27 +257,42 @@ def inspect(name: str, json_text: bool, *, probes: int = PROBES) -> int:
     if json_text:
         _print(about, standing)
         return max(code, livelinks.verdict(name, live, readings))
-    print(f"lab {about['lab']}: {about['topology']} with plane {about['plane']}, links by {about['link_kind']}")
-    for node in about["nodes"]:
-        print(f"  node {node['name']} ({node['zone']}) {node['address']}")
-        for proxy in about["proxies"]:
-            if proxy["netns"] == node["netns"]:
-                pid = "has ended" if proxy["pid"] is None else f"pid {proxy['pid']}"
-                print(f"    {proxy['role']} {pid} for {', '.join(proxy['for'])}")
-        for workload in about["workloads"]:
-            if workload["node"] == node["name"]:
-                pids = f" pid {workload['pids'][0]}" if workload["pids"] else ""
-                print(
-                    f"    {workload['name']:<16} {workload['address']:<14} "
-                    f"{workload['namespace']}/{workload['service_account']}{pids}"
-                )
-    for service in about["services"]:
-        ports = ", ".join(f"{p['port']}→{p['target_port']}" for p in service["ports"])
-        print(f"  service {service['name']} {service['address']} {ports}")
+    print(as_text(about))
     if standing is not None:
         print(f"  certificates {standing.text()}")
     livelinks.print_readings(readings)
     return max(code, livelinks.verdict(name, live, readings))
+
+
+def as_text(about: Mapping[str, Any]) -> str:
+    """Nodes, each with its workloads, and every proxy below whatever has its network; services last."""
+    lines = [
+        f"lab {about['lab']}: {about['topology']} with plane {about['plane']} on {about['runtime']}, "
+        f"links by {about['link_kind']}"
+    ]
+    at_home = {entry["netns"] for entry in (*about["nodes"], *about["workloads"])}
+
+    def proxies(netns: str, indent: str) -> list[str]:
+        mine = [proxy for proxy in about["proxies"] if proxy["netns"] == netns]
+        return [f"{indent}{p['role']} {_pid(p['pid'])} for {', '.join(p['for'])}" for p in mine]
+
+    for node in about["nodes"]:
+        lines += [f"  node {node['name']} ({node['zone']}) {node['address']}", *proxies(node["netns"], "    ")]
+        for workload in (w for w in about["workloads"] if w["node"] == node["name"]):
+            pids = f" pid {workload['pids'][0]}" if workload["pids"] else ""
+            account = f"{workload['namespace']}/{workload['service_account']}"
+            lines.append(f"    {workload['name']:<16} {workload['address']:<14} {account}{pids}")
+            lines += proxies(workload["netns"], "      ")
+    for netns in dict.fromkeys(proxy["netns"] for proxy in about["proxies"]):
+        lines += proxies(netns, "  ") if netns not in at_home else []  # a waypoint has a place of its own
+    for service in about["services"]:
+        ports = ", ".join(f"{p['port']}→{p['target_port']}" for p in service["ports"])
+        lines.append(f"  service {service['name']} {service['address']} {ports}")
+    return "\n".join(lines)
+
+
+def _pid(pid: int | None) -> str:
+    return "has ended" if pid is None else f"pid {pid}"
 
 
 def execute(name: str, workload: str, words: Sequence[str]) -> int:

@@ -17,10 +17,16 @@ PLAIN_EVERY_S = 10.0
 
 
 class Progress:
-    """Steps of known number; the time left is the median step so far times the steps to come."""
+    """Steps of known number; the time left is the median step so far times the steps to come.
 
-    def __init__(self, stream: TextIO, *, total: int, noun: str = "trial", now: float) -> None:
+    `at_least_s`: what a step to come takes at least, where the first ones are shorter than the rest.
+    """
+
+    def __init__(
+        self, stream: TextIO, *, total: int, noun: str = "trial", now: float, at_least_s: float = 0.0
+    ) -> None:
         self.stream, self.total, self.noun = stream, total, noun
+        self.at_least_s = at_least_s
         self.live = stream.isatty()
         self.colour = wants_colour(stream)
         self._began = self._step_began = now
@@ -58,7 +64,7 @@ class Progress:
         """None before the first step is done."""
         if not self._took:
             return None
-        each = statistics.median(self._took)
+        each = max(self.at_least_s, statistics.median(self._took))
         return max(0.0, each * (self.total - self._done) - min(each, now - self._step_began))
 
     def _show(self, now: float, *, new: bool, detail: str = "") -> None:

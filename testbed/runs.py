@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed import cells, claims, honoured, planespec, report, runnames, sweep, table, typeset
-from testbed.claimlist import CLAIMS
+from testbed.claimlist import CLAIMS, SOURCES, said_by
 from testbed.errors import MachineError, TestbedError, UsageError
 from testbed.links.probe import choose
 from testbed.machine import describe
@@ -120,7 +120,7 @@ def run(
         else Run.create(runnames.results_root(), experiment, plan, started=now)
     )
     left = sweep.steps_left(experiment, store, blocks)
-    with store as into, _steps(total=left) as (progress, say):
+    with store as into, _steps(total=left, at_least_s=experiment.block_s) as (progress, say):
         for weakness in made_runtime.weaker():
             say(f"warning: {weakness}")
         try:
@@ -236,6 +236,7 @@ def newest_claims(root: Path, *, as_json_text: bool = False) -> int:
         print(f"{id_:<28} {one.verdict if one else none:<12} {claim.text} ({', '.join(claim.sources)})")
         if one and one.verdict is not none:
             print(f"{'':<41} {one.measured}; {path}")
+    print(f"\n{said_by(SOURCES)}")
     return 0
 
 
@@ -253,9 +254,9 @@ def verdict(measurements: Sequence[Measurement], findings: Sequence[Finding]) ->
 
 
 @contextlib.contextmanager
-def _steps(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[str], None]]]:
+def _steps(total: int, *, at_least_s: float) -> Iterator[tuple[Callable[[str], None], Callable[[str], None]]]:
     """Two `seams.Progress`: one ends the step before and begins the next, the other says a line that stays."""
-    shown = Progress(sys.stderr, total=total, noun="step", now=time.monotonic())
+    shown = Progress(sys.stderr, total=total, noun="step", now=time.monotonic(), at_least_s=at_least_s)
     begun = False
 
     def begin(what: str) -> None:

@@ -174,14 +174,14 @@ def block_interval(
 
     Hall, "On Symmetric Bootstrap Confidence Intervals", JRSS B 50, 1988; with trimmed means Wilcox 2012, §4.4. Over 6
     to 40 rounds it kept its 5 % where the percentile bootstrap of the median missed in 5 to 10 % and BCa in 5 to 12 %
-    (docs/statistics.md). Infinite for one value: that says nothing.
+    (docs/statistics.md). Infinite for one value or two: two resampled have one mean, or no spread.
     """
     if not values:
         raise ValueError("an interval over no rounds")
     _check_confidence(confidence)
     ordered = np.sort(np.asarray(values, dtype=float))
     size, middle = len(ordered), float(_trimmed(ordered))
-    if size < 2:
+    if size < 3:
         return Interval(low=-math.inf, estimate=middle, high=math.inf, rounds=size, confidence=confidence)
     error = float(_standard_error(ordered))
     chance = np.random.Generator(np.random.PCG64(seed))
@@ -229,7 +229,8 @@ class Effect:
     def why_not(self) -> str:
         """Why nothing may be claimed, or nothing."""
         if self.ratio.rounds < MIN_ROUNDS_TO_CLAIM:
-            return f"{self.ratio.rounds} rounds; a claim takes {MIN_ROUNDS_TO_CLAIM}"
+            rounds = "1 round" if self.ratio.rounds == 1 else f"{self.ratio.rounds} rounds"
+            return f"{rounds}; a claim takes {MIN_ROUNDS_TO_CLAIM}"
         if self.aa is None or self.resolution is None:
             return "no A/A pair in these rounds, so no resolution"
         if self.ratio.holds(1.0):

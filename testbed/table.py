@@ -10,6 +10,7 @@ was not measured is `–` with a note.
 from __future__ import annotations
 
 import random
+import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -258,11 +259,29 @@ def _added(summary: Summary, plane: str, metric: str, notes: _Notes) -> Cell:
     return Cell(lines=(text,))
 
 
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+def ranged(reasons: Mapping[str, int]) -> dict[str, int]:
+    """Reasons that differ in their figures only, as one: `send lag p99 5.07 to 6.90 ms`."""
+    alike: dict[str, list[str]] = {}
+    for reason in reasons:
+        alike.setdefault(_NUMBER.sub("\0", reason), []).append(reason)
+    told = {}
+    for shape, texts in alike.items():
+        columns = zip(*(_NUMBER.findall(text) for text in texts), strict=True)
+        spans = [sorted(set(column), key=float) for column in columns]
+        for span in spans:
+            shape = shape.replace("\0", span[0] if len(span) == 1 else f"{span[0]} to {span[-1]}", 1)
+        told[shape] = sum(reasons[text] for text in texts)
+    return told
+
+
 def _trials(summary: Summary, plane: str, notes: _Notes) -> Cell:
     valid, reasons = summary.valid[plane], summary.left_out[plane]
     if not reasons:
         return Cell(lines=(str(valid),))
-    told = "; ".join(f"{count} × {reason}" for reason, count in reasons.items())
+    told = "; ".join(f"{count} × {reason}" for reason, count in ranged(reasons).items())
     total = valid + sum(reasons.values())
     return Cell(
         lines=(f"{valid} of {total}",), tone="" if valid else "bad", note=notes.number(f"{plane}, left out: {told}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterable
 
 from invoke import ParseError, Program, __version__
 
@@ -10,7 +12,7 @@ from testbed import interrupts
 
 
 class Verbs(Program):
-    """Only how a call that cannot be parsed, or is interrupted, ends."""
+    """Only how a call that cannot be parsed, or is interrupted, ends, and what it is told."""
 
     def run(self, argv: list[str] | None = None, exit: bool = True) -> None:
         try:
@@ -19,6 +21,35 @@ class Verbs(Program):
             if isinstance(end.__context__, ParseError):
                 sys.exit(2)
             sys.exit(interrupts.EXIT_CODE if isinstance(end.__context__, KeyboardInterrupt) else end.code)
+
+    def parse_tasks(self) -> None:
+        try:
+            super().parse_tasks()
+        except ParseError as error:
+            verb = error.context
+            options = [flag for flag in verb.flags if flag.startswith("--")] if verb else []
+            told = mended(str(error), verb.name if verb else "", options, self.parser.contexts)
+            raise ParseError(told, verb) from None
+
+
+def mended(said: str, verb: str, options: Iterable[str], verbs: Iterable[str]) -> str:
+    """What invoke says of a call it cannot parse, as what, where and mend. `verb`: where it stopped, or empty."""
+    from testbed.yamlpos import suggestion
+
+    if found := re.fullmatch(r"No idea what '(.*)' is!", said, re.DOTALL):
+        word = found[1]
+        if not verb:
+            hint = suggestion(word, verbs).partition("known: ")[0]
+            return f"no {'option' if word.startswith('-') else 'verb'} is called {word!r}; {hint}./inv --list names all"
+        if word.startswith("-"):
+            return f"{verb}: no option is called {word!r}; {suggestion(word, options)}"
+        return f"{verb}: {word!r} is one word too many, and no verb; ./inv --help {verb}"
+    if found := re.fullmatch(r"'.*' did not receive required positional arguments: (.*)", said):
+        words = found[1].replace("'", "").upper().replace(", ", " ")
+        return f"{verb}: {words} must be given; ./inv --help {verb}"
+    if found := re.fullmatch(r"Flag <Argument: ([^ >]+).*> needed value and was not given one!", said):
+        return f"{verb}: --{found[1].replace('_', '-')} takes a value; ./inv --help {verb}".removeprefix(": ")
+    return said
 
 
 OPTIONAL_WORDS = {

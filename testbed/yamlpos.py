@@ -93,7 +93,7 @@ class Shape(Protocol):
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """`did you mean 'x'? known: …`, the mend for a name that is not known."""
-    names = sorted(str(name) for name in known)
+    names = sorted({str(name) for name in known})
     lowered = {n.lower(): n for n in names}
     close = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
     hint = f"did you mean {lowered[close[0]]!r}? " if close else ""

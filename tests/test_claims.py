@@ -195,4 +195,14 @@ def test_the_newest_run_that_speaks_of_a_claim_has_the_last_word(
     assert told["l4-suffices-for-mtls"]["run"].endswith("r1")
     assert told["ninety-percent"]["verdict"] == "no evidence" and told["ninety-percent"]["run"] is None
     assert runs.newest_claims(tmp_path) == 0
-    assert "refuted" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "refuted" in shown and f"D: {SOURCES['D']}" in shown
+
+
+def test_the_table_says_who_the_letters_are() -> None:
+    """In a note of its own, of those that are cited and no others."""
+    bare = table.Table(blocks=(), notes=("one",))
+    built = claims.with_claims(bare, ["l4-suffices-for-mtls"], EMPTY, ALL, {})
+
+    assert built.blocks[0].rows[0][1].note == 2
+    assert built.notes[1] == f"C: {SOURCES['C']}; S: {SOURCES['S']}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import captures, topofile
+from testbed import captures, labs, topofile
 from testbed.errors import UsageError
 from testbed.model.topology import Link
 from testbed.observe import pcapng
@@ -307,3 +307,29 @@ def test_a_link_may_be_named_from_either_side() -> None:
     link = Link(a="x", b="y", a_address="172.16.0.0", b_address="172.16.0.1")
     ways = [captures.places([name], links=[link], workloads={}, nodes=["x", "y"]) for name in ("x--y", "y--x")]
     assert ways[0] == ways[1]
+
+
+def test_every_proxy_is_shown_below_whatever_has_its_network() -> None:
+    """A ztunnel below its node, a sidecar below its workload, a waypoint in a place of its own."""
+
+    def proxy(role: str, netns: str, pid: int) -> dict:
+        return {"name": role, "role": role, "for": ["server"], "pid": pid, "netns": netns, "identities": []}
+
+    about = {
+        "lab": "l", "topology": "t", "plane": "hybrid", "runtime": "docker", "link_kind": "wire", "services": [],
+        "nodes": [{"name": "n", "zone": "z", "netns": "/n", "address": "10.0.0.1"}],
+        "workloads": [
+            {"name": "server", "node": "n", "netns": "/w", "address": "10.0.0.2", "namespace": "default",
+             "service_account": "s", "pids": [9]},
+        ],
+        "proxies": [proxy("waypoint", "/own", 3), proxy("sidecar", "/w", 2), proxy("ztunnel", "/n", 1)],
+    }  # fmt: skip
+
+    assert labs.as_text(about).splitlines() == [
+        "lab l: t with plane hybrid on docker, links by wire",
+        "  node n (z) 10.0.0.1",
+        "    ztunnel pid 1 for server",
+        "    server           10.0.0.2       default/s pid 9",
+        "      sidecar pid 2 for server",
+        "  waypoint pid 3 for server",
+    ]

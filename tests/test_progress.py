@@ -31,6 +31,17 @@ def test_off_a_terminal_each_step_is_a_plain_line_with_the_time_left() -> None:
     ]
 
 
+def test_short_first_steps_do_not_promise_a_short_run() -> None:
+    """Proofs of 2 s come before trials of which one knows that they take 6."""
+    out = io.StringIO()
+    progress = Progress(out, total=11, now=0.0, at_least_s=6.0)
+    progress.start("proof", 0.0)
+    progress.step(2.0)
+    progress.start("round 1", 2.0)
+
+    assert out.getvalue().splitlines()[-1] == "trial 2/11 round 1, 1 min 00 s left"
+
+
 def test_notes_do_not_flood_a_log() -> None:
     """Inside a step a plain line comes at most every ten seconds."""
     out = io.StringIO()

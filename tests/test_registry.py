@@ -90,3 +90,13 @@ def test_a_broken_experiment_does_not_hide_the_others(install, capsys: pytest.Ca
 
     assert code == 3
     assert "quickstart" in printed.out and "package odd" in printed.err
+
+
+def test_the_list_says_how_long_at_least(capsys: pytest.CaptureFixture[str]) -> None:
+    """Five planes and the A/A pair, five rounds, load of 5 s each: two and a half minutes, and never told shorter."""
+    experiment = registry.load("experiment", "quickstart")
+    least_s = experiment.rounds * 6 * (experiment.load.warmup_s + experiment.load.window_s)
+
+    assert cli.experiment_list() == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("quickstart "))
+    assert experiment.loaded_s == least_s and int(line.split(" min")[0].split()[-1]) * 60 >= least_s

@@ -257,3 +257,12 @@ def test_an_interval_without_end_is_told_as_none() -> None:
     found = effect({1: 2.2}, {1: 2.0}, {1: 2.0})
 
     assert found is not None and found.text == "+10.0 % [–], A/A tells nothing"
+
+
+@pytest.mark.parametrize("values", ([0.3], [0.3, 0.2], [0.3, 0.3]))
+def test_one_round_or_two_leave_everything_open(values: list[float]) -> None:
+    """A width of nothing would be the narrowest claim of all, from the least that was seen."""
+    found = block_interval(values)
+
+    assert (found.low, found.high) == (-math.inf, math.inf)
+    assert found.estimate == pytest.approx(sum(values) / len(values))

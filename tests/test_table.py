@@ -222,3 +222,10 @@ def test_hostile_names_reach_neither_terminal_nor_markdown() -> None:
 def test_an_empty_run_makes_an_empty_table() -> None:
     """Nothing measured, nothing shown, nothing raised."""
     assert typeset.as_text(table.build(table.summarise([]), [])).strip() == ""
+
+
+def test_reasons_that_differ_in_figures_are_one() -> None:
+    """A figure that is the same in all stays one figure; another shape is another reason."""
+    reasons = {"late: send lag p99 6.90 ms": 1, "late: send lag p99 10.2 ms": 2, "link down": 1}
+
+    assert table.ranged(reasons) == {"late: send lag p99 6.90 to 10.2 ms": 3, "link down": 1}

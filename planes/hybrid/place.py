@@ -41,7 +41,7 @@ def place(
     Raises UsageError for another value.
     """
     if listens_hbone not in ("yes", "no"):
-        raise UsageError(f"listens_hbone cannot be {listens_hbone!r}; it is yes or no")
+        raise UsageError(f"plane hybrid: listens_hbone cannot be {listens_hbone!r}; it is yes or no")
     listens = listens_hbone == "yes"
     of = kinds(topology)
     ambient = frozenset(name for name, kind in of.items() if kind is Kind.AMBIENT)

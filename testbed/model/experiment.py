@@ -71,6 +71,16 @@ class Experiment:
     hold_p99_ms: float = 25.0
     """What holding a rate means in that search."""
 
+    @property
+    def block_s(self) -> float:
+        """How long one deployment is under load."""
+        return sum(load.warmup_s + load.window_s for load in [cell.load for cell in self.cells] or [self.load])
+
+    @property
+    def loaded_s(self) -> float:
+        """The same of the whole experiment: it takes longer than this."""
+        return self.rounds * (len(self.planes) + self.aa_pair) * self.block_s
+
 
 class Result(StrEnum):
     HOLDS = "holds"
