@@ -27,6 +27,7 @@ SECRET = "/secret"
 """The path of `server` that two-zones.policies.yml denies to everybody."""
 ISTIO_ALPN = ("istio-http/1.1", "istio", "http/1.1")
 _AROUND = "a sidecar goes around the waypoint of whom it calls"
+_PAST_NODE = "a node's proxy takes what workloads send, and nobody stands before a pod"
 NEEDED = frozenset({"vault", "intruder", "server"})
 """Workloads of these names must be there: a STRICT one, one whom policy does not allow, and a pod beside."""
 
@@ -38,8 +39,17 @@ class Stand:
     """Who stands at a workload."""
 
     kind: str
-    """`sidecar`, `ambient` or `none`."""
+    """`sidecar`, `ambient`, `node` (its node's proxy takes what it sends, and brings what others' send) or `none`."""
     takes_hbone: bool = False
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether who calls its address meets a proxy, wherever he stands."""
+        return self.kind in ("sidecar", "ambient")
+
+    @property
+    def reads_http(self) -> bool:
+        return self.kind in ("sidecar", "node")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +73,9 @@ def stand(proxies: Sequence[Proxy], workload: str) -> Stand:
     roles = {p.role.removeprefix("envoy-"): p for p in proxies if workload in p.serves and not p.own_address}
     if "sidecar" in roles:
         return Stand(kind="sidecar", takes_hbone=bool(roles["sidecar"].options.get("listens_hbone")))
-    return Stand(kind="ambient", takes_hbone=True) if "ztunnel" in roles else Stand(kind="none")
+    if "ztunnel" in roles:
+        return Stand(kind="ambient", takes_hbone=True)
+    return Stand(kind="node" if "node-l7" in roles else "none")
 
 
 def passes(outcome: dict) -> bool:
@@ -183,14 +195,14 @@ class _Trial:
     def boundaries(self, vault: Stand) -> Iterator[Boundary]:
         meshed = vault.kind != "none"
         yield Boundary(
-            name="plaintext-to-strict", what="a plaintext call to a STRICT workload", tried="clear", stopped=meshed,
-            control="right",
+            name="plaintext-to-strict", what="a plaintext call to a STRICT workload", tried="clear",
+            stopped=vault.is_guarded, because=_PAST_NODE if vault.kind == "node" else "", control="right",
         )  # fmt: skip
         yield Boundary(
             name="l4-denied", what=f"a call as {self.intruder} that policy does not allow", tried="denied",
             stopped=meshed, control="allowed",
         )  # fmt: skip
-        if meshed:
+        if vault.is_guarded:
             for name, what, tried in (
                 ("l4-denied-direct", f"mutual TLS past the client's proxy as {self.intruder}", "intruder"),
                 ("wrong-identity", "mutual TLS with a certificate of another trust domain", "wrong"),
@@ -220,13 +232,13 @@ class _Trial:
             because = "who has no ztunnel goes around the waypoint" if client.kind != "sidecar" else _AROUND
         yield Boundary(
             name="l7-denied", what=f"GET {SECRET}, which L7 policy denies,", tried="service-secret",
-            stopped=server.kind == "sidecar" or by_waypoint, because=because, control="service",
+            stopped=server.reads_http or by_waypoint, because=because, control="service",
         )  # fmt: skip
         if self.waypoint is not None and server.kind != "none":
             because = "a call to the pod's address goes around the waypoint of its service"
         yield Boundary(
             name="l7-denied-pod-ip", what=f"GET {SECRET} by the pod's own address", tried="pod-secret",
-            stopped=server.kind == "sidecar", because=because, control="pod",
+            stopped=server.reads_http, because=because, control="pod",
         )  # fmt: skip
 
     def without_listener(self, vault: Stand, outcomes: Outcomes) -> list[Finding]:
@@ -234,10 +246,10 @@ class _Trial:
         what is found, also for the identity that may; and that the pod was there to answer on its own port."""
         if vault.takes_hbone:
             return []
-        reached = "clear" if vault.kind == "none" else "right"
+        reached = "right" if vault.is_guarded else "clear"
         tries = ("hbone-right", "hbone-wrong", "foreign")
         told = [("foreign-authority", "HBONE to one pod with the authority of another")]
-        if vault.kind == "none":
+        if not vault.is_guarded:
             told += [
                 ("l4-denied-direct", f"mutual TLS as {self.intruder}"),
                 ("wrong-identity", "mutual TLS with a certificate of another trust domain"),
@@ -251,7 +263,7 @@ class _Trial:
                 id=f"boundary.{name}",
                 plane=self.deployment.placement.plane,
                 segment="call",
-                statement=f"{what} is not applicable: nothing here ends {'it' if vault.kind == 'none' else 'HBONE'}",
+                statement=f"{what} is not applicable: nothing here ends {'HBONE' if vault.is_guarded else 'it'}",
                 result=Result.BROKEN if open_to else Result.HOLDS if alive else Result.NO_EVIDENCE,
                 evidence=f"probe of port {HBONE_PORT}: {errors}; the pod's own port "
                 + ("answered" if alive else "did NOT answer either"),
@@ -296,8 +308,10 @@ def _allow_of_l7(deployment: Deployment, ledger: Stand, client: Stand, outcomes:
     alive = status == 200
     if ledger.kind == "none":
         right, statement = passes(read) and passes(write), "GET and POST pass: nothing here could stop them"
-    elif ledger.kind == "sidecar":
-        right, statement = passes(read) and not passes(write), "GET passes, POST is refused: the sidecar reads methods"
+    elif ledger.reads_http:
+        reader = "sidecar" if ledger.kind == "sidecar" else "node's proxy"
+        right = passes(read) and not passes(write)
+        statement = f"GET passes, POST is refused: the {reader} reads methods"
         alive = alive and passes(read)
     else:
         # 401 to one whom the trust domain knows: it is policy that refuses, not a dead route.

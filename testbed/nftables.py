@@ -18,8 +18,8 @@ from testbed.nftcommit import apply
 from testbed.nftmessages import Batch
 
 __all__ = [
-    "CAPTURE_TABLE", "SERVICE_TABLE", "Batch", "VirtualPort", "apply", "in_pod_capture", "node_capture", "removal", "service_dnat",
-    "sidecar_capture", "virtual_ports",
+    "CAPTURE_TABLE", "SERVICE_TABLE", "Batch", "VirtualPort", "apply", "in_pod_capture", "node_capture", "removal",
+    "service_dnat", "sidecar_capture", "virtual_ports",
 ]  # fmt: skip
 
 MARK = 0x539

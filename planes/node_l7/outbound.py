@@ -1,4 +1,4 @@
-"""15001, a workload's share of it: what it calls, routed as by a sidecar, then by a tunnel to the other node's proxy."""
+"""15001, a workload's share of it: what it calls, routed as by a sidecar, then tunnelled to another node's proxy."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ their veth, and so is what is delivered to them. Only between nodes there is mut
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -105,6 +106,7 @@ def _entry(topology: Topology, node: Node) -> dict:
         "canonicalRevision": "latest",
         "clusterId": CLUSTER,
         "locality": {"region": "", "zone": node.zone, "subzone": ""},
+        "services": {},
     }
 
 
@@ -122,7 +124,7 @@ def _legs(
 ) -> Iterator[Claim]:
     nodes = list(dict.fromkeys(w.node for w in (client, server) if is_served(w))) if is_served(client) else []
     stops = (client.name, *nodes, server.name)
-    for source, destination in zip(stops, stops[1:], strict=False):
+    for source, destination in itertools.pairwise(stops):
         between = (source, destination) == (client.node, server.node)
         yield Claim(
             source=source,

@@ -82,7 +82,8 @@ class NodeL7(L7Program):
         source = transport.get_extra_info("peername")[:2]
         tenant = self._by_address.get(source[0])
         ip, port = destination = net.captured_destination(transport, self.settings.original_destination)
-        if tenant is None or (port in self.settings.ports.own and (ip in self.local.addresses or ip.startswith("127."))):
+        own = port in self.settings.ports.own and (ip in self.local.addresses or ip.startswith("127."))
+        if tenant is None or own:
             self.warn(f"refused: {source[0]} to {ip}:{port} is no call of a workload of this node")
             return None
         return tenant.outbound.serve_captured(source, destination)

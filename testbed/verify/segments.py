@@ -95,7 +95,8 @@ def lay_out(
     watched.
 
     `extra`: proxies with an address of their own, name -> (node, address). `local`: workloads whose inside is watched
-    as well. `catching`: nodes that take what their workloads send; on a veth it still bears the service's address. Of each link one end is watched, `a`'s: what is there passed the link or is about to.
+    as well. `catching`: nodes that take what their workloads send; on a veth it still bears the service's address.
+    Of each link one end is watched, `a`'s: what is there passed the link or is about to.
     """
     homes = {w.name: w.node for w in topology.workloads}
     addresses = {w.name: {w.address} for w in topology.workloads}
