@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from planes.l7.place import l7_view
 from planes.mesh.view import MeshView
 from planes.node_l7.inbound import told_source
 from planes.node_l7.place import NAME, PLANE
@@ -184,6 +187,57 @@ def test_packets_bear_the_nodes_names_on_links_and_nobodys_on_veths(
     assert {("client>node-a", "readable"), (f"{node}>{target}", "readable")} <= checks
     if node != "node-a":
         assert {(f"node-a>{node}", c) for c in ("hidden", "delivered", "tls", "identity", "hbone")} <= checks
+
+
+@pytest.mark.root
+@needs_root
+def test_routes_and_policies_change_while_it_runs_and_it_ends_when_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one workload, by its name in the view; the others keep theirs."""
+    server = TWO_ZONES.workload("server")
+    open_to_all = {"default/server": l7_view(dataclasses.replace(TWO_ZONES, policies=()), workload=server)}
+    vip = TWO_ZONES.service("server")
+    ask = {"name": "x", "kind": "http", "address": vip.address, "port": vip.ports[0].port, "path": calls.SECRET}
+    with up(TWO_ZONES, tmp_path, monkeypatch) as deployment:
+
+        def status() -> int | None:
+            return proof.run_probe(deployment, "client", [ask])["x"][0]["status"]
+
+        assert status() == 403
+        for proxy in deployment.placement.proxies:
+            deployment.configure(proxy, {**proxy.view, "l7": open_to_all})
+        give_up_s = time.monotonic() + 10
+        while status() != 200:
+            assert time.monotonic() < give_up_s, "the new policies never came into force"
+        denied = proof.run_probe(deployment, "intruder", [{**ask, "address": TWO_ZONES.service("vault").address}])
+        assert denied["x"][0]["status"] == 403
+        for process in deployment.proxies.values():
+            process.signal(signal.SIGTERM)
+        assert [process.wait(10.0) for process in deployment.proxies.values()] == [0, 0]
+
+
+@pytest.mark.root
+@needs_root
+def test_a_nodes_key_is_every_workload_of_that_node_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What who takes it can do: `vault` lets only `client` in, and has no way to see that it is not `client` calling."""
+    vault, node = TWO_ZONES.workload("vault"), TWO_ZONES.workload("client").node
+    with up(TWO_ZONES, tmp_path, monkeypatch) as deployment:
+        stolen = next(p.identities[0] for p in deployment.placement.proxies if p.node == node)
+        hop = {
+            "kind": "hbone", "address": TWO_ZONES.node(vault.node).address, "port": 15008, "cert": "n.cert.pem",
+            "key": "n.key.pem", "authority": f"{vault.address}:{vault.app.ports[0]}",
+        }  # fmt: skip
+        words = {"own": "default/client", "other": "default/server", "nobody": ""}
+        attempts = [{**hop, "name": n, "connect_headers": {calls.SOURCE_FIELD: word}} for n, word in words.items()]
+        files = calls._pem("n", deployment.authority, stolen)
+        outcomes = proof.run_probe(deployment, node, attempts, files=files)
+
+    assert {name: (tries[0]["connect_status"], tries[0]["answered_by"]) for name, tries in outcomes.items()} == {
+        "own": (200, "vault"), "other": (401, None), "nobody": (401, None),
+    }  # fmt: skip
 
 
 @pytest.mark.root
