@@ -222,7 +222,7 @@ def test_routes_and_policies_change_while_it_runs_and_it_ends_when_told(
 def test_a_nodes_key_is_every_workload_of_that_node_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What who takes it can do: `vault` lets only `client` in, and has no way to see that it is not `client` calling."""
+    """`vault` lets only `client` in, and nobody can see that it is not `client` who calls."""
     vault, node = TWO_ZONES.workload("vault"), TWO_ZONES.workload("client").node
     with up(TWO_ZONES, tmp_path, monkeypatch) as deployment:
         stolen = next(p.identities[0] for p in deployment.placement.proxies if p.node == node)
