@@ -31,7 +31,10 @@ def effect(summary: Summary, base: str, other: str, metric: str, component: str 
 
 def differing(findings: Sequence[Finding], base: str, other: str) -> list[str]:
     """Findings that one has and the other has not, or not with this result: `id: holds, broken`."""
-    theirs = [{f"{f.id} {f.segment}": str(f.result) for f in findings if f.plane == plane} for plane in (base, other)]
+    theirs = [
+        {f"{f.id.replace(plane, base, 1)} {f.segment}": str(f.result) for f in findings if f.plane == plane}
+        for plane in (base, other)  # those of packets begin with their plane's name
+    ]
     keys = sorted(theirs[0].keys() | theirs[1].keys())
     return [
         f"{key}: {theirs[0].get(key, 'none')}, {theirs[1].get(key, 'none')}"

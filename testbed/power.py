@@ -40,9 +40,10 @@ class Host:
 
 IDLE = Host(name="an idle machine", luck=0.012, stalls_per_s=0.5, stall_spread=0.5, stall_ms=1.5)
 REFERENCE = Host(name="the reference machine at its best")
-"""A/A pairs of 650 to 1,000 requests there: paired spread of p50 0.02 to 0.04, of p99 0.25 to 0.33."""
+"""Pairs of trials in its calmer runs (3 to 5 rounds, 650 to 1,000 requests): spread of p50 0.02 to 0.05, of p99 0.12 to
+0.33; in the same runs some pairs had 0.65."""
 BUSY = Host(name="the same with busy neighbours", luck=0.02, stalls_per_s=2.0, stall_spread=1.2, stall_ms=3.0)
-"""There: p50 0.04, p99 0.7, and a quarter of the trials left out for a late generator."""
+"""Eight A/A pairs there: p50 0.04, p99 0.7, and a quarter of the trials left out for a late generator."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -155,7 +155,7 @@ def test_killed_keeper_ends_its_lab_and_gc_removes_the_rest_but_not_the_living_n
         )
         assert dead.state.keeper is not None
         os.kill(dead.state.keeper.pid, signal.SIGKILL)
-        settle(lambda: not os.path.exists(f"/proc/{doomed.pid}"))
+        settle(lambda: not os.path.exists(f"/proc/{doomed.pid}") and not dead.state.alive)
 
         assert Left(kind="lab", name=f"{NAME}-a", why="its keeper or owner is dead") in ownership.gc(root=root)
         assert not dead.folder.exists() and living.folder.exists()

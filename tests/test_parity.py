@@ -50,7 +50,7 @@ def test_less_than_the_pair_shows_by_chance_is_not_claimed() -> None:
 
 def test_findings_are_compared_one_by_one() -> None:
     """Another result, one that is missing: each is named; the same findings are counted."""
-    same = [finding(p, id_) for p in ("sidecar", "sidecar@docker") for id_ in "ab"]
+    same = [finding(p, id_) for p in ("sidecar", "sidecar@docker") for id_ in ("a", f"packets.{p}/hidden")]
     more = [*same, finding("sidecar", "c"), finding("sidecar@docker", "c", Result.BROKEN), finding("sidecar", "d")]
 
     assert parity.differing(same, "sidecar", "sidecar@docker") == []

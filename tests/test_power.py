@@ -80,7 +80,7 @@ def test_planting_moves_exactly_the_percentiles_it_says() -> None:
 
 def test_made_latencies_look_like_those_of_the_reference_machine() -> None:
     """Neighbours depend on each other, the median is that of `none` in a quickstart, and the spread between the two
-    halves of a pair of 600 requests is what A/A pairs showed there."""
+    halves of a pair of 600 requests is what pairs of trials showed there in calmer runs."""
     made = np.log(latencies_ms(REFERENCE, LONG, 1.0, np.random.default_rng(2)))
     alike = [float(np.corrcoef(made[:-gap], made[gap:])[0, 1]) for gap in (1, 2, 10)]
     chance = np.random.default_rng(3)

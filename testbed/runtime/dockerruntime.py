@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from testbed.docker import engine, image, inputs
+from testbed.docker import engine
 from testbed.errors import MachineError
 from testbed.runtime import dockerplan, dockersocket, enter, ownership, wiring
 from testbed.runtime.dockerlab import DockerLab, begin
@@ -68,6 +68,8 @@ class DockerRuntime(NetnsRuntime):
 
     def ground(self) -> Ground:
         """What containers of labs made by this runtime stand on: the image of the code as it was at the first."""
+        from testbed.docker import image, inputs  # a fifth of a second, which who only looks at a lab does not need
+
         if self._ground is None:
             built = image.ready(self.engine(), progress=self._progress)
             self._base = f"{built.base} ({built.base_kind})"
