@@ -27,6 +27,10 @@ SECRET = "/secret"
 """The path of `server` that two-zones.policies.yml denies to everybody."""
 ISTIO_ALPN = ("istio-http/1.1", "istio", "http/1.1")
 _AROUND = "a sidecar goes around the waypoint of whom it calls"
+NODE_ROLE = "node-l7"
+SOURCE_FIELD = "meshbed-source"
+"""In which a node's proxy says whose call it brings."""
+_PAST_NODE = "a node's proxy takes what workloads send, and nobody stands before a pod"
 NEEDED = frozenset({"vault", "intruder", "server"})
 """Workloads of these names must be there: a STRICT one, one whom policy does not allow, and a pod beside."""
 
@@ -38,8 +42,22 @@ class Stand:
     """Who stands at a workload."""
 
     kind: str
-    """`sidecar`, `ambient` or `none`."""
+    """`sidecar`, `ambient`, `node` (its node's proxy takes what it sends, and brings what others' send) or `none`."""
     takes_hbone: bool = False
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether who calls its address meets a proxy, wherever he stands."""
+        return self.kind in ("sidecar", "ambient")
+
+    @property
+    def ends_mtls(self) -> bool:
+        """Itself, or its node's proxy for it."""
+        return self.kind != "none"
+
+    @property
+    def reads_http(self) -> bool:
+        return self.kind in ("sidecar", "node")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +81,9 @@ def stand(proxies: Sequence[Proxy], workload: str) -> Stand:
     roles = {p.role.removeprefix("envoy-"): p for p in proxies if workload in p.serves and not p.own_address}
     if "sidecar" in roles:
         return Stand(kind="sidecar", takes_hbone=bool(roles["sidecar"].options.get("listens_hbone")))
-    return Stand(kind="ambient", takes_hbone=True) if "ztunnel" in roles else Stand(kind="none")
+    if "ztunnel" in roles:
+        return Stand(kind="ambient", takes_hbone=True)
+    return Stand(kind="node" if NODE_ROLE in roles else "none")
 
 
 def passes(outcome: dict) -> bool:
@@ -151,6 +171,13 @@ class _Trial:
 
     def _direct(self, name: str, leaf: str, workload: Workload, port: int) -> dict:
         """As a proxy of the client's would, past it: by what the workload's own proxy takes."""
+        if stand(self.proxies, workload.name).kind == "node":
+            authority = f"{workload.address}:{port}"
+            teller = self.topology.workload(self.client)
+            return {
+                **self._hbone(name, leaf, self.topology.node(workload.node).address, authority),
+                "connect_headers": {SOURCE_FIELD: f"{teller.namespace}/{teller.name}"},
+            }
         if stand(self.proxies, workload.name).kind != "sidecar":
             return self._hbone(name, leaf, workload.address, f"{workload.address}:{port}")
         service = next(s for s in self.topology.services if workload.name in s.endpoints)
@@ -169,6 +196,9 @@ class _Trial:
         """`wrong`: of a stranger's trust domain. `forged`: by a stranger, bearing the name of one who may."""
         ours, domain = self.deployment.authority, self.topology.trust_domain
         client = self.topology.workload(self.client).identity(domain)
+        for proxy in self.proxies:
+            if proxy.role == NODE_ROLE and self.client in proxy.serves:
+                (client,) = proxy.identities  # who may call is the node: its workloads have no keys
         elsewhere = CertificateAuthority(now=time.time(), trust_domain="elsewhere.example")
         forger = CertificateAuthority(now=time.time(), trust_domain=domain)
         return {
@@ -181,16 +211,16 @@ class _Trial:
     # -- what must be found
 
     def boundaries(self, vault: Stand) -> Iterator[Boundary]:
-        meshed = vault.kind != "none"
+        meshed = vault.ends_mtls
         yield Boundary(
-            name="plaintext-to-strict", what="a plaintext call to a STRICT workload", tried="clear", stopped=meshed,
-            control="right",
+            name="plaintext-to-strict", what="a plaintext call to a STRICT workload", tried="clear",
+            stopped=vault.is_guarded, because=_PAST_NODE if vault.kind == "node" else "", control="right",
         )  # fmt: skip
         yield Boundary(
             name="l4-denied", what=f"a call as {self.intruder} that policy does not allow", tried="denied",
             stopped=meshed, control="allowed",
         )  # fmt: skip
-        if meshed:
+        if vault.ends_mtls:
             for name, what, tried in (
                 ("l4-denied-direct", f"mutual TLS past the client's proxy as {self.intruder}", "intruder"),
                 ("wrong-identity", "mutual TLS with a certificate of another trust domain", "wrong"),
@@ -220,13 +250,13 @@ class _Trial:
             because = "who has no ztunnel goes around the waypoint" if client.kind != "sidecar" else _AROUND
         yield Boundary(
             name="l7-denied", what=f"GET {SECRET}, which L7 policy denies,", tried="service-secret",
-            stopped=server.kind == "sidecar" or by_waypoint, because=because, control="service",
+            stopped=server.reads_http or by_waypoint, because=because, control="service",
         )  # fmt: skip
         if self.waypoint is not None and server.kind != "none":
             because = "a call to the pod's address goes around the waypoint of its service"
         yield Boundary(
             name="l7-denied-pod-ip", what=f"GET {SECRET} by the pod's own address", tried="pod-secret",
-            stopped=server.kind == "sidecar", because=because, control="pod",
+            stopped=server.reads_http, because=because, control="pod",
         )  # fmt: skip
 
     def without_listener(self, vault: Stand, outcomes: Outcomes) -> list[Finding]:
@@ -234,10 +264,10 @@ class _Trial:
         what is found, also for the identity that may; and that the pod was there to answer on its own port."""
         if vault.takes_hbone:
             return []
-        reached = "clear" if vault.kind == "none" else "right"
+        reached = "right" if vault.ends_mtls else "clear"
         tries = ("hbone-right", "hbone-wrong", "foreign")
         told = [("foreign-authority", "HBONE to one pod with the authority of another")]
-        if vault.kind == "none":
+        if not vault.ends_mtls:
             told += [
                 ("l4-denied-direct", f"mutual TLS as {self.intruder}"),
                 ("wrong-identity", "mutual TLS with a certificate of another trust domain"),
@@ -251,7 +281,7 @@ class _Trial:
                 id=f"boundary.{name}",
                 plane=self.deployment.placement.plane,
                 segment="call",
-                statement=f"{what} is not applicable: nothing here ends {'it' if vault.kind == 'none' else 'HBONE'}",
+                statement=f"{what} is not applicable: nothing here ends {'HBONE' if vault.ends_mtls else 'it'}",
                 result=Result.BROKEN if open_to else Result.HOLDS if alive else Result.NO_EVIDENCE,
                 evidence=f"probe of port {HBONE_PORT}: {errors}; the pod's own port "
                 + ("answered" if alive else "did NOT answer either"),
@@ -296,8 +326,10 @@ def _allow_of_l7(deployment: Deployment, ledger: Stand, client: Stand, outcomes:
     alive = status == 200
     if ledger.kind == "none":
         right, statement = passes(read) and passes(write), "GET and POST pass: nothing here could stop them"
-    elif ledger.kind == "sidecar":
-        right, statement = passes(read) and not passes(write), "GET passes, POST is refused: the sidecar reads methods"
+    elif ledger.reads_http:
+        reader = "sidecar" if ledger.kind == "sidecar" else "node's proxy"
+        right = passes(read) and not passes(write)
+        statement = f"GET passes, POST is refused: the {reader} reads methods"
         alive = alive and passes(read)
     else:
         # 401 to one whom the trust domain knows: it is policy that refuses, not a dead route.

@@ -22,7 +22,8 @@ from testbed import nftables, program
 from testbed.errors import Bug, PeerError
 from testbed.lab import Lab, http_get, log_tail
 from testbed.model.identity import Identity
-from testbed.model.placement import Capture, CaptureKind, Placement, Proxy
+from testbed.model.placement import CaptureKind, Placement, Proxy
+from testbed.model.topology import Topology
 from testbed.nodeagent import NodeAgent, PodNetns
 from testbed.pki import (
     CERTIFICATE_FILE,
@@ -146,8 +147,8 @@ def start(
     uids = {proxy.name: spawn.uid for proxy, spawn in zip(placement.proxies, spawns, strict=True)}
     if renewed and any(proxy.identities for proxy in placement.proxies):
         deployment.renewer = _start_renewing(deployment, uids)
-    for capture in placement.captures:
-        nftables.apply(lab.netns(capture.workload), _capture_batch(capture, uids).for_new_namespace())
+    for sandbox, batch in capture_batches(lab.topology, placement, uids):
+        nftables.apply(lab.netns(sandbox), batch.for_new_namespace())
     return deployment
 
 
@@ -156,12 +157,26 @@ def extra_sandboxes(placement: Placement) -> list[tuple[str, str, str]]:
     return [(proxy.sandbox, proxy.node, proxy.own_address) for proxy in placement.proxies if proxy.own_address]
 
 
-def _capture_batch(capture: Capture, uids: Mapping[str, int]) -> nftables.Batch:
-    if capture.kind is CaptureKind.IN_POD:
-        return nftables.in_pod_capture()
-    if capture.proxy not in uids:
-        raise Bug(f"capture of {capture.workload} names proxy {capture.proxy!r}, which is not placed")
-    return nftables.sidecar_capture(uids[capture.proxy])
+def capture_batches(
+    topology: Topology, placement: Placement, uids: Mapping[str, int]
+) -> Iterator[tuple[str, nftables.Batch]]:
+    """(sandbox, rules): of each workload its own, of a node those of all whom it catches, for a table is one."""
+    at_nodes: dict[str, list[str]] = {}
+    for capture in placement.captures:
+        if capture.kind is CaptureKind.IN_POD:
+            yield capture.workload, nftables.in_pod_capture()
+            continue
+        if capture.proxy not in uids:
+            raise Bug(f"capture of {capture.workload} names proxy {capture.proxy!r}, which is not placed")
+        if capture.kind is CaptureKind.SIDECAR:
+            yield capture.workload, nftables.sidecar_capture(uids[capture.proxy])
+            continue
+        workload = topology.workload(capture.workload)
+        if all((p.name, p.sandbox) != (capture.proxy, workload.node) for p in placement.proxies):
+            raise Bug(f"capture of {capture.workload} names proxy {capture.proxy!r}, which is not in {workload.node}")
+        at_nodes.setdefault(workload.node, []).append(workload.address)
+    for node, sources in at_nodes.items():
+        yield node, nftables.node_capture(sources, topology.node(node).address)
 
 
 def _pods(lab: Lab, proxy: Proxy) -> list[PodNetns]:

@@ -35,7 +35,9 @@ from testbed.policyfile import OtherResource
 
 L4_PLANES = ("none", "ambient-l4", "ambient_l4", "ztunnel", "envoy-ambient-l4")
 WAYPOINT_PLANES = ("ambient", "envoy-ambient")
-SIDECAR_PLANES = ("sidecar", "hybrid", "hybrid-hbone", "envoy-sidecar")
+NODE_PLANES = ("node-l7",)
+SIDECAR_PLANES = ("sidecar", "hybrid", "hybrid-hbone", "envoy-sidecar", *NODE_PLANES)
+"""What their proxies do with routes and rules is the same; a node's is in another place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +120,8 @@ def _peer(resource: PeerAuthentication, plane: str, root_namespace: str) -> Iter
         resource.mode, *(mode for _, mode in resource.port_modes),
     ):  # fmt: skip
         yield "mtls.mode", "DISABLE is treated as PERMISSIVE"
+    if plane in NODE_PLANES:
+        yield "mtls.mode", "what comes to a pod past the nodes' proxies is taken, and what they bring it is plain"
 
 
 def _authorization(resource: AuthorizationPolicy, plane: str) -> Iterator[tuple[str, str]]:

@@ -18,8 +18,8 @@ from testbed.nftcommit import apply
 from testbed.nftmessages import Batch
 
 __all__ = [
-    "CAPTURE_TABLE", "SERVICE_TABLE", "Batch", "VirtualPort", "apply", "in_pod_capture", "removal", "service_dnat",
-    "sidecar_capture", "virtual_ports",
+    "CAPTURE_TABLE", "SERVICE_TABLE", "Batch", "VirtualPort", "apply", "in_pod_capture", "node_capture", "removal",
+    "service_dnat", "sidecar_capture", "virtual_ports",
 ]  # fmt: skip
 
 MARK = 0x539
@@ -85,6 +85,20 @@ def sidecar_capture(
     t.rule("the sidecar itself", nft.owner(uid), nft.accept())
     t.rule("loopback stays", nft.destination("127.0.0.1"), nft.accept())
     t.rule("outbound to the sidecar", nft.tcp(), nft.redirect(outbound_port))
+    return Batch(tables=t.messages)
+
+
+def node_capture(sources: Sequence[str], proxy: str, *, outbound_port: int = OUTBOUND_PORT) -> Batch:
+    """Rules for a node's namespace: what `sources` (addresses of its workloads) send by TCP goes to the proxy at
+    `proxy`, an address of the node.
+
+    Ahead of `service_dnat`, so that the proxy learns which service was called. A redirect would not do: a workload's
+    veth has no address in its node.
+    """
+    t = nft.Table(CAPTURE_TABLE)
+    t.chain("prerouting_nat", "nat", nft.PREROUTING, -110)
+    for source in sources:
+        t.rule(f"{source} to the node's proxy", nft.tcp(), nft.source(source), nft.dnat(proxy, outbound_port))
     return Batch(tables=t.messages)
 
 

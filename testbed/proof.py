@@ -103,7 +103,8 @@ def prove(deployment: Deployment, *, client: str, target: str, captures: Path) -
     stops = [stop for claim in asked for stop in claim.call]
     watched = dict.fromkeys((client, *(s for s in stops if s in proxies), *going.service.endpoints))
     layout = lay_out(
-        lab.topology, {name: port_name(name) for name in watched}, extra=proxies, routes=paths(lab.topology)
+        lab.topology, {name: port_name(name) for name in watched}, extra=proxies, routes=paths(lab.topology),
+        catching=[node.name for node in lab.topology.nodes if node.name in stops],
     )
     file = captures / f"{plane}.pcapng"
     capture = Capture(capture_points(layout.segments, lab.running.sandboxes), file)

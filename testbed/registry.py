@@ -27,6 +27,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "sidecar": "planes.catalog:sidecar",
         "hybrid": "planes.catalog:hybrid",
         "hybrid-hbone": "planes.catalog:hybrid_hbone",
+        "node-l7": "planes.node_l7.place:PLANE",
         "envoy-ambient-l4": "planes.catalog:envoy_ambient_l4",
         "envoy-ambient": "planes.catalog:envoy_ambient",
         "envoy-sidecar": "planes.catalog:envoy_sidecar",

@@ -71,10 +71,12 @@ class Dialler:
         contexts: tls.IdentityContexts,
         *,
         baggage: Callable[[], str],
+        fields: bytes = b"",
     ) -> None:
+        """`fields`: more of a CONNECT's, encoded."""
         self.loop = loop
         self.contexts = contexts
-        self._baggage = baggage
+        self._baggage, self._fields = baggage, fields
         self._upstreams: WeakValueDictionary[tuple[str, Way], Upstream] = WeakValueDictionary()
         """Kept alive by who may choose them, and by their connections."""
         self._groups: dict[str, tuple[TrafficPolicy, Group]] = {}
@@ -147,7 +149,7 @@ class Dialler:
             source_identity=self.contexts.uri, expected=way.expected, destination=way.tunnel, source_ip=""
         )
         session = await self._tunnels.checkout(key, lambda: self._open_session(way), self.loop.time)
-        stream, answer = ask.ask(session, ask.block(way.authority, self._baggage()))
+        stream, answer = ask.ask(session, ask.block(way.authority, self._baggage()) + self._fields)
         transport = StreamTransport(session, stream, {"peername": way.tunnel, "peer_uris": session.peer_uris})
         try:
             async with asyncio.timeout(limit_s):

@@ -17,6 +17,9 @@ class CaptureKind(StrEnum):
     """ztunnel: all outbound TCP to 15001, all inbound TCP but 15008 to 15006, mark 0x539 exempt (facts/hbone 2.15)."""
     SIDECAR = "sidecar"
     """Istio's sidecar rules: 15001 and 15006, the proxy's user id exempt (facts/hbone 4.1)."""
+    NODE = "node"
+    """On the workload's node: all TCP that it sends to 15001 of a proxy in the node's namespace; of what it is sent,
+    nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +29,7 @@ class Capture:
     workload: str
     kind: CaptureKind
     proxy: str | None = None
-    """Name of the proxy whose user id is exempt (sidecar); the deployer gives the ids."""
+    """Name of the proxy: its user id is exempt (sidecar; the deployer gives the ids), its node catches (node)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +74,8 @@ class Encryption(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What must be true of traffic from `source` to `destination` on a segment: workloads, or proxies with an address
-    of their own, for what passes a waypoint is two claims, a leg each.
+    """What must be true of traffic from `source` to `destination` on a segment: workloads, proxies with an address of
+    their own, or nodes, for what passes a waypoint is two claims, a leg each.
 
     `segment` is `wire` (between nodes, and from a workload's veth to its node) or `local` (inside a workload's
     sandbox).
@@ -96,7 +99,7 @@ class Claim:
     port: int | None = None
     stops: tuple[str, ...] = ()
     """Where such a call stops, this leg being one of its legs: client, proxies with an address of their own, server.
-    Empty: source and destination."""
+    A proxy in its node's namespace goes by the node's name. Empty: source and destination."""
 
     @property
     def call(self) -> tuple[str, ...]:

@@ -89,12 +89,14 @@ def lay_out(
     extra: Mapping[str, tuple[str, str]] | None = None,
     local: Sequence[str] = (),
     routes: Mapping[tuple[str, str], tuple[str, ...]] | None = None,
+    catching: Sequence[str] = (),
 ) -> Layout:
     """`veths`: workload -> its veth's device name in its node (the runtime knows). Those without an entry are not
     watched.
 
     `extra`: proxies with an address of their own, name -> (node, address). `local`: workloads whose inside is watched
-    as well. Of each link one end is watched, `a`'s: what is there passed the link or is about to.
+    as well. `catching`: nodes that take what their workloads send; on a veth it still bears the service's address.
+    Of each link one end is watched, `a`'s: what is there passed the link or is about to.
     """
     homes = {w.name: w.node for w in topology.workloads}
     addresses = {w.name: {w.address} for w in topology.workloads}
@@ -103,6 +105,9 @@ def lay_out(
             addresses[endpoint].add(service.address)
     for name, (node, address) in (extra or {}).items():
         homes[name], addresses[name] = node, {address}
+    for name in catching:
+        homes[name] = name
+        addresses[name] = {topology.node(name).address, *(s.address for s in topology.services)}
     segments = [
         Segment(sandbox=homes[name], device=device, kind=WIRE, label=f"veth of {name}", workload=name)
         for name, device in veths.items()
