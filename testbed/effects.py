@@ -41,16 +41,18 @@ def watched(
 
 
 def with_effects(built: Table, summary: Summary, rule: Mapping[str, Any] | None = None) -> Table:
-    """The table with one more block; `rule` is the `stop_rule` of run.json."""
+    """The table with one more block, where any plane has the rounds that a claim takes: with fewer it would be wide
+    intervals and reasons only. `rule` is the `stop_rule` of run.json."""
     stop = StopRule(**rule) if rule else None
     confidence = stop.confidence if stop else 0.95
+    planes = [plane for plane in summary.planes if plane not in (BASE, AA)]
+    seen = {plane: [effect(summary, plane, metric, confidence=confidence) for metric in METRICS] for plane in planes}
+    if all(one is None or one.ratio.rounds < stats.MIN_ROUNDS_TO_CLAIM for found in seen.values() for one in found):
+        return built
     rows, notes = [], list(built.notes)
-    for plane in summary.planes:
-        if plane in (BASE, AA):
-            continue
+    for plane, effects in seen.items():
         cells = [Cell(lines=(plane,))]
-        for metric in METRICS:
-            found = effect(summary, plane, metric, confidence=confidence)
+        for found in effects:
             if found is None:
                 cells.append(Cell(lines=("–",), tone="weak"))
             elif found.claimed:
@@ -60,8 +62,6 @@ def with_effects(built: Table, summary: Summary, rule: Mapping[str, Any] | None 
                     notes.append(found.why_not)
                 cells.append(Cell(lines=(found.text,), tone="weak", note=notes.index(found.why_not) + 1))
         rows.append(tuple(cells))
-    if not rows:
-        return built
     head = ("plane", *(metric.removeprefix("latency_") for metric in METRICS))
     wide = f", each at {confidence:.1%} for {len(stop.looks)} looks" if stop and len(stop.looks) > 1 else ""
     title = f"Ratio to {BASE} (A/A pair pooled), trimmed mean over rounds [95 %{wide}]"

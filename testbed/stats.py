@@ -245,9 +245,9 @@ class Effect:
         low, middle, high = ((x - 1) * 100 for x in (self.ratio.low, self.ratio.estimate, self.ratio.high))
         # Beyond a hundredfold it is no interval one could use, but what two or three rounds leave open.
         span = f"[{low:+.1f}, {high:+.1f}]" if high < 1e4 else "[–]"
-        wide = self.resolution is not None and self.resolution < 100
+        useful = self.resolution is not None and self.resolution < 1
         beside = "no A/A pair" if self.resolution is None else f"A/A within ±{self.resolution * 100:.1f} %"
-        beside = beside if wide or self.resolution is None else "A/A tells nothing"
+        beside = beside if useful or self.resolution is None else "A/A tells nothing"
         return f"{middle:+.1f} % {span}, {beside}".replace("-", "−")
 
 

@@ -55,9 +55,11 @@ def test_what_differs_is_told_and_what_does_not_is_weak_with_its_reason() -> Non
 
 
 def test_too_few_rounds_claim_nothing() -> None:
-    """Five rounds, however clear the difference looks."""
-    built = cells.table_of(INFO, rows(LEVELS, rounds=5), ())
+    """Five rounds, however clear the difference looks: no block where none could, a reason where another plane can."""
+    few = [m for m in rows(LEVELS) if m.plane != "slow" or m.round <= 5]
+    built = cells.table_of(INFO, few, ())
 
+    assert all("Ratio" not in block.title for block in cells.table_of(INFO, rows(LEVELS, rounds=5), ()).blocks)
     assert all(cell.tone == "weak" for cell in texts(block_of(built, "Ratio"))["slow"])
     assert "5 rounds; a claim takes 6" in built.notes
 
