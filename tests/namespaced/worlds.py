@@ -392,6 +392,11 @@ def on(runtime: str) -> Iterator[None]:
         _runtimes.pop()
 
 
+def runtime_name() -> str:
+    """Of the worlds that are made now."""
+    return _runtimes[-1].name
+
+
 @contextlib.contextmanager
 def world(
     text: str = TWO_NODES,
