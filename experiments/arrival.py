@@ -6,20 +6,15 @@ connection; and a closed loop, which sends as fast as it is answered and hides w
 
 from dataclasses import replace
 
-from experiments.full import full
-from testbed.model.experiment import Cell, Experiment, Load
+from experiments.forms import full, quick
+from testbed.model.experiment import Cell, Load
 
 LOAD = Load(kind="open", rate_rps=200, arrival="uniform", connections=8, warmup_s=0.8, window_s=2.5, response_bytes=256)
 
-EXPERIMENT = Experiment(
-    name="arrival",
-    question="How much of a plane's latency is the pattern in which requests arrive?",
-    topology="two-zones",
-    planes=("none", "sidecar", "ambient-l4", "ambient"),
-    client="client",
-    target="server",
+EXPERIMENT = quick(
+    "arrival",
+    "How much of a plane's latency is the pattern in which requests arrive?",
     load=LOAD,
-    rounds=6,
     claims=("arrival-pattern",),
     cells=(
         Cell(name="constant", load=LOAD),

@@ -6,8 +6,8 @@ towards the other side; without a mesh a connection is one round trip. The rate 
 
 from dataclasses import replace
 
-from experiments.full import full
-from testbed.model.experiment import Cell, Experiment, Load
+from experiments.forms import full, quick
+from testbed.model.experiment import Cell, Load
 
 LOAD = Load(kind="open", rate_rps=100, arrival="poisson", connections=2, warmup_s=0.8, window_s=4, response_bytes=256)
 
@@ -17,15 +17,10 @@ def _cell(requests: int, load: Load = LOAD) -> Cell:
     return Cell(name=name, load=replace(load, requests_per_connection=requests))
 
 
-EXPERIMENT = Experiment(
-    name="churn",
-    question="How does what a plane adds depend on how many requests share a connection?",
-    topology="two-zones",
-    planes=("none", "sidecar", "ambient-l4", "ambient"),
-    client="client",
-    target="server",
+EXPERIMENT = quick(
+    "churn",
+    "How does what a plane adds depend on how many requests share a connection?",
     load=LOAD,
-    rounds=6,
     cells=tuple(_cell(requests) for requests in (1, 10, 100, 0)),
 )
 

@@ -5,8 +5,8 @@ so that every cell moves at most 20 MB a second and none is near what the slowes
 planes have the same.
 """
 
-from experiments.full import full
-from testbed.model.experiment import Cell, Experiment, Load
+from experiments.forms import full, quick
+from testbed.model.experiment import Cell, Load
 
 MOST_BYTES_PER_S = 20_000_000
 SIZES = {"64 B": 64, "1 KiB": 1024, "16 KiB": 16 * 1024, "128 KiB": 128 * 1024, "1 MB": 10**6, "10 MB": 10**7}
@@ -22,15 +22,10 @@ def _load(size: int) -> Load:
     )  # fmt: skip
 
 
-EXPERIMENT = Experiment(
-    name="payload",
-    question="How does what a plane adds depend on the size of the answer?",
-    topology="two-zones",
-    planes=("none", "sidecar", "ambient-l4", "ambient"),
-    client="client",
-    target="server",
+EXPERIMENT = quick(
+    "payload",
+    "How does what a plane adds depend on the size of the answer?",
     load=_load(1024),
-    rounds=6,
     cells=tuple(Cell(name=name, load=_load(size)) for name, size in SIZES.items()),
 )
 

@@ -6,23 +6,18 @@ echo of as many bytes), so its applications differ; within a cell all planes hav
 
 from dataclasses import replace
 
-from experiments.full import full
-from testbed.model.experiment import Cell, Experiment, Load
+from experiments.forms import full, quick
+from testbed.model.experiment import Cell, Load
 
 LOAD = Load(
     kind="open", rate_rps=150, arrival="poisson", connections=8, warmup_s=0.8, window_s=2.5, request_bytes=256,
     response_bytes=256,
 )  # fmt: skip
 
-EXPERIMENT = Experiment(
-    name="protocol",
-    question="How does what a plane adds depend on the protocol it has to read?",
-    topology="two-zones",
-    planes=("none", "sidecar", "ambient-l4", "ambient"),
-    client="client",
-    target="server",
+EXPERIMENT = quick(
+    "protocol",
+    "How does what a plane adds depend on the protocol it has to read?",
     load=LOAD,
-    rounds=6,
     cells=(
         Cell(name="TCP", load=replace(LOAD, protocol="tcp"), target="tcp"),
         Cell(name="HTTP/1.1", load=LOAD),

@@ -6,20 +6,15 @@ Light load measures hops and wake-ups, heavy load queues. Rates are absolute and
 
 from dataclasses import replace
 
-from experiments.full import full
-from testbed.model.experiment import Cell, Experiment, Load
+from experiments.forms import full, quick
+from testbed.model.experiment import Cell, Load
 
 LOAD = Load(kind="open", rate_rps=200, arrival="poisson", connections=8, warmup_s=0.8, window_s=2.5, response_bytes=256)
 
-EXPERIMENT = Experiment(
-    name="rate",
-    question="How does what a plane adds grow with the rate and the number of connections?",
-    topology="two-zones",
-    planes=("none", "sidecar", "ambient-l4", "ambient"),
-    client="client",
-    target="server",
+EXPERIMENT = quick(
+    "rate",
+    "How does what a plane adds grow with the rate and the number of connections?",
     load=LOAD,
-    rounds=6,
     cells=tuple(
         Cell(
             name=f"{factor:g} × the rate, {connections} connections",

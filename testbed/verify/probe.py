@@ -19,6 +19,7 @@ import socket
 import ssl
 import sys
 import time
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -151,7 +152,7 @@ def _on_one_connection(attempt: Attempt, times: int) -> list[Try]:
     return tries
 
 
-class _Channel:
+class _Channel(ABC):
     """A connection that can be used several times: open, then exchange."""
 
     def __init__(self, attempt: Attempt) -> None:
@@ -172,8 +173,9 @@ class _Channel:
         outcome.connected, outcome.handshake, outcome.tls = known.connected, known.handshake, known.tls
         outcome.peer_identity = known.peer_identity
 
+    @abstractmethod
     def exchange(self, outcome: Try) -> None:
-        raise NotImplementedError
+        """Sends what the attempt asks for and notes what comes back."""
 
     def close(self) -> None:
         if self.socket is not None:
