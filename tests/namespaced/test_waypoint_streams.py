@@ -1,9 +1,8 @@
-"""gRPC, WebSockets and large bodies all the way: ztunnel, waypoint, ztunnel; what they do to memory."""
+"""gRPC and WebSockets all the way: ztunnel, waypoint, ztunnel. Large bodies are in `test_streams`."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import socket
 import threading
 import time
@@ -17,11 +16,10 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Request, TextMessage
 
 from tests.labs import needs_root
-from tests.namespaced.waypoints import WaypointWorld, pss_mib
+from tests.namespaced.waypoints import WaypointWorld
 
 pytestmark = [pytest.mark.root, needs_root]
 SHARED = ("shared", "shared-2")
-GIGABYTE = 10**9
 CHUNK = b"0123456789abcdef" * 4096
 
 
@@ -154,97 +152,3 @@ def test_a_websocket(ambient: WaypointWorld) -> None:
         made.send_binary(large)
         assert made.recv() == large
         made.close()
-
-
-# -- large bodies ------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def watched(ambient: WaypointWorld) -> Iterator[dict[str, float]]:
-    """The most that each proxy held at any look during the body, in MiB beyond what it held before."""
-    proxies = {n: p for n, p in ambient.deployment.proxies.items() if n.startswith(("ztunnel", "waypoint.shared"))}
-    before = {name: pss_mib(process) for name, process in proxies.items()}
-    grown = dict.fromkeys(proxies, 0.0)
-    ending = threading.Event()
-
-    def look() -> None:
-        while not ending.wait(0.2):
-            for name, process in proxies.items():
-                grown[name] = max(grown[name], pss_mib(process) - before[name])
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        yield grown
-    finally:
-        ending.set()
-        thread.join()
-
-
-BOUND_MIB = 64
-"""Windows and buffers of three proxies are far below; a body kept whole would be 950."""
-
-
-def test_a_gigabyte_up(ambient: WaypointWorld) -> None:
-    """Every byte arrives, none of it is kept."""
-    got = {"bytes": 0}
-
-    def sink(sock: socket.socket) -> None:
-        sock.settimeout(60)
-        head = b""
-        while b"\r\n\r\n" not in head:
-            head += sock.recv(65536)
-        got["bytes"] = len(head.partition(b"\r\n\r\n")[2])
-        while got["bytes"] < GIGABYTE:
-            got["bytes"] += len(sock.recv(1 << 20)) or GIGABYTE * 2
-        sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-
-    with (
-        ambient.serve("tester", 8081, sink),
-        watched(ambient) as grown,
-        ambient.connect("client", ambient.vip("tester"), 80, timeout_s=60) as sock,
-    ):
-        sock.sendall(b"POST / HTTP/1.1\r\nhost: tester\r\ncontent-length: %d\r\n\r\n" % GIGABYTE)
-        left = GIGABYTE
-        while left:
-            left -= sock.send(CHUNK[:left])
-        assert sock.recv(100).startswith(b"HTTP/1.1 200")
-    assert got["bytes"] == GIGABYTE
-    assert max(grown.values()) < BOUND_MIB, grown
-
-
-def test_a_gigabyte_down_to_a_reader_that_pauses(ambient: WaypointWorld) -> None:
-    """The server is made to wait; what arrives is what was sent."""
-    sent = {"bytes": 0}
-
-    def source(sock: socket.socket) -> None:
-        sock.settimeout(60)
-        while b"\r\n\r\n" not in sock.recv(65536):
-            pass
-        sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % GIGABYTE)
-        while sent["bytes"] < GIGABYTE:
-            sent["bytes"] += sock.send(CHUNK[: GIGABYTE - sent["bytes"]])
-
-    with (
-        ambient.serve("tester", 8081, source),
-        watched(ambient) as grown,
-        ambient.connect("client", ambient.vip("tester"), 80, timeout_s=60) as sock,
-    ):
-        sock.sendall(b"GET / HTTP/1.1\r\nhost: tester\r\n\r\n")
-        time.sleep(2)
-        stalled = sent["bytes"]
-        time.sleep(1)
-        assert sent["bytes"] == stalled < GIGABYTE / 4
-        _, _, rest = sock.recv(65536).partition(b"\r\n\r\n")
-        digest, received = hashlib.md5(rest), len(rest)
-        while received < GIGABYTE:
-            part = sock.recv(1 << 20)
-            assert part, f"ended after {received} bytes"
-            digest.update(part)
-            received += len(part)
-    wanted = hashlib.md5()
-    for _ in range(GIGABYTE // len(CHUNK)):
-        wanted.update(CHUNK)
-    wanted.update(CHUNK[: GIGABYTE % len(CHUNK)])
-    assert digest.digest() == wanted.digest()
-    assert max(grown.values()) < BOUND_MIB, grown
