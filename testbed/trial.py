@@ -21,6 +21,7 @@ from testbed.lab import Lab, http_get
 from testbed.links import gauge
 from testbed.linkwatch import LinkWatch
 from testbed.model.experiment import Experiment, LinkReading, LoadRecord, Measurement, RequestRow
+from testbed.model.topology import Topology
 from testbed.registry import load
 from testbed.seams import LiveLink
 from testbed.stats import percentile
@@ -127,6 +128,7 @@ def run(
         *usage_values(record, watch.sampler.usage(record.started_s, record.ended_s)),
         *link_values(rest.readings if rest else (), readings),
         *machine_values(readings, len(record.rows)),
+        ("client", "edges", "", float(edges(lab.topology, service.name))),
         *((name, "cpu_idle", "ms/s", cores * 1e3) for name, cores in sorted((rest or AtRest()).idle_cores.items())),
     ]
     reasons = certificate.causes(Level.FAIL)
@@ -170,17 +172,20 @@ class _Watch:
         everyone = {process.pid: f"app.{name}" for name, process in lab.apps.items()}
         everyone |= {process.pid: name for name, process in deployment.proxies.items()}
         links = LinkWatch(lab)
+        target = experiment.target.partition(":")[0]
+        wanted = paths.expected(deployment.placement, lab.topology, experiment.client, target)
+        # A proxy that idles waits a large share of next to nothing, and nobody waits for it.
+        on_way = {name: process for name, process in deployment.proxies.items() if name in wanted}
         sampler = Sampler(
             components=watched,
-            readers=(fidelityread.HostReader(), fidelityread.QueueReader(deployment.proxies), links),
+            readers=(fidelityread.HostReader(), fidelityread.QueueReader(on_way), links),
             slow=(fidelityread.CpuReader(known=everyone, folder=str(lab.folder)), links.rates),
         )
-        target = experiment.target.partition(":")[0]
         return cls(
             deployment=deployment,
             sampler=sampler,
             links=links,
-            wanted=paths.expected(deployment.placement, lab.topology, experiment.client, target),
+            wanted=wanted,
             endpoints=lab.topology.service(target).endpoints,
         )
 
@@ -223,7 +228,7 @@ class _Watch:
         elif host.psi_cpu is None:
             unread["psi"] = "this kernel has no /proc/pressure"
         queues = fidelityread.queue_readings(grown)
-        if self.deployment.proxies and not queues:
+        if self.wanted and not queues:
             unread["run-queue"] = "this kernel has no schedstat"
         return Readings(
             host=host,
@@ -283,6 +288,13 @@ def failed(reason: str, *, plane: str, round_number: int, block: int, cell: str 
         reason=" ".join(reason.split())[:500],
     )
     return Outcome(measurements=(row,), requests=(), reasons=(row.reason,))
+
+
+def edges(topology: Topology, service: str, above: tuple[str, ...] = ()) -> int:
+    """Calls that one request makes in all: to the service, and those that its applications make in turn."""
+    found = topology.service(service)
+    called = topology.workload(found.endpoints[0]).app.calls if found.endpoints else ()
+    return 1 + sum(edges(topology, name, (*above, service)) for name in called if name not in (*above, service))
 
 
 def seen_by_apps(lab: Lab, endpoints: Sequence[str]) -> int | None:
