@@ -94,10 +94,10 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostReading:
-    """Shares of the window and of all cores."""
+    """Shares of the window, over all cores."""
 
     busy: float
-    """Neither idle nor stolen."""
+    """Not idle, of what was not stolen."""
     steal: float
     psi_cpu: float | None
     """Share of the window in which somebody waited for a core; None where the kernel does not tell."""
