@@ -341,10 +341,12 @@ def _machine(summary: Summary) -> Block:
         row = [Cell(lines=(plane,))]
         row += [_number(statistics.median(its.values())) if its else Cell(lines=("",)) for its in spent.values()]
         row.append(_number(statistics.median(machine.values())))
+        softirq = summary.median(plane, "cpu_softirq_per_1000_requests", "host")
+        row.append(Cell(lines=("",)) if softirq is None else _number(softirq))
         share = statistics.median(min(1.0, known[n] / machine[n]) if machine[n] else 1.0 for n in machine)
         row.append(Cell(lines=(f"{share:.0%}",), tone="weak" if share < LEAST_EXPLAINED else ""))
         rows.append(tuple(row))
-    head = ("plane", *(title for title, _, _ in WHOLE), "whole machine", "explained")
+    head = ("plane", *(title for title, _, _ in WHOLE), "whole machine", "of it softirq", "explained")
     return Block(title="The whole machine's CPU under load, ms per 1,000 requests", head=head, rows=tuple(rows))
 
 

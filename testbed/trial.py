@@ -30,7 +30,7 @@ from testbed.window import Sampler, Usage
 COUNT_PATH = "/-/count"
 ANSWER_GRACE_S = 1.0
 """Answers to requests of the window's end may come this much later."""
-PROBES = 60
+PROBES = 40
 """Of a link before and after each load; its gauge's 200 where loss was asked for, which fewer cannot tell."""
 IDLE_S = 0.5
 """So long at least components are watched while nobody calls."""

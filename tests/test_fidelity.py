@@ -72,7 +72,7 @@ def test_a_clean_trial_passes_and_says_what_it_saw() -> None:
         ({"host": dataclasses.replace(HOST, steal=0.05)}, WARN, "stole 5.0% of the cores"),
         ({"host": dataclasses.replace(HOST, steal=0.2)}, FAIL, "stole 20.0%"),
         ({"host": dataclasses.replace(HOST, psi_cpu=1.0)}, WARN, "waited for a core in 100% of the window"),
-        ({"queues": {"z": ProxyReading(run_s=0.6, wait_s=0.4)}}, WARN, r"z waited for a core 40% of its time \(400 ms"),
+        ({"queues": {"z": ProxyReading(run_s=0.4, wait_s=0.6)}}, WARN, r"z waited for a core 60% of its time \(600 ms"),
         ({"queues": {"z": ProxyReading(run_s=0.2, wait_s=0.8)}}, FAIL, "z waited for a core 80%"),
         ({"queues": {"z": ProxyReading(run_s=0.001, wait_s=0.009)}}, PASS, ""),
         ({"queues": {"z": ProxyReading(run_s=0.0, wait_s=0.0)}}, PASS, ""),

@@ -31,12 +31,13 @@ def test_trials_are_counted_by_their_worst_check() -> None:
     (block,) = built.blocks
     none, x = block.rows
 
-    assert block.head == ("plane", "pass", "warn", "fail", "causes, worst first")
+    assert block.head == ("plane", "pass", "warn", "fail", "what, worst first")
     assert [c.lines for c in none] == [("none",), ("3",), ("0",), ("0",), ("–",)]
     assert [c.lines[0] for c in x[:4]] == ["x", "1", "1", "1"]
-    assert x[4].lines == (
-        "FAIL 1 × host 99% busy", "WARN 2 × the hypervisor stole 3.0 to 5.0% of the cores", "WARN 1 × host 88% busy",
-    )  # fmt: skip
+    assert x[4].lines == ("busy FAIL, steal",) and x[4].tone == "bad"
+    assert built.notes[x[4].note - 1] == (
+        "x: FAIL 1 × host 99% busy; WARN 2 × the hypervisor stole 3.0 to 5.0% of the cores; WARN 1 × host 88% busy"
+    )
     assert "no /proc/pressure" in built.notes[x[0].note - 1]
 
 
@@ -49,10 +50,10 @@ def test_a_run_of_before_has_no_certificates() -> None:
 
 def test_more_causes_than_fit_are_counted() -> None:
     """All of them are in the report."""
-    many = [check("x", 1, f"c{n}", 1.0, f"{'abcde'[n]} is odd") for n in range(5)]
-    (block,) = fidelitytable.with_fidelity(table.Table(blocks=(), notes=()), many).blocks
+    many = [check("x", 1, f"c{n}", 1.0, f"{'abcdef'[n]} is odd") for n in range(6)]
+    built = fidelitytable.with_fidelity(table.Table(blocks=(), notes=()), many)
 
-    assert block.rows[0][4].lines[3:] == ("and 2 more",)
+    assert built.notes[0].endswith("d is odd; and 2 more")
 
 
 def test_a_warning_is_3_and_a_plane_without_a_trial_4() -> None:
