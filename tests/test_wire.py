@@ -422,12 +422,12 @@ def test_an_uncalibrated_wire_takes_nothing_off(lab: ScratchLab, wires: WireLink
 def test_answers_to_somebody_elses_probes_are_no_answers(lab: ScratchLab, wires: WireLinks) -> None:
     """Two gauges may look at one link: the mark tells whose an echo is."""
     live = wires.join(lab, [link("a", "b")])
-    with inside(lab, "a", lambda: gauge._open(live[0].link.b_address)) as sock:
+    with inside(lab, "a", lambda: gauge.open_prober(live[0].link.b_address)) as sock:
         for number in range(4):
-            sock.send(gauge._echo(7 if number % 2 else 8, number))
+            sock.send(gauge.echo(7 if number % 2 else 8, number))
         time.sleep(0.1)
 
-        assert len(gauge._replies(sock, 7, dict.fromkeys(range(4), time.time_ns()))) == 2
+        assert len(gauge.replies(sock, 7, dict.fromkeys(range(4), time.time_ns()))) == 2
 
 
 def test_a_gone_node_makes_only_its_links_dead(lab: ScratchLab, wires: WireLinks) -> None:
