@@ -103,9 +103,26 @@ def _ports(ports: tuple[ServicePort, ...]) -> dict[str, int]:
     return {str(p.port): p.target_port for p in ports}
 
 
+def by_name(topology: Topology, view: dict) -> tuple[dict, dict[str, list[str]]]:
+    """`view` as ztunnels have it, where workloads with a host name have no address, and the addresses of the names."""
+    named = {(w.namespace, w.name): w.hostname for w in topology.workloads if w.hostname}
+    hosts: dict[str, list[str]] = {}
+    for w in topology.workloads:
+        if w.hostname:
+            hosts.setdefault(w.hostname, []).append(w.address)
+    if not hosts:
+        return view, hosts
+    known = [
+        {**w, "workloadIps": [], "hostname": host} if (host := named.get((w["namespace"], w["name"]))) else w
+        for w in view["workloads"]
+    ]
+    return {**view, "workloads": known}, hosts
+
+
 def ztunnels(topology: Topology, *, captured: Collection[str], view: dict) -> Placement:
     """One ztunnel per node that has captured workloads. Its identities are its workloads': that is its boundary."""
     proxies = []
+    view, hosts = by_name(topology, view)
     for node in topology.nodes:
         entered = [w for w in topology.on_node(node.name) if w.name in captured]
         if entered:
@@ -119,6 +136,7 @@ def ztunnels(topology: Topology, *, captured: Collection[str], view: dict) -> Pl
                     serves=tuple(w.name for w in entered),
                     identities=tuple(sorted({w.identity(topology.trust_domain) for w in entered})),
                     view=view,
+                    options={"hosts": hosts} if hosts else {},
                     enters=tuple(w.name for w in entered),
                 )
             )

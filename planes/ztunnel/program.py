@@ -7,8 +7,9 @@ import gc
 import json
 from pathlib import Path
 
-from planes.mesh import net, tls
+from planes.mesh import net, resolver, tls
 from planes.mesh.admin import Answer, OneShot
+from planes.mesh.resolver import Resolver
 from planes.mesh.view import MeshView
 from planes.mesh.watch import watch
 from planes.ztunnel import inbound, inpod, outbound, passthrough
@@ -35,6 +36,9 @@ class Ztunnel:
             decisions=self.decisions,
             identities=identities,
             telemetry=Telemetry(loop, settings.access_log, debug=settings.access_log_debug),
+            resolver=Resolver(
+                settings.hosts, resolver.server(settings.name_server) if settings.name_server else None, loop.time
+            ),
         )
         self.proxies: dict[str, WorkloadProxy] = {}
         self.ready = False
@@ -194,6 +198,7 @@ class Ztunnel:
 
     def _metrics(self) -> Answer:
         own = (
+            f"istio_on_demand_dns_total {self.context.resolver.lookups}\n"
             f"istio_workload_manager_active_proxy_count {len(self.proxies)}\n"
             f"istio_workload_manager_pending_proxy_count {len(self._pending)}\n"
         )

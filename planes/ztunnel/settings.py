@@ -48,6 +48,10 @@ class Settings:
     original_source: bool = True
     original_destination: tuple[str, int] | None = None
     """Loopback benches without redirection: where every outbound connection was going."""
+    hosts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Addresses by host name, asked before `name_server`: what /etc/hosts is to a pod."""
+    name_server: tuple[str, int] | None = None
+    """Whom to ask for the addresses of workloads that are known by host name only."""
     admin_address: str = "127.0.0.1"
     admin_port: int = 15000
     stats_port: int = 15020
@@ -81,6 +85,10 @@ def load(file: Path) -> Settings:
         options["ports"] = Ports(**options["ports"])
     if "original_destination" in options:
         options["original_destination"] = configfile.address(options["original_destination"])
+    if "hosts" in options:
+        options["hosts"] = {name: tuple(addresses) for name, addresses in options["hosts"].items()}
+    if "name_server" in options:
+        options["name_server"] = configfile.address(options["name_server"])
     configfile.refuse_unknown(file, options, Settings.__dataclass_fields__)
     values.update(options)
     if values.get("uds") is None and values.get("workload") is None:

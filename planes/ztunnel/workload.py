@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from planes.mesh import net, tls
 from planes.mesh.pool import Pool
 from planes.mesh.relay import Endpoint, Pipe, Tunnel
+from planes.mesh.resolver import Resolver
 from planes.mesh.session import HboneSession
 from planes.ztunnel.decisions import Decisions, Local
 from planes.ztunnel.settings import Settings
@@ -33,6 +34,7 @@ class Context:
     decisions: Decisions
     identities: dict[str, tls.IdentityContexts]
     telemetry: Telemetry
+    resolver: Resolver
     draining: bool = False
     draw: Callable[[], float] = field(default=random.random)
 
