@@ -165,7 +165,7 @@ def _connect_block(proxy: WorkloadProxy, hop: OutboundHop, record: Record) -> by
 
 
 async def _open_session(proxy: WorkloadProxy, local: Local, hop: OutboundHop) -> HboneSession:
-    context = proxy.context.contexts(local.identity).client
+    context = proxy.context.certificates.fetch(local.identity).client
     try:
         return await ask.open_session(
             proxy.context.loop, proxy.upstream(hop.dial), hop.dial, context, expected=hop.expected,

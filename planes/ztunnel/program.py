@@ -7,14 +7,15 @@ import gc
 import json
 from pathlib import Path
 
-from planes.mesh import net, resolver, tls
+from planes.mesh import net, resolver
 from planes.mesh.admin import Answer, OneShot
 from planes.mesh.resolver import Resolver
 from planes.mesh.view import MeshView
 from planes.mesh.watch import watch
 from planes.ztunnel import inbound, inpod, outbound, passthrough
+from planes.ztunnel.certificates import Certificates
 from planes.ztunnel.decisions import ViewDecisions
-from planes.ztunnel.settings import Settings
+from planes.ztunnel.settings import Settings, identities
 from planes.ztunnel.telemetry import Telemetry
 from planes.ztunnel.workload import Context, Sides, WorkloadProxy
 from testbed.errors import TestbedError
@@ -27,14 +28,13 @@ class Ztunnel:
     def __init__(self, loop: asyncio.AbstractEventLoop, settings: Settings) -> None:
         self.settings = settings
         self.decisions = ViewDecisions(self._read_view(), settings.ports.illegal)
-        identities = {
-            uri: tls.IdentityContexts(uri, files, settings.keylog) for uri, files in settings.identities.items()
-        }
+        certificates = Certificates(lambda: identities(settings.file), settings.keylog)
+        certificates.fetch_all()
         self.context = Context(
             loop=loop,
             settings=settings,
             decisions=self.decisions,
-            identities=identities,
+            certificates=certificates,
             telemetry=Telemetry(loop, settings.access_log, debug=settings.access_log_debug),
             resolver=Resolver(
                 settings.hosts, resolver.server(settings.name_server) if settings.name_server else None, loop.time
@@ -120,13 +120,26 @@ class Ztunnel:
         if proxy is not None:
             proxy.drain()
             proxy.stop()
+        if self.ready:
+            await self._forget()
 
     async def snapshot(self, seen: set[str]) -> None:
         for uid in {*self.proxies, *self._pending} - seen:
             await self.remove(uid)
         self.ready = True
+        await self._forget()
         gc.collect()
         gc.freeze()  # what is here now lives as long as the process: the collector need not walk it again
+
+    async def _forget(self) -> None:
+        """Keys of identities that no workload here has any longer leave the memory, not only the table."""
+        here = (*self.proxies.values(), *self._pending.values())
+        if not self.context.certificates.keep_only({uri for proxy in here for uri in proxy.identities}):
+            return
+        await asyncio.sleep(0.01)  # what was closed above ends in the next turns, and holds its context till then
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
 
     # -- reloads ---------------------------------------------------------------------------------------------------
 
@@ -152,13 +165,7 @@ class Ztunnel:
             proxy.recheck()
 
     def reload_certificates(self) -> None:
-        renewed = set()
-        for uri, contexts in self.context.identities.items():
-            try:
-                if contexts.reload():
-                    renewed.add(uri)
-            except TestbedError as cause:
-                self.context.warn(f"renewal: {cause}; the old certificate stays")
+        renewed = self.context.certificates.reload(self.context.warn)
         for proxy in self.proxies.values():
             if proxy.local is not None and proxy.local.identity in renewed:
                 self._spawn(proxy.renew())
@@ -212,7 +219,7 @@ class Ztunnel:
             "workloads": [w.uid for w in view.workloads],
             "services": [s.key for s in view.services],
             "policies": [p.key for p in view.policies],
-            "identities": sorted(self.context.identities),
+            "identities": self.context.certificates.held,
             "proxies": {
                 uid: {"workload": f"{p.namespace}/{p.name}", "connections": len(p.endpoints)}
                 for uid, p in self.proxies.items()

@@ -29,7 +29,8 @@ class Settings:
     folder: Path
     view: Path | dict
     """A file that is watched, or the view itself."""
-    identities: dict[str, KeyFiles]
+    file: Path
+    """What this was read from; where the identities' files are is read anew when one is missing."""
     node: str = ""
     uds: Path | None = None
     """The node agent's socket: shared, in-pod mode. None: dedicated mode."""
@@ -59,6 +60,14 @@ class Settings:
     """A port of 0 switches that listener off."""
 
 
+def identities(file: Path) -> dict[str, KeyFiles]:
+    """By SPIFFE URI, as the file says now."""
+    try:
+        return configfile.identities(configfile.read(file).get("identities", {}), file.parent)
+    except (KeyError, TypeError, AttributeError) as cause:
+        raise configfile.misshapen(file, cause) from cause
+
+
 def load(file: Path) -> Settings:
     raw, folder = configfile.read(file), file.parent
     options = dict(raw.get("options", {}))
@@ -69,7 +78,7 @@ def load(file: Path) -> Settings:
             "folder": folder,
             "node": raw.get("node", ""),
             "view": view if isinstance(view, dict) else folder / view,
-            "identities": configfile.identities(raw.get("identities", {}), folder),
+            "file": file,
         }
     except (KeyError, TypeError) as cause:
         raise configfile.misshapen(file, cause) from cause
