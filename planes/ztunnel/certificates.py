@@ -7,9 +7,11 @@ anew before a workload joins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 
+from planes.mesh import scrub
 from planes.mesh.tls import IdentityContexts, KeyFiles
 from testbed.errors import PeerError, TestbedError
 
@@ -33,12 +35,14 @@ class Certificates:
             if uri not in given:
                 raise PeerError(f"no certificate for {uri}; the deployer gave {', '.join(given) or 'none'}")
             held = self._held[uri] = IdentityContexts(uri, given[uri], self._keylog)
+            _leave_one_copy([given[uri]])
         return held
 
     def fetch_all(self) -> None:
         """All that the deployer gives."""
-        for uri in self._files():
-            self.fetch(uri)
+        given = self._files()
+        self._held |= {uri: IdentityContexts(uri, files, self._keylog) for uri, files in given.items()}
+        _leave_one_copy(given.values())
 
     def keep_only(self, wanted: Collection[str]) -> bool:
         """Forgets the others; whether there were any. A key is gone once nothing that was made with it is left."""
@@ -49,11 +53,21 @@ class Certificates:
 
     def reload(self, warn: Callable[[str], None]) -> set[str]:
         """Those that changed. What cannot be read stays as it was."""
-        renewed = set()
+        renewed: set[str] = set()
         for uri, contexts in self._held.items():
             try:
                 if contexts.reload():
                     renewed.add(uri)
             except TestbedError as cause:
                 warn(f"renewal: {cause}; the old certificate stays")
+        _leave_one_copy(self._held[uri].files for uri in renewed)
         return renewed
+
+
+def _leave_one_copy(loaded: Iterable[KeyFiles]) -> None:
+    """Of the keys in these files: the one that OpenSSL works with, and clears."""
+    wanted: list[bytearray] = []
+    for files in loaded:
+        with suppress(OSError):  # gone again, or being replaced: the next look loads it anew
+            wanted += scrub.secrets(files.key)
+    scrub.erase(wanted)

@@ -15,7 +15,7 @@ from planes.mesh.watch import watch
 from planes.ztunnel import inbound, inpod, outbound, passthrough
 from planes.ztunnel.certificates import Certificates
 from planes.ztunnel.decisions import ViewDecisions
-from planes.ztunnel.settings import Settings, identities
+from planes.ztunnel.settings import Settings
 from planes.ztunnel.telemetry import Telemetry
 from planes.ztunnel.workload import Context, Sides, WorkloadProxy
 from testbed.errors import TestbedError
@@ -28,7 +28,7 @@ class Ztunnel:
     def __init__(self, loop: asyncio.AbstractEventLoop, settings: Settings) -> None:
         self.settings = settings
         self.decisions = ViewDecisions(self._read_view(), settings.ports.illegal)
-        certificates = Certificates(lambda: identities(settings.file), settings.keylog)
+        certificates = Certificates(settings.identities_now, settings.keylog)
         certificates.fetch_all()
         self.context = Context(
             loop=loop,

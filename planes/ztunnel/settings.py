@@ -29,8 +29,9 @@ class Settings:
     folder: Path
     view: Path | dict
     """A file that is watched, or the view itself."""
-    file: Path
-    """What this was read from; where the identities' files are is read anew when one is missing."""
+    identities: dict[str, KeyFiles]
+    file: Path | None = None
+    """What this was read from, and is read anew from when a workload comes whose identity was not in it."""
     node: str = ""
     uds: Path | None = None
     """The node agent's socket: shared, in-pod mode. None: dedicated mode."""
@@ -59,13 +60,14 @@ class Settings:
     ready_port: int = 15021
     """A port of 0 switches that listener off."""
 
-
-def identities(file: Path) -> dict[str, KeyFiles]:
-    """By SPIFFE URI, as the file says now."""
-    try:
-        return configfile.identities(configfile.read(file).get("identities", {}), file.parent)
-    except (KeyError, TypeError, AttributeError) as cause:
-        raise configfile.misshapen(file, cause) from cause
+    def identities_now(self) -> dict[str, KeyFiles]:
+        """By SPIFFE URI, as the file says now. Raises UsageError."""
+        if self.file is None:
+            return self.identities
+        try:
+            return configfile.identities(configfile.read(self.file).get("identities", {}), self.folder)
+        except (KeyError, TypeError, AttributeError) as cause:
+            raise configfile.misshapen(self.file, cause) from cause
 
 
 def load(file: Path) -> Settings:
@@ -78,6 +80,7 @@ def load(file: Path) -> Settings:
             "folder": folder,
             "node": raw.get("node", ""),
             "view": view if isinstance(view, dict) else folder / view,
+            "identities": configfile.identities(raw.get("identities", {}), folder),
             "file": file,
         }
     except (KeyError, TypeError) as cause:

@@ -122,7 +122,7 @@ def test_a_certificate_is_there_before_its_workloads_first_connection(shared: Wo
         livemembers.leave(shared.deployment, "remote")
     livemembers.join(shared.deployment, "remote")
     assert held(shared, "node-b") == given(shared, "node-b") == {"shared"}
-    assert in_memory(shared, "node-b", secret(shared, "node-b", "shared")) or runtime_name() == "netns"
+    wait_for(lambda: in_memory(shared, "node-b", secret(shared, "node-b", "shared")), "its key is in the memory")
     livemembers.join(shared.deployment, "client")
     assert shared.echo("client", shared.ip("remote"), 9000) == b"hello"
     assert secret(shared, "node-b", "shared") != old and not in_memory(shared, "node-b", old)
