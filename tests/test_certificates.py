@@ -17,9 +17,7 @@ def given(tmp_path: Path) -> dict[str, KeyFiles]:
     names = {"client": CLIENT_URI, "server": SERVER_URI}
     write_certificates(tmp_path, names)
     return {
-        uri: KeyFiles(
-            certificate=tmp_path / f"{name}.pem", key=tmp_path / f"{name}.key", roots=tmp_path / "roots.pem"
-        )
+        uri: KeyFiles(certificate=tmp_path / f"{name}.pem", key=tmp_path / f"{name}.key", roots=tmp_path / "roots.pem")
         for name, uri in names.items()
     }
 

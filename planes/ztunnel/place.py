@@ -7,11 +7,13 @@ label decides who captures, `waypoints` says which services are reached through 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 
+from testbed.model.identity import Identity
 from testbed.model.placement import Capture, CaptureKind, Placement, Proxy
 from testbed.model.policy import policies_for_view
-from testbed.model.topology import Service, ServicePort, Topology, Workload
+from testbed.model.topology import ROOT_NAMESPACE, Service, ServicePort, Topology, Workload
 
 CLUSTER = "Kubernetes"
 AMBIENT_LABELS = (None, "ambient")
@@ -144,3 +146,49 @@ def ztunnels(topology: Topology, *, captured: Collection[str], view: dict) -> Pl
         Capture(workload=w.name, kind=CaptureKind.IN_POD) for w in topology.workloads if w.name in captured
     )
     return Placement(plane="ztunnel", proxies=tuple(proxies), captures=captures)
+
+
+def own_name(node: str) -> str:
+    """Of the ztunnel on it, as a workload of the mesh."""
+    return f"ztunnel-{node}"
+
+
+def with_own_metrics(topology: Topology, placement: Placement) -> Placement:
+    """Each ztunnel is a workload of the mesh as well, at its node's address: who may see its metrics, by HBONE, is a
+    question of policy. It holds an identity of its own then, beside those of its node's workloads.
+    """
+    identity = Identity(topology.trust_domain, ROOT_NAMESPACE, "ztunnel")
+    placed = [p for p in placement.proxies if p.role == "ztunnel"]
+    entries = [_own(topology, p.node) for p in placed]
+    proxies = tuple(
+        dataclasses.replace(
+            p,
+            identities=tuple(sorted({*p.identities, identity})),
+            view={**p.view, "workloads": [*p.view["workloads"], *entries]},
+            options={**p.options, "own_workload": f"{ROOT_NAMESPACE}/{own_name(p.node)}"},
+        )
+        if p in placed
+        else p
+        for p in placement.proxies
+    )
+    return dataclasses.replace(placement, proxies=proxies)
+
+
+def _own(topology: Topology, node: str) -> dict:
+    return {
+        "uid": f"{CLUSTER}//Pod/{ROOT_NAMESPACE}/{own_name(node)}",
+        "name": own_name(node),
+        "namespace": ROOT_NAMESPACE,
+        "serviceAccount": "ztunnel",
+        "trustDomain": topology.trust_domain,
+        "workloadIps": [topology.node(node).address],
+        "protocol": "HBONE",
+        "node": node,
+        "workloadName": "ztunnel",
+        "workloadType": "daemonset",
+        "canonicalName": "ztunnel",
+        "canonicalRevision": "latest",
+        "clusterId": CLUSTER,
+        "locality": {"region": "", "zone": topology.node(node).zone, "subzone": ""},
+        "services": {},
+    }

@@ -15,6 +15,7 @@ from planes.mesh.watch import watch
 from planes.ztunnel import inbound, inpod, outbound, passthrough
 from planes.ztunnel.certificates import Certificates
 from planes.ztunnel.decisions import ViewDecisions
+from planes.ztunnel.own import OwnProxy
 from planes.ztunnel.settings import Settings
 from planes.ztunnel.telemetry import Telemetry
 from planes.ztunnel.workload import Context, Sides, WorkloadProxy
@@ -41,6 +42,7 @@ class Ztunnel:
             ),
         )
         self.proxies: dict[str, WorkloadProxy] = {}
+        self.own = OwnProxy(self.context, SIDES, *settings.own_workload) if settings.own_workload else None
         self.ready = False
         self.ended: asyncio.Event = asyncio.Event()
         self._pending: dict[str, WorkloadProxy] = {}
@@ -70,6 +72,8 @@ class Ztunnel:
         self._spawn(
             watch(loop, self._stamp, self._view_stamp, changed=self.reload_view, housekeep=self._housekeep)
         )
+        if self.own is not None:
+            await self.own.start()
         if settings.uds is not None:
             self._spawn(
                 inpod.follow(
@@ -86,6 +90,10 @@ class Ztunnel:
         task = self.context.loop.create_task(work)  # type: ignore[arg-type]
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    @property
+    def _running(self) -> list[WorkloadProxy]:
+        return [*self.proxies.values(), *([self.own] if self.own is not None else [])]
 
     # -- workloads -------------------------------------------------------------------------------------------------
 
@@ -133,7 +141,7 @@ class Ztunnel:
 
     async def _forget(self) -> None:
         """Keys of identities that no workload here has any longer leave the memory, not only the table."""
-        here = (*self.proxies.values(), *self._pending.values())
+        here = (*self._running, *self._pending.values())
         if not self.context.certificates.keep_only({uri for proxy in here for uri in proxy.identities}):
             return
         await asyncio.sleep(0.01)  # what was closed above ends in the next turns, and holds its context till then
@@ -145,7 +153,7 @@ class Ztunnel:
 
     def _housekeep(self, now_s: float) -> None:
         self.reload_certificates()
-        for proxy in self.proxies.values():
+        for proxy in self._running:
             proxy.pool.expire(now_s)
 
     def reload(self) -> None:
@@ -161,12 +169,12 @@ class Ztunnel:
             self.context.warn(f"new view refused, the old one stays: {cause}")
             return
         self.decisions.view = view
-        for proxy in self.proxies.values():
+        for proxy in self._running:
             proxy.recheck()
 
     def reload_certificates(self) -> None:
         renewed = self.context.certificates.reload(self.context.warn)
-        for proxy in self.proxies.values():
+        for proxy in self._running:
             if proxy.local is not None and proxy.local.identity in renewed:
                 self._spawn(proxy.renew())
 
@@ -179,12 +187,12 @@ class Ztunnel:
             self._spawn(self._drain())
 
     async def _drain(self) -> None:
-        for proxy in self.proxies.values():
+        for proxy in self._running:
             proxy.drain()
         give_up_s = self.context.loop.time() + self.settings.drain_deadline_s
-        while any(proxy.busy for proxy in self.proxies.values()) and self.context.loop.time() < give_up_s:
+        while any(proxy.busy for proxy in self._running) and self.context.loop.time() < give_up_s:
             await asyncio.sleep(0.05)
-        for proxy in self.proxies.values():
+        for proxy in self._running:
             proxy.stop()
         await asyncio.sleep(0)  # lets the closes reach their sockets
         self.ended.set()

@@ -37,6 +37,8 @@ class Settings:
     """The node agent's socket: shared, in-pod mode. None: dedicated mode."""
     workload: tuple[str, str] | None = None
     """Dedicated mode: (namespace, name)."""
+    own_workload: tuple[str, str] | None = None
+    """What the view calls this ztunnel itself, (namespace, name): its metrics are then served through HBONE, too."""
     keylog: Path | None = None
     access_log: str = "stderr"
     """`stderr`, `off`, or a file."""
@@ -93,6 +95,8 @@ def load(file: Path) -> Settings:
     if workload is not None:
         values["workload"] = configfile.workload(workload)
         values["mark"] = None  # dedicated mode marks only when told to (facts/hbone 2.15)
+    if "own_workload" in options:
+        options["own_workload"] = configfile.workload(options["own_workload"])
     if "ports" in options:
         options["ports"] = Ports(**options["ports"])
     if "original_destination" in options:

@@ -146,6 +146,10 @@ class WorkloadProxy:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def destination(self, address: str, port: int) -> tuple[str, int]:
+        """Where a tunnel for `port`, that came to `address`, goes on to. Raises OSError."""
+        return address, port
+
     def upstream(self, destination: tuple[str, int], source: str | None = None) -> object:
         settings = self.context.settings
         spoofed = source if settings.original_source else None

@@ -197,8 +197,6 @@ NOT_YET = {
     "sandwich_waypoint_proxy_protocol": "PROXY protocol to an application tunnel",
     "double_hbone1": "double HBONE across networks",
     "double_hbone2": "double HBONE across networks, gateway by service hostname",
-    "prefetch_forget_certs": "certificates fetched and forgotten as workloads come and go; the deployer hands them out",
-    "hbone_metrics_access": "ztunnel's own metrics through HBONE",
     "crl_inbound_rejects_revoked_cert": "CRL",
     "crl_outbound_rejects_revoked_cert": "CRL",
     "crl_inbound_terminates_existing_connection_on_revocation": "CRL",
