@@ -54,7 +54,7 @@ pytestmark = [
 ]
 TOPOLOGIES = sorted((Path(__file__).parents[1] / "topologies").glob("*.yml"))
 SHIPPED = [file.stem for file in TOPOLOGIES if not file.stem.endswith(".policies")]
-PLANES = [catalog.envoy_ambient, catalog.envoy_sidecar, catalog.envoy_ambient_l4]
+PLANES = [catalog.envoy_ambient, catalog.envoy_sidecar, catalog.envoy_ambient_l4, catalog.envoy_hybrid_hbone]
 
 
 @pytest.mark.parametrize("plane", PLANES, ids=lambda plane: plane.name)
