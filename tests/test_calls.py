@@ -10,7 +10,7 @@ from planes import catalog
 from testbed import calls, topofile
 from testbed.model.experiment import DOCUMENTED, Result
 from testbed.model.placement import Placement
-from testbed.verify.probe import Try
+from testbed.verify.attempt import Try
 
 TWO_ZONES = topofile.load(topofile.find("two-zones"))
 
