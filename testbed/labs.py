@@ -100,8 +100,7 @@ def up(
     if (code := shown_as_it_is()) is not None:
         return code
     links = choose(link)
-    for line in honoured.told(topology.policies, plane):
-        print(f"not honoured under {plane}: {line}", file=sys.stderr)
+    _tell_not_honoured(topology, plane)
     if dry_run:
         print(
             f"would bring up lab {name}: {len(topology.nodes)} nodes, {len(topology.workloads)} workloads, "
@@ -178,10 +177,17 @@ def _changed(
         print(f"would change lab {folder.name} in place:\n{told}")
         return True
     print(f"lab {folder.name} is up and is changed in place:\n{told}", file=sys.stderr)
+    if needed.plane:
+        _tell_not_honoured(topology, wanted["plane"])
     liveplane.become(
         folder, about, topology, placement, change=replace(needed, plane=needed.plane or half), wanted=wanted
     )
     return True
+
+
+def _tell_not_honoured(topology: Topology, plane: str) -> None:
+    for line in honoured.told(topology.policies, plane):
+        print(f"not honoured under {plane}: {line}", file=sys.stderr)
 
 
 def _settled(folder: Path, limit_s: float = 60.0) -> ownership.LabState | None:

@@ -115,7 +115,7 @@ def links_of(about: dict) -> list[Link]:
 
 
 def attach(name: str) -> tuple[LinkMaker, RunningLab]:
-    about = about_of(ownership.state_root() / name)
+    about = written(ownership.state_root() / name)
     attached = load("runtime", about["runtime"])().attach(name)
     made = load("link", about["link_kind"])
     maker: LinkMaker = made(start=start_in_lab) if made is WireLinks else made()  # type: ignore[operator]

@@ -182,6 +182,29 @@ def test_the_verbs_bring_up_find_and_take_down(root: Path, capsys: pytest.Captur
     assert of_lab(NAME) == []
 
 
+def test_another_plane_keeps_the_containers_of_sandboxes_and_applications(root: Path) -> None:
+    """A waypoint's place comes and goes with the plane that has one; no ended proxy stays in the engine."""
+    up = {"runtime": "docker", "link": "auto", "name": NAME}
+
+    def ids() -> dict[str, str]:
+        rows = docker("ps", "-a", "--filter", f"label={dockerplan.LAB}={NAME}", "--format", "{{.Names}} {{.ID}}")
+        return {name.partition("-")[2].split("-", 1)[1]: found for name, found in map(str.split, rows.splitlines())}
+
+    assert labs.up("two-zones", plane="sidecar", **up) == 0
+    try:
+        first = ids()
+        assert labs.up("two-zones", plane="ambient", **up) == 0
+        second = ids()
+        assert labs.up("two-zones", plane="none", **up) == 0
+        third = ids()
+    finally:
+        labs.down(NAME)
+
+    assert {name: found for name, found in first.items() if not name.startswith("sidecar.")} == third
+    proxies = {"ztunnel.node-a", "ztunnel.node-b", "waypoint", "waypoint.waypoint"}
+    assert second.keys() - third.keys() == proxies and third.items() <= second.items()
+
+
 def test_an_engine_that_is_gone_is_said_with_the_mend(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When a lab is to be made, and when one is to be removed: its folder then stays, to find the containers by."""
     lab = DockerRuntime().up(line(1, 1), name=NAME)
