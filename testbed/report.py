@@ -157,7 +157,7 @@ def _latency(run: Run, summary: table.Summary, measurements: Sequence[Measuremen
     if not absolute:
         return "<p class=dim>Nothing was measured.</p>"
     parts = [
-        plots.dots(absolute, unit="ms", title="Latency by plane: one dot a round, trimmed mean and 95 % interval over rounds")
+        plots.dots(absolute, unit="ms", title="Latency by plane: a dot a round, trimmed mean and 95 % interval")
     ]
     if added:
         parts.append(plots.dots(added, unit="ms", title="Added latency against none, paired by round"))

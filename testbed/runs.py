@@ -255,7 +255,8 @@ def newest_claims(root: Path, *, as_json_text: bool = False) -> int:
         else:
             print(f"{'':<41} not yet: no experiment speaks to it; it takes: {row['decided_by']}")
     judged_of = sum(row["verdict"] != claims.Verdict.NO_EVIDENCE for row in rows)
-    print(f"\n{judged_of} of {len(rows)} claims judged, {sum(not row['experiments'] for row in rows)} without experiment")
+    silent = sum(not row["experiments"] for row in rows)
+    print(f"\n{judged_of} of {len(rows)} claims judged, {silent} without experiment")
     print(said_by(SOURCES))
     return 0
 

@@ -30,7 +30,7 @@ from testbed.window import Sampler, Usage
 COUNT_PATH = "/-/count"
 ANSWER_GRACE_S = 1.0
 """Answers to requests of the window's end may come this much later."""
-PROBES = 60
+PROBES = 40
 """Of a link before and after each load; its gauge's 200 where loss was asked for, which fewer cannot tell."""
 IDLE_S = 0.5
 """So long at least components are watched while nobody calls."""
@@ -141,7 +141,7 @@ def run(
         Measurement(component=component, metric=metric, unit=unit, value=value, reason=told, **labels)
         for component, metric, unit, value in values
     ]
-    rows += certificate_rows(certificate, labels)
+    rows += certificate_rows(certificate, labels, told)
     return Outcome(
         measurements=tuple(rows),
         requests=record.rows,
@@ -252,15 +252,16 @@ class _Watch:
         )
 
 
-def certificate_rows(certificate: Certificate, labels: Mapping[str, object]) -> list[Measurement]:
-    """A row a check: its level (0 pass, 1 warn, 2 fail, none where not available), its cause unless it passed."""
+def certificate_rows(certificate: Certificate, labels: Mapping[str, object], told: str = "") -> list[Measurement]:
+    """A row a check: its level (0 pass, 1 warn, 2 fail, none where not available) and its cause; `told`, why the trial
+    does not count, where the check itself passed."""
     return [
         Measurement(
             component=check.component,
             metric=f"{fidelity.PREFIX}{check.name}",
             unit="level",
             value=math.nan if check.level is None else float(check.level),
-            reason="" if check.level is Level.PASS else check.cause,
+            reason=told if check.level is Level.PASS else check.cause,
             **labels,  # type: ignore[arg-type]
         )
         for check in certificate.checks
