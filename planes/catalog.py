@@ -123,3 +123,8 @@ envoy_ambient = CataloguedPlane("envoy-ambient", _place_envoy_ambient, WAYPOINT_
 envoy_sidecar = CataloguedPlane("envoy-sidecar", _place_envoy_sidecar)
 hybrid = CataloguedPlane("hybrid", mixed.place, ("listens_hbone", *WAYPOINT_OPTIONS))
 hybrid_hbone = CataloguedPlane("hybrid-hbone", partial(mixed.place, listens_hbone="yes"), WAYPOINT_OPTIONS)
+_envoys = partial(mixed.place, name="envoy-hybrid", ztunnels=envoy.ztunnels, as_made=envoy.instead)
+envoy_hybrid = CataloguedPlane("envoy-hybrid", _envoys, ("listens_hbone", *WAYPOINT_OPTIONS))
+envoy_hybrid_hbone = CataloguedPlane(
+    "envoy-hybrid-hbone", partial(_envoys, listens_hbone="yes"), WAYPOINT_OPTIONS
+)

@@ -124,9 +124,11 @@ def start(
     keylog: bool = False,
     leaf_lifetime_s: float = LEAF_LIFETIME_S,
     renewed: bool = False,
+    replacing: bool = False,
     progress: Progress = lambda _line: None,
     stack: ExitStack,
 ) -> Deployment:
+    """As `deploy`, with what must be closed on `stack`. `replacing`: rules of another plane may be there yet."""
     now = time.time()
     deployment = Deployment(
         lab=lab,
@@ -155,7 +157,7 @@ def start(
     if renewed and any(proxy.identities for proxy in placement.proxies):
         deployment.renewer = _start_renewing(deployment, stack)
     for sandbox, batch in capture_batches(lab.topology, placement, deployment.uids):
-        nftables.apply(lab.netns(sandbox), batch.for_new_namespace())
+        nftables.apply(lab.netns(sandbox), batch if replacing else batch.for_new_namespace())
     return deployment
 
 

@@ -74,6 +74,11 @@ _WAYPOINT = Record(
     required=("node",),
 )
 
+_ACCOUNT = Record(what="service account", fields={"waypoint": _WAYPOINT}, required=("waypoint",))
+_NAMESPACE = Record(
+    what="namespace",
+    fields={"waypoint": _WAYPOINT, "serviceAccounts": Table(what="serviceAccounts", of=_ACCOUNT)},
+)
 _WORKLOAD = Record(
     what="workload",
     fields={
@@ -159,7 +164,7 @@ DOCUMENT = Record(
         "trustDomain": Text(what="trust domain", pattern=r"^[a-z0-9]([-a-z0-9._]{0,253}[a-z0-9])?$"),
         "zones": Sequence(what="zones", of=_name("name of a zone")),
         "nodes": Table(what="nodes", of=Record(what="node", fields={"zone": Text(what="name of a zone")}), minimum=1),
-        "namespaces": Table(what="namespaces", of=Record(what="namespace", fields={"waypoint": _WAYPOINT})),
+        "namespaces": Table(what="namespaces", of=_NAMESPACE),
         "workloads": Table(what="workloads", of=_WORKLOAD),
         "services": Table(what="services", of=_SERVICE),
         "links": Sequence(
