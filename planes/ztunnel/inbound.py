@@ -7,10 +7,12 @@ import ssl
 from planes.mesh import baggage, frames, net, proxyprotocol, tls
 from planes.mesh.accesslog import Direction
 from planes.mesh.hbone import RequestReceived, Stream
+from planes.mesh.metrics import Reporter
 from planes.mesh.relay import Endpoint, Tunnel
 from planes.mesh.route import Flag
 from planes.mesh.session import HboneSession
 from planes.ztunnel.decisions import InboundTarget
+from planes.ztunnel.revocation import REASON
 from planes.ztunnel.telemetry import Record
 from planes.ztunnel.workload import LiveConnection, WorkloadProxy
 
@@ -19,14 +21,25 @@ def session(proxy: WorkloadProxy) -> HboneSession:
     """A protocol for one accepted connection. TLS-level failures never get an HTTP status."""
     local = proxy.local
     own_domain = tls.trust_domain(local.identity) if local is not None else ""
+    revocation = proxy.context.revocation
 
     def refusal_of(uris: tuple[str, ...]) -> str | None:
         refusal = tls.server_refusal(uris, own_domain)
         if refusal is not None:
-            record = Record(direction=Direction.INBOUND, source=made.peer_address, started_s=proxy.context.loop.time())
-            record.destination = made.local_address
-            proxy.context.telemetry.failed(record, f"tls: {refusal}", Flag.TLS_FAILURE)
+            failed(refusal, Flag.TLS_FAILURE)
         return refusal
+
+    def failed(refusal: str, flag: Flag) -> None:
+        record = Record(direction=Direction.INBOUND, source=made.peer_address, started_s=proxy.context.loop.time())
+        record.destination = made.local_address
+        proxy.context.telemetry.failed(record, f"tls: {refusal}", flag)
+
+    def revoked(certificate: bytes) -> str | None:
+        if revocation is None or not revocation.refuses(certificate):
+            return None
+        revocation.rejected[Reporter.DESTINATION] += 1
+        failed(REASON, Flag.CERT_REVOKED)
+        return REASON
 
     made = HboneSession(
         proxy.context.loop,
@@ -35,6 +48,7 @@ def session(proxy: WorkloadProxy) -> HboneSession:
         on_request=lambda held, event: _begin(proxy, held, event),
         on_ready=proxy.sessions.add,
         on_closed=proxy.sessions.discard,
+        revoked=revoked if revocation is not None else None,
     )
     return made
 

@@ -250,10 +250,6 @@ def test_sandwich_waypoint_proxy_protocol(mesh: World) -> None:
 NOT_YET = {
     "double_hbone1": "double HBONE across networks",
     "double_hbone2": "double HBONE across networks, gateway by service hostname",
-    "crl_inbound_rejects_revoked_cert": "CRL",
-    "crl_outbound_rejects_revoked_cert": "CRL",
-    "crl_inbound_terminates_existing_connection_on_revocation": "CRL",
-    "crl_outbound_terminates_existing_connection_on_revocation": "CRL",
 }
 
 
