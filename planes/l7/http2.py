@@ -131,7 +131,7 @@ class Http2Client(L7Connection):
         known = self._decoder.known.get(block) if len(block) <= KNOWN_BLOCK_BYTES else None
         if known is not None and stream is not None and not stream.answered and not stream.tunnel:
             status, fields, length = known  # type: ignore[misc]
-            response = Response(status, fields, version="2", has_body=not self._block_ends, content_length=length)
+            response = Response(status, fields, "2", not self._block_ends, length)
             try:
                 self._fit(stream, response, ended=self._block_ends)
             except Malformed as malformed:
