@@ -14,7 +14,7 @@ _is_plain = frozenset((b"content-length", b"te", b"transfer-encoding")).isdisjoi
 _name_of = operator.itemgetter(0)
 _HARMLESS = bytes(set(range(256)) - set(b"\r\n\0"))
 _PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
-_status_lines = {code: b"HTTP/1.1 %d %b\r\n" % (code, _PHRASES.get(code, b"")) for code in range(100, 600)}
+_status_lines = {code: b"HTTP/1.1 %d %b" % (code, _PHRASES.get(code, b"")) for code in range(100, 600)}
 _starts: dict[tuple[bytes, bytes, bytes], bytes] = {}
 """What was found fit to be written, as `http1_fields` keeps what was found fit to be read."""
 _REPEATED_MAX_BYTES = 256
@@ -27,8 +27,8 @@ _DROPPED_TRAILERS = frozenset(
 
 
 def _lines(start: bytes, fields: Fields, start_lines: int) -> bytes:
-    """`start` (of `start_lines` lines) and the field lines, without the empty one."""
-    head = b"%b%b\r\n" % (start, b"\r\n".join(map(b": ".join, fields))) if fields else start
+    """`start` (of `start_lines` lines, the last without its end) and the field lines, without the empty one."""
+    head = b"\r\n".join([start, *map(b": ".join, fields), b""])
     if len(head.translate(None, _HARMLESS)) != 2 * (len(fields) + start_lines):
         raise Bug(f"CR, LF or NUL in a head to be written: {head[:200]!r}")
     return head
@@ -70,7 +70,7 @@ def _start(method: bytes, path: bytes, authority: bytes) -> bytes:
     target = authority if method == b"CONNECT" else path
     if not method or not target or (method + target + authority).translate(None, _VISIBLE):
         raise Bug(f"method, target or authority that cannot be written: {method!r} {target!r} {authority!r}")
-    start = b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (method, target, authority)
+    start = b"%b %b HTTP/1.1\r\nhost: %b" % (method, target, authority)
     if len(start) <= _REPEATED_MAX_BYTES:
         if len(_starts) >= _MEMO_MAX:
             _starts.clear()
@@ -99,7 +99,7 @@ def write_response(response: Response, request: Request, *, chunked: bool, close
     """`chunked`: a body without a length is chunked; else it lasts until the connection's end."""
     status = response.status
     fields = response.fields
-    start = _status_lines.get(status) or b"HTTP/1.1 %d \r\n" % status
+    start = _status_lines.get(status) or b"HTTP/1.1 %d " % status
     if status < 200 or status == 204 or (request.method == b"CONNECT" and status < 300):
         fields = [f for f in fields if f[0] != b"content-length"]  # RFC 9110 8.6
         _declares(fields, None)
@@ -118,7 +118,7 @@ def write_response(response: Response, request: Request, *, chunked: bool, close
 def write_error(status: int) -> bytes:
     """The answer to a breach; static, so that nothing of the peer's bytes is reflected."""
     phrase = _PHRASES[status]
-    return b"%bcontent-type: text/plain\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (
+    return b"%b\r\ncontent-type: text/plain\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (
         _status_lines[status], len(phrase), phrase,
     )  # fmt: skip
 
@@ -127,4 +127,4 @@ def write_last_chunk(trailers: Fields | None) -> bytes:
     if not trailers:
         return b"0\r\n\r\n"
     kept = [f for f in trailers if f[0] not in _DROPPED_TRAILERS and not f[0].translate(None, TCHAR)]
-    return _lines(b"0\r\n", kept, 1) + b"\r\n"
+    return _lines(b"0", kept, 1) + b"\r\n"
