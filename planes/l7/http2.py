@@ -36,6 +36,8 @@ STREAMS_BEFORE_SETTINGS = 100
 
 
 class Http2Server(L7Connection):
+    __slots__ = ("_take",)
+
     def __init__(
         self,
         on_request: Callable[[L7ServerStream, Request], None],
@@ -94,6 +96,8 @@ class Http2Server(L7Connection):
 
 
 class Http2Client(L7Connection):
+    __slots__ = ("extended_connect",)
+
     def __init__(self, wake: Callable[[], None], *, limits: Limits = CLIENT_LIMITS) -> None:
         super().__init__(client=True, limits=limits, wake=wake)
         self.extended_connect = False
