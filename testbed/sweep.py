@@ -15,10 +15,11 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from testbed import boundaries, deploy, effects, interrupts, lab, planespec, proof, topofile, trial
+from testbed import boundaries, deploy, effects, interrupts, lab, planespec, points, proof, standing, trial, variants
 from testbed.capacity import Capacity, Goal, Probe, Try, decide
 from testbed.deploy import extra_sandboxes
 from testbed.errors import MachineError, PeerError, TrialError, UsageError
@@ -82,11 +83,13 @@ def plan_blocks(experiment: Experiment, planes: Sequence[str], seed: int) -> lis
 
 def resolve(experiment: Experiment) -> Topology:
     """The experiment's topology with its links overridden."""
-    topology = topofile.load(topofile.find(experiment.topology))
+    topology = variants.resolve(experiment.topology)
     workloads, services = [w.name for w in topology.workloads], [s.name for s in topology.services]
-    targets = [experiment.target, *(cell.target for cell in experiment.cells if cell.target)]
+    here = [cell for cell in experiment.cells if not cell.topology]
+    beside = [cell.beside for cell in here if cell.beside is not None]
+    targets = [experiment.target, *(one.target for one in (*here, *beside) if one.target)]
     for what, name, known in (
-        ("client", experiment.client, workloads),
+        *(("client", name, workloads) for name in (experiment.client, *(one.client for one in beside))),
         *(("target", target.partition(":")[0], services) for target in targets),
     ):
         if name not in known:
@@ -149,7 +152,7 @@ def run(
         failures += 1
         deployed = (topology, runtimes[block.plane], links)
         for outcome in _measured(experiment, into, block, left, placements, *deployed, gates, say):
-            failures = 0 if outcome.requests else failures
+            failures = 0 if outcome.requests or not outcome.reasons else failures
             into.append_trial(outcome.measurements, outcome.requests)
             if outcome.reasons:
                 say(f"{outcome.measurements[0].trial} does not count: {'; '.join(outcome.reasons)}")
@@ -202,17 +205,19 @@ def _measured(
     say: Progress,
 ) -> Iterator[trial.Outcome]:
     """One outcome a cell; where the deployment or a cell's load fails, what is left has failed with it."""
-    left = list(cells)
-    try:
-        for outcome in _measure(
-            experiment, into, block, cells, placements[block.plane], topology, runtime, links, gates, say
-        ):
-            left.pop(0)
-            yield outcome
-    except (PeerError, TrialError) as error:
-        blame_a_full_disk(error, into.path, ownership.state_root())
-        for cell in left:
-            yield trial.failed(str(error), plane=block.label, round_number=block.round, block=block.number, cell=cell)
+    for own, names in points.deployments(experiment, cells).items():
+        here, placement = points.placed(block.plane, own) if own else (topology, placements[block.plane])
+        left = list(names)
+        try:
+            for outcome in _measure(experiment, into, block, names, placement, here, runtime, links, gates, say):
+                left.pop(0)
+                yield outcome
+        except (PeerError, TrialError) as error:
+            blame_a_full_disk(error, into.path, ownership.state_root())
+            for cell in left:
+                yield trial.failed(
+                    str(error), plane=block.label, round_number=block.round, block=block.number, cell=cell
+                )
 
 
 def _measure(
@@ -234,21 +239,16 @@ def _measure(
         lab.up(topology, runtime=runtime, links=links, name=lab_name(into), logs=logs, extra=extra) as running,
         deploy.deploy(running, placement) as deployment,
     ):
-        readings: list[LinkReading] = measure(running.running, running.links)
+        stands = standing.rows(deployment) if experiment.axis.name else []
+        readings: list[LinkReading] = [] if points.is_idle(experiment) else measure(running.running, running.links)
         say(asked_and_measured(readings))
         for number, cell in enumerate(cells):
-            yield trial.run(
-                deployment,
-                of_cell(experiment, cell),
-                plane=block.label,
-                round_number=block.round,
-                block=block.number,
-                seed=block.seed,
-                folder=running.folder / f"load-{number}",
-                readings=readings,
-                gates=gates,
-                cell=cell,
-            )
+            point, folder = of_cell(experiment, cell), running.folder / f"load-{number}"
+            which = {"plane": block.label, "round_number": block.round, "block": block.number, "seed": block.seed}
+            under_load = partial(trial.run, deployment, point, **which, folder=folder, gates=gates, cell=cell)
+            yield points.measured(
+                deployment, point, cell, under_load, readings=readings, stands=stands, **which, folder=folder
+            )  # fmt: skip
 
 
 def _at_share(
