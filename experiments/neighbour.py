@@ -10,8 +10,10 @@ from dataclasses import replace
 from experiments.forms import full, quick
 from testbed.model.experiment import Axis, Beside, Cell, Load
 
-LOAD = Load(kind="open", rate_rps=250, arrival="poisson", connections=8, warmup_s=0.5, window_s=2.0, response_bytes=256)
-BURSTS = Load(kind="open", rate_rps=128, arrival="synchronised", connections=32, response_bytes=256)
+LOAD = Load(
+    kind="open", rate_rps=250, arrival="poisson", connections=32, warmup_s=0.5, window_s=2.0, response_bytes=256
+)
+BURSTS = Load(kind="open", rate_rps=96, arrival="synchronised", connections=24, response_bytes=256)
 BULK = Load(kind="open", rate_rps=8, arrival="uniform", connections=4, response_bytes=1_000_000)
 
 
@@ -39,10 +41,10 @@ EXPERIMENT = replace(
         load=LOAD,
         cells=(Cell(name="alone", load=LOAD), *_cells(LOAD, BURSTS)),
         claims=("noisy-l7-shared", "noisy-l4-is-tolerable"),
+        axis=Axis(name="the neighbour", metrics=("latency_p50", "latency_p99")),
     ),
     topology="neighbours",
     planes=("sidecar", "ambient-l4", "ambient", "node-l7"),
-    axis=Axis(name="the neighbour", metrics=("latency_p50", "latency_p99")),
 )
 
 _FULL = full(EXPERIMENT)

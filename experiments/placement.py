@@ -1,9 +1,8 @@
-"""Where a waypoint should stand: beside the client, beside the server, or in a third place, over the RTT between them.
+"""Where a waypoint should stand: beside the client, beside the server, or in a third place; over the RTT between them.
 
-In the first two places a request crosses the distance once, as with sidecars; in the third it makes a detour of one more
-RTT. What two ztunnels and a waypoint save against two sidecars is used up where the detour takes as long: the
-break-even RTT. In the fourth place of the full form client and server are neighbours and the waypoint is not: a detour
-of two.
+In the first two places a request crosses the distance once, as with sidecars; in the third it makes a detour of one
+more RTT. What two ztunnels and a waypoint save against two sidecars, if they do, is used up where the detour takes as
+long: the break-even RTT.
 """
 
 from dataclasses import replace
@@ -28,10 +27,10 @@ EXPERIMENT = replace(
         load=LOAD,
         cells=tuple(_cell(rtt_ms) for rtt_ms in (0.5, 4, 16)),
         claims=("hop-vs-l7", "two-l4-one-l7"),
+        axis=Axis(name="RTT between zones", unit="ms"),
     ),
     topology="three-zones",
     planes=("none", "sidecar", *PLACES),
-    axis=Axis(name="RTT between zones", unit="ms"),
 )
 
 _FULL = full(EXPERIMENT)

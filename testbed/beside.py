@@ -60,7 +60,9 @@ def covered(record: LoadRecord, outcome: Outcome) -> float:
 
 
 @contextmanager
-def beside(deployment: Deployment, plan: Beside | None, measured: Load, *, seed: int, folder: Path) -> Iterator[Neighbour]:
+def beside(
+    deployment: Deployment, plan: Beside | None, measured: Load, *, seed: int, folder: Path
+) -> Iterator[Neighbour]:
     """Runs during the body and ends with it; `None` runs nothing."""
     neighbour = Neighbour()
     if plan is None:

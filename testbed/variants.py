@@ -1,4 +1,4 @@
-"""Topologies as a cell of a sweep names them: a file's or a family's name, and what is varied in it. Pure but for files.
+"""Topologies as a cell of a sweep names them: a file's or a family's name, and what is varied in it.
 
 `two-zones:l4_policies=1000` is the shipped topology with a thousand more policies, `crowd:per_node=8` one of
 `topologies.families`; the grammar is that of a plane with options (`planespec`).

@@ -76,6 +76,8 @@ class Axis:
     metrics: tuple[str, ...] = ("latency_p50", "latency_p99", "cpu_per_1000_requests")
     """Keys of `axis.FIGURES`."""
     logarithmic: bool = False
+    measured: str = ""
+    """Key of the figure that places a cell where it really was (a rate that was reached); empty: `Cell.at` does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
