@@ -13,9 +13,9 @@ from html import escape
 
 from testbed import axis, axistable, stats
 from testbed.axis import FIGURES, Sweep
-from testbed.plots import RIGHT, WIDTH, Axis, DotRow, dots, legend, svg, text
+from testbed.plots import RIGHT, WIDTH, Axis, DotRow, dots, svg, text
 from testbed.stats import Interval
-from testbed.table import digits
+from testbed.table import AA, BASE, digits
 from testbed.typeset import clean
 
 LEFT, TOP, BOTTOM, HEIGHT = 66, 16, 300, 346
@@ -81,9 +81,10 @@ def lines_of(sweep: Sweep, metric: str, *, base: str | None = None) -> list[Line
     """One a plane and line of the axis; with `base` of the differences to that plane in the same rounds."""
     found = []
     across = sweep.axis.get("measured", "")
-    for series, plane in enumerate(sweep.planes):
+    for plane in sweep.planes:
         if plane == base:
             continue
+        series = colour(sweep, plane)
         for dash, line in enumerate(sweep.lines):
             drawn = []
             for place in sweep.on_axis(line):
@@ -101,6 +102,12 @@ def lines_of(sweep: Sweep, metric: str, *, base: str | None = None) -> list[Line
                 drawn.sort(key=lambda dot: dot.at)
                 found.append(Line(label=label, dots=tuple(drawn), series=series, dash=dash))
     return found
+
+
+def colour(sweep: Sweep, plane: str) -> int:
+    """The two greys are for the plane without a mesh and its twin, whether they are there or not."""
+    proxied = [name for name in sweep.planes if name not in (BASE, AA)]
+    return proxied.index(plane) + 2 if plane in proxied else int(plane == AA)
 
 
 def _difference(sweep: Sweep, plane: str, base: str, cell: str, metric: str) -> Interval | None:
@@ -125,7 +132,7 @@ def differences(sweep: Sweep) -> str:
                 Mark(
                     label=f"break-even of {plane}: {axistable.told(found)}",
                     low=max(0.0, crossing.low), at=max(0.0, crossing.estimate), high=crossing.high,
-                    series=sweep.planes.index(plane),
+                    series=colour(sweep, plane),
                 )
             )  # fmt: skip
     name, unit = sweep.axis["name"], sweep.axis["unit"]
@@ -137,7 +144,7 @@ def over_kinds(sweep: Sweep, metric: str) -> str:
     """Cells that are kinds, not places: a row a cell and plane."""
     rows, figure = [], FIGURES[metric]
     for place in sweep.places:
-        for series, plane in enumerate(sweep.planes):
+        for plane in sweep.planes:
             found = sweep.value(plane, place.cell, metric)
             if found is None:
                 continue
@@ -149,7 +156,7 @@ def over_kinds(sweep: Sweep, metric: str) -> str:
                     value=found.estimate,
                     low=found.low if finite else None,
                     high=found.high if finite else None,
-                    series=series,
+                    series=colour(sweep, plane),
                 )
             )
     title = f"{axistable.capital(figure.title)} by {sweep.axis['name']}: a dot a round, trimmed mean, 95 % interval"
@@ -186,9 +193,8 @@ def chart(
         )
     for line in lines:
         body += _drawn(line, across_of, y, unit)
-    names = [*(line.label for line in lines), *(mark.label for mark in marks)]
-    keys = [line.series for line in lines] + [mark.series for mark in marks]
-    return svg(HEIGHT, body, title) + _legend(names, keys)
+    keys = [(line.label, line.series, line.dash) for line in lines]
+    return svg(HEIGHT, body, title) + _legend([*keys, *((mark.label, mark.series, 0) for mark in marks)])
 
 
 def _drawn(line: Line, x: Callable[[float], float], y: Callable[[float], float], unit: str) -> list[str]:
@@ -243,12 +249,10 @@ def _across(places: Sequence[float], *, logarithmic: bool) -> tuple[Callable[[fl
     return x, [*([0.0] if min(places) <= 0 else []), *(powers if len(powers) > 1 else sorted(set(positive)))]
 
 
-def _legend(names: Sequence[str], series: Sequence[int]) -> str:
-    """As `plots.legend`, but each name has the colour of its line."""
-    if list(series) == list(range(len(names))):
-        return legend(names)
-    keys = (
-        f'<span><i class="k{number % 8}"></i>{escape(clean(name))}</span>'
-        for name, number in zip(names, series, strict=True)
+def _legend(keys: Sequence[tuple[str, int, int]]) -> str:
+    """(name, colour, dash) of each line; as `plots.legend`, where colours are in order and lines are not dashed."""
+    shown = (
+        f'<span><i class="k{series % 8} d{dash % len(DASHES)}"></i>{escape(clean(name))}</span>'
+        for name, series, dash in keys
     )
-    return f'<p class="legend">{" ".join(keys)}</p>'
+    return f'<p class="legend">{" ".join(shown)}</p>'
