@@ -11,8 +11,9 @@ from experiments.forms import full, quick
 from testbed.model.experiment import Axis, Beside, Cell, Load
 
 LOAD = Load(
-    kind="open", rate_rps=250, arrival="poisson", connections=32, warmup_s=0.5, window_s=2.0, response_bytes=256
+    kind="open", rate_rps=250, arrival="poisson", connections=32, warmup_s=0.3, window_s=1.5, response_bytes=256
 )
+WITH_WAYPOINTS = ("ambient", "envoy-ambient")
 BURSTS = Load(kind="open", rate_rps=96, arrival="synchronised", connections=24, response_bytes=256)
 BULK = Load(kind="open", rate_rps=8, arrival="uniform", connections=4, response_bytes=1_000_000)
 
@@ -25,11 +26,12 @@ def _cells(load: Load, aggressor: Load, line: str = "") -> tuple[Cell, ...]:
             load=load,
             line=line,
             beside=Beside(client=client, target=target, load=aggressor),
+            planes=planes,
         )
-        for what, client, target in (
-            ("on other nodes", "far", "far-server"),
-            ("on the same nodes", "near", "near-server"),
-            ("at the same waypoint", "far", "guest-server"),
+        for what, client, target, planes in (
+            ("on other nodes", "far", "far-server", ()),
+            ("on the same nodes", "near", "near-server", ()),
+            ("at the same waypoint", "far", "guest-server", WITH_WAYPOINTS),
         )
     )
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from experiments.forms import full, quick
 from testbed.model.experiment import Axis, Cell, Load
 
-LOAD = Load(kind="open", rate_rps=200, arrival="poisson", connections=8, warmup_s=0.3, window_s=1.2, response_bytes=256)
+LOAD = Load(kind="open", rate_rps=200, arrival="poisson", connections=8, warmup_s=0.3, window_s=1.0, response_bytes=256)
 PLACES = tuple(f"ambient:waypoint_node={node}" for node in ("node-a", "node-b", "node-c"))
 BETWEEN = (("node-a", "node-b"), ("node-a", "node-c"), ("node-b", "node-c"))
 

@@ -11,7 +11,7 @@ from experiments.forms import full, quick
 from testbed.model.experiment import Axis, Cell, Experiment, Load
 
 LOAD = Load(
-    kind="open", rate_rps=50, arrival="poisson", connections=8, warmup_s=0.4, window_s=2.0, response_bytes=256,
+    kind="open", rate_rps=20, arrival="poisson", connections=16, warmup_s=0.3, window_s=2.0, response_bytes=256,
     requests_per_connection=1,
 )  # fmt: skip
 AGAIN = "0 policies (A/A)"
@@ -33,7 +33,7 @@ def _experiment(name: str, kind: str, plane: str, load: Load, counts: tuple[int,
             cells=(*(_cell(count, kind, load) for count in counts), _cell(0, kind, load, AGAIN)),
             axis=Axis(
                 name="policies",
-                metrics=("latency_p50", "latency_p99", "cpu_per_1000_requests", "memory_pss", "config", "cpu_to_ready",
+                metrics=("latency_p50", "cpu_per_1000_requests", "memory_pss", "config", "cpu_to_ready",
                          "deploy_time"),
                 logarithmic=True,
             ),

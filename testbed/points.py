@@ -45,9 +45,9 @@ def placed(plane: str, spec: str) -> tuple[Topology, Placement]:
     return topology, planespec.place(plane, topology)
 
 
-def is_idle(experiment: Experiment) -> bool:
-    """Whether nothing is ever sent, so that what links do is nobody's matter."""
-    return bool(experiment.cells) and all(cell.load.kind == "idle" for cell in experiment.cells)
+def measures_links(experiment: Experiment) -> bool:
+    """Whether cells see to it themselves: they set links, or send nothing, so that what links do is nobody's matter."""
+    return any(cell.links or cell.load.kind == "idle" for cell in experiment.cells)
 
 
 def set_links(deployment: Deployment, experiment: Experiment, name: str) -> list[LinkReading] | None:

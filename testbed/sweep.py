@@ -66,7 +66,7 @@ def plan_blocks(experiment: Experiment, planes: Sequence[str], seed: int) -> lis
         draw.shuffle(labelled)
         load_seed = draw.randrange(2**31)
         for plane, label in labelled:
-            cells = [cell.name for cell in experiment.cells]
+            cells = [cell.name for cell in experiment.cells if not cell.planes or plane in cell.planes]
             draw.shuffle(cells)
             blocks.append(
                 Block(
@@ -240,8 +240,10 @@ def _measure(
         deploy.deploy(running, placement) as deployment,
     ):
         stands = standing.rows(deployment) if experiment.axis.name else []
-        readings: list[LinkReading] = [] if points.is_idle(experiment) else measure(running.running, running.links)
-        say(asked_and_measured(readings))
+        readings: list[LinkReading] = []
+        if not points.measures_links(experiment):
+            readings = measure(running.running, running.links)
+            say(asked_and_measured(readings))
         for number, cell in enumerate(cells):
             point, folder = of_cell(experiment, cell), running.folder / f"load-{number}"
             which = {"plane": block.label, "round_number": block.round, "block": block.number, "seed": block.seed}

@@ -41,9 +41,9 @@ def test_the_break_even_point_is_where_what_is_saved_is_used_up() -> None:
 
 
 def test_its_interval_holds_the_truth_as_often_as_it_says() -> None:
-    """Of 60 made-up runs with noise at most a few miss it; few rounds make percentiles a little too narrow."""
+    """Of 30 made-up runs with noise at most a few miss it; few rounds make percentiles a little too narrow."""
     held = 0
-    for seed in range(60):
+    for seed in range(30):
         chance = random.Random(seed)
         made = rows(
             PLACEMENT,
@@ -54,7 +54,7 @@ def test_its_interval_holds_the_truth_as_often_as_it_says() -> None:
         assert found is not None and found.crossing is not None
         held += found.crossing.holds(2.0)
 
-    assert held >= 50
+    assert held >= 25
 
 
 def test_what_costs_more_at_no_distance_pays_nowhere() -> None:

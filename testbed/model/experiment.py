@@ -64,6 +64,8 @@ class Cell:
     topology: str = ""
     """A topology of its own, as `variants.resolve` takes it, and so a deployment of its own; empty: the same."""
     beside: Beside | None = None
+    planes: tuple[str, ...] = ()
+    """Only under these; empty: under all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
