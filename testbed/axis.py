@@ -16,7 +16,7 @@ import numpy as np
 from testbed import stats
 from testbed.model.experiment import Measurement
 from testbed.stats import Interval
-from testbed.table import AA, Summary, summarise
+from testbed.table import AA, MIN_ROUNDS, Summary, summarise
 
 RESAMPLES = 10_000
 LEAST_POINTS = 2
@@ -104,9 +104,9 @@ class Sweep:
         return self.summaries[cell].rounds(plane, metric, component)
 
     def value(self, plane: str, cell: str, metric: str) -> Interval | None:
-        """Trimmed mean over rounds and its interval; None where nothing was measured."""
+        """Median over rounds and its interval; None where nothing was measured."""
         values = list(self.rounds(plane, cell, metric).values())
-        return stats.block_interval(values) if values else None
+        return level(values) if values else None
 
     def per_round(
         self, plane: str, metric: str, line: str | None = None, *, base: str | None = None
@@ -139,6 +139,21 @@ class Fit:
 
     def at(self, place: float) -> Interval:
         return stats.block_interval([a + b * place for a, b in self.per_round])
+
+
+def level(values: Sequence[float]) -> Interval:
+    """Median over rounds with its percentile bootstrap, as the tables of absolute figures have it; nothing is claimed
+    of it. (The studentised interval is no use here: memory that is the same in five rounds of six has no spread to
+    measure by.) Infinite below `table.MIN_ROUNDS`.
+    """
+    ordered = np.asarray(values, dtype=float)
+    if len(ordered) < MIN_ROUNDS:
+        low, high = -math.inf, math.inf
+    else:
+        chance = np.random.Generator(np.random.PCG64(0))
+        drawn = np.median(ordered[chance.integers(0, len(ordered), (RESAMPLES, len(ordered)))], axis=1)
+        low, high = (float(x) for x in np.quantile(drawn, [0.025, 0.975]))
+    return Interval(low=low, estimate=float(np.median(ordered)), high=high, rounds=len(ordered))
 
 
 def fit(at: np.ndarray, values: np.ndarray) -> Fit | None:

@@ -218,17 +218,16 @@ def _ninety_percent(claim: Claim, sweep: Sweep) -> Judged:
             ours, base = axis.fit(at, mine), axis.fit(at, theirs)
             if ours is None or base is None:
                 return _none(claim, f"memory of sidecar and {plane} over workloads")
-            seen = 1 - np.array(mine)[:, -1].mean() / np.array(theirs)[:, -1].mean()
+            seen = np.median(mine[:, -1]) / np.median(theirs[:, -1]) - 1
             pairs = zip(ours.per_round, base.per_round, strict=False)
-            limit = stats.block_interval([1 - o[1] / b[1] for o, b in pairs if b[1] > 0] or [0.0])
+            limit = stats.block_interval([o[1] / b[1] - 1 for o, b in pairs if b[1] > 0] or [0.0])
             enough &= _enough(limit)
-            reachable |= limit.high >= NINETY_PERCENT
-            told.append(
-                f"{plane}, {line}: {seen:.0%} less at {at[-1]:g}, with ever more of them "
-                f"{limit.estimate:.0%} [{limit.low:.0%}, {limit.high:.0%}]".replace("-", "−")
-            )
+            reachable |= limit.low <= -NINETY_PERCENT
+            shares = f"{seen:+.0%} at {at[-1]:g} {sweep.axis['name']}, with ever more of them {limit.estimate:+.0%} "
+            shares += f"[{limit.low:+.0%}, {limit.high:+.0%}]"
+            told.append(f"{plane}, {line}: {shares.replace('-', '−')}")
     verdict = Verdict.REFUTED if enough and not reachable else Verdict.UNDECIDED
-    measured = f"memory: {'; '.join(told)}. CPU under load is not in this run"
+    measured = f"memory beside sidecars: {'; '.join(told)}. CPU under load is not in this run"
     return Judged(claim=claim, verdict=verdict, measured=measured, plane="ambient")
 
 

@@ -71,7 +71,7 @@ def over_axis(sweep: Sweep, metric: str) -> str:
     figure = FIGURES[metric]
     across = sweep.axis.get("measured", "")
     name, unit = (FIGURES[across].title, FIGURES[across].unit) if across else (sweep.axis["name"], sweep.axis["unit"])
-    title = f"{axistable.capital(figure.title)} over {name}: trimmed mean over rounds, 95 % interval"
+    title = f"{axistable.capital(figure.title)} over {name}: median over rounds, 95 % interval"
     logarithmic = bool(sweep.axis.get("logarithmic")) and not across
     across = f"{name}, {unit}" if unit else name
     return chart(lines, title=title, across=across, unit=figure.unit, logarithmic=logarithmic)
@@ -159,7 +159,7 @@ def over_kinds(sweep: Sweep, metric: str) -> str:
                     series=colour(sweep, plane),
                 )
             )
-    title = f"{axistable.capital(figure.title)} by {sweep.axis['name']}: a dot a round, trimmed mean, 95 % interval"
+    title = f"{axistable.capital(figure.title)} by {sweep.axis['name']}: a dot a round, median, 95 % interval"
     return dots(rows, unit=figure.unit, title=title) if rows else ""
 
 

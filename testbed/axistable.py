@@ -16,7 +16,7 @@ WAYPOINT_NODE = "waypoint_node"
 
 
 def values(sweep: Sweep, metric: str) -> Block:
-    """A row a cell, a column a plane: trimmed mean over rounds and its interval."""
+    """A row a cell, a column a plane: median over rounds and its interval."""
     figure = FIGURES[metric]
     rows = []
     for place in sweep.places:
