@@ -10,7 +10,9 @@ from dataclasses import replace
 from experiments.forms import full, quick
 from testbed.model.experiment import Axis, Cell, Load
 
-LOAD = Load(kind="open", rate_rps=200, arrival="poisson", connections=8, warmup_s=0.3, window_s=1.0, response_bytes=256)
+LOAD = Load(
+    kind="open", rate_rps=200, arrival="poisson", connections=32, warmup_s=0.3, window_s=1.0, response_bytes=256
+)
 PLACES = tuple(f"ambient:waypoint_node={node}" for node in ("node-a", "node-b", "node-c"))
 BETWEEN = (("node-a", "node-b"), ("node-a", "node-c"), ("node-b", "node-c"))
 
@@ -25,7 +27,7 @@ EXPERIMENT = replace(
         "placement",
         "Where does a waypoint pay, and at which RTT does its detour cost more than a second L7 proxy?",
         load=LOAD,
-        cells=tuple(_cell(rtt_ms) for rtt_ms in (0.5, 4, 16)),
+        cells=tuple(_cell(rtt_ms) for rtt_ms in (0.5, 2, 8)),
         claims=("hop-vs-l7", "two-l4-one-l7"),
         axis=Axis(name="RTT between zones", unit="ms"),
     ),

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from experiments.neighbour import EXPERIMENT as NEIGHBOUR
-from experiments.placement import EXPERIMENT as PLACEMENT
+from experiments.placement import EXPERIMENT
 from testbed import axis
-from testbed.model.experiment import Measurement
+from testbed.model.experiment import Cell, Measurement
 from testbed.stats import MIN_ROUNDS_TO_CLAIM
 from tests.swept import rows, sweep
 
 THIRD = "ambient:waypoint_node=node-c"
+PLACEMENT = replace(
+    EXPERIMENT,
+    cells=tuple(Cell(name=f"RTT {at:g} ms", load=EXPERIMENT.load, at=at) for at in (0.5, 4, 16)),
+)
 RTTS = {cell.name: cell.at for cell in PLACEMENT.cells}
 
 

@@ -10,14 +10,13 @@ import pytest
 from experiments.footprint import ALONE, REPLICAS
 from experiments.footprint import EXPERIMENT as FOOTPRINT
 from experiments.neighbour import EXPERIMENT as NEIGHBOUR
-from experiments.placement import EXPERIMENT as PLACEMENT
 from testbed import axisclaims, sweep
 from testbed.claimlist import CLAIMS
 from testbed.claims import Judged, Verdict
 from testbed.encoded import as_json
 from testbed.model.experiment import Measurement
 from tests.swept import info, rows
-from tests.test_axis import RTTS, THIRD, neighbours
+from tests.test_axis import PLACEMENT, RTTS, THIRD, neighbours
 
 NEAR = "ambient:waypoint_node=node-b"
 TOPOLOGY = as_json(sweep.resolve(PLACEMENT))

@@ -10,7 +10,6 @@ from itertools import pairwise
 
 from experiments.footprint import EXPERIMENT as FOOTPRINT
 from experiments.neighbour import EXPERIMENT as NEIGHBOUR
-from experiments.placement import EXPERIMENT as PLACEMENT
 from experiments.policies import EXPERIMENT as POLICIES
 from experiments.rate import EXPERIMENT as RATE
 from testbed import axisplots, axistable
@@ -18,7 +17,7 @@ from testbed.axis import FIGURES, Sweep
 from testbed.model.experiment import Measurement
 from testbed.table import Block
 from tests.swept import rows, sweep
-from tests.test_axis import THIRD, neighbours, placement
+from tests.test_axis import PLACEMENT, THIRD, neighbours, placement
 from tests.test_axisclaims import PER_NODE, placed, standing
 
 
