@@ -1,6 +1,6 @@
 """What a cell of a sweep needs beyond another load: a deployment, links, a second load, or no load at all.
 
-Cells of one topology share a deployment; a cell's own links are set on the live lab, and measured again, before it.
+Cells of one topology share a deployment; a cell's own links are set on the live lab, before it, and measured anew.
 """
 
 from __future__ import annotations
@@ -12,16 +12,13 @@ from pathlib import Path
 from testbed import planespec, standing, variants
 from testbed.beside import beside
 from testbed.deploy import Deployment
-from testbed.links.gauge import measure
-from testbed.model.experiment import Cell, Experiment, LinkReading
+from testbed.model.experiment import Cell, Experiment
 from testbed.model.placement import Placement
 from testbed.model.topology import Impairment, Topology
 from testbed.trial import Outcome
 
-PROBES = 60
-"""Of each link that was set anew: a third of a second."""
 Measure = Callable[..., Outcome]
-"""`trial.run` but for `readings`."""
+"""`trial.run` but for `alone`."""
 
 
 def find(experiment: Experiment, name: str) -> Cell:
@@ -45,17 +42,18 @@ def placed(plane: str, spec: str) -> tuple[Topology, Placement]:
     return topology, planespec.place(plane, topology)
 
 
-def measures_links(experiment: Experiment) -> bool:
-    """Whether cells see to it themselves: they set links, or send nothing, so that what links do is nobody's matter."""
-    return any(cell.links or cell.load.kind == "idle" for cell in experiment.cells)
+def is_idle(experiment: Experiment, name: str) -> bool:
+    """Whether nothing is sent, so that what links do is nobody's matter."""
+    return find(experiment, name).load.kind == "idle"
 
 
-def set_links(deployment: Deployment, experiment: Experiment, name: str) -> list[LinkReading] | None:
-    """As the cell asks; links that another cell asked for go back to the topology's. None where no cell asks."""
+def set_links(deployment: Deployment, experiment: Experiment, name: str) -> bool:
+    """As the cell asks; links that another cell asked for go back to the topology's. False where no cell asks."""
     moved = {frozenset((a, b)) for cell in experiment.cells for a, b, _ in cell.links}
-    if not moved:
-        return None
-    asked = {frozenset((a, b)): Impairment(**fields) for a, b, fields in find(experiment, name).links}
+    here = find(experiment, name)
+    if not moved or here.topology:
+        return False
+    asked = {frozenset((a, b)): Impairment(**fields) for a, b, fields in here.links}
     for live in deployment.lab.links:
         ends = frozenset((live.link.a, live.link.b))
         if ends in asked:
@@ -63,7 +61,7 @@ def set_links(deployment: Deployment, experiment: Experiment, name: str) -> list
         elif ends in moved:
             was = deployment.lab.topology.link(live.link.a, live.link.b)
             live.set(a_to_b=was.a_to_b, b_to_a=was.b_to_a)
-    return measure(deployment.lab.running, deployment.lab.links, probes=PROBES)
+    return True
 
 
 def measured(
@@ -72,7 +70,6 @@ def measured(
     name: str,
     run: Measure,
     *,
-    readings: Sequence[LinkReading],
     stands: Sequence[standing.Row],
     plane: str,
     round_number: int,
@@ -87,9 +84,8 @@ def measured(
             deployment, experiment, plane=plane, round_number=round_number, block=block, cell=name
         )  # fmt: skip
         return standing.with_rows(outcome, stands)
-    now = set_links(deployment, experiment, name)
-    with beside(deployment, cell.beside, cell.load, seed=seed, folder=folder / "beside") as neighbour:
-        outcome = run(readings=readings if now is None else now)
+    with beside(deployment, cell.beside, experiment.load, seed=seed, folder=folder / "beside") as neighbour:
+        outcome = run(alone=cell.beside is None)
     if cell.beside is not None:
         outcome = neighbour.judged(outcome)
     return standing.with_rows(outcome, stands) if stands else outcome

@@ -31,6 +31,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "envoy-ambient-l4": "planes.catalog:envoy_ambient_l4",
         "envoy-ambient": "planes.catalog:envoy_ambient",
         "envoy-sidecar": "planes.catalog:envoy_sidecar",
+        "envoy-hybrid": "planes.catalog:envoy_hybrid",
+        "envoy-hybrid-hbone": "planes.catalog:envoy_hybrid_hbone",
     },
     "load": {"open": "testbed.load.locust:OpenLoop", "closed": "testbed.load.locust:ClosedLoop"},
     "app": {"http-echo": "testbed.apps.web", "tcp-echo": "testbed.apps.echo"},

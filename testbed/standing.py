@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from testbed.deploy import Deployment
+from testbed.fidelity import PREFIX
 from testbed.model.experiment import Experiment, Measurement
 from testbed.observe.procstat import ProcStat, read
-from testbed.trial import Outcome, name
-
-Row = tuple[str, str, str, float]
-"""Component, metric, unit, value."""
+from testbed.trial import Outcome, Row, name
 
 
 def rows(deployment: Deployment) -> list[Row]:
@@ -65,12 +63,16 @@ def measured(
 
 
 def with_rows(outcome: Outcome, values: Sequence[Row], reasons: Sequence[str] = ()) -> Outcome:
-    """The same trial with more rows; with `reasons` more, none of it counts."""
-    first = outcome.measurements[0]
-    added = tuple(
-        replace(first, component=component, metric=metric, unit=unit, value=value)
-        for component, metric, unit, value in values
-    )
+    """The same trial with more rows; with `reasons` more, none of it counts. Its certificate keeps its causes."""
     told = (*outcome.reasons, *reasons)
-    whole = tuple(replace(m, valid=not told, reason="; ".join(told)) for m in (*outcome.measurements, *added))
-    return replace(outcome, measurements=whole, reasons=told)
+    labels = {"valid": not told, "reason": "; ".join(told)}
+    first = outcome.measurements[0]
+    whole = [
+        replace(m, valid=not told) if m.metric.startswith(PREFIX) else replace(m, **labels)
+        for m in outcome.measurements
+    ]
+    whole += [
+        replace(first, component=component, metric=metric, unit=unit, value=value, **labels)
+        for component, metric, unit, value in values
+    ]
+    return replace(outcome, measurements=tuple(whole), reasons=told)
