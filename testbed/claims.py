@@ -53,12 +53,13 @@ def with_claims(
     summary: table.Summary,
     findings: Sequence[Finding],
     implementations: Mapping[str, Mapping[str, str]],
+    judged: Sequence[Judged] | None = None,
 ) -> table.Table:
-    """The table with one more block, a row a claim."""
+    """The table with one more block, a row a claim. `judged` is by other judges (`axisclaims`)."""
     if not ids:
         return built
     rows = []
-    judged = judge([id_ for id_ in ids if id_ in CLAIMS], summary, findings)
+    judged = judge([id_ for id_ in ids if id_ in CLAIMS], summary, findings) if judged is None else judged
     who = said_by(source for one in judged for source in one.claim.sources)
     tones = {Verdict.REFUTED: "bad", Verdict.NO_EVIDENCE: "weak", Verdict.UNDECIDED: "weak"}
     for one in judged:
