@@ -43,22 +43,24 @@ class Errand:
     service: Service
     port: ServicePort
     kind: str
-    """`http` or `tcp`."""
+    """`http`; `tcp`: what is sent comes back; `line`: one line, which any answer will do for."""
     token: str
 
     def attempts(self) -> list[dict]:
         return [
             {
                 "name": f"{self.token}-{number}",
-                "kind": self.kind,
+                "kind": "http" if self.kind == "http" else "tcp",
                 "address": self.service.address,
                 "port": self.port.port,
-                "canary": f"{self.token}-{number}",
+                "canary": f"{self.token}-{number}" + ("\r\n" if self.kind == "line" else ""),
             }
             for number in range(REQUESTS)
         ]
 
     def succeeded(self, outcome: dict) -> bool:
+        if self.kind == "line":
+            return bool(outcome["bytes_received"])
         return outcome["status"] == 200 if self.kind == "http" else bool(outcome["echoed"])
 
     def shares(self, tries: Mapping[str, Sequence[dict]]) -> dict[str, frozenset[str]]:
@@ -88,7 +90,9 @@ def errand(topology: Topology, target: str, token: str) -> Errand:
             f"proof: service {name} has {len(service.endpoints)} endpoints of kind tcp-echo, which do not say who "
             "answered; prove an http-echo, or give it one endpoint"
         )
-    return Errand(service=service, port=port, kind="tcp" if kinds == {"tcp-echo"} else "http", token=token)
+    foreign = kinds == {"image"} and port.protocol == "tcp"  # whose protocol we do not speak: it will say so
+    kind = "tcp" if kinds == {"tcp-echo"} else "line" if foreign else "http"
+    return Errand(service=service, port=port, kind=kind, token=token)
 
 
 def prove(deployment: Deployment, *, client: str, target: str, captures: Path) -> list[Finding]:
