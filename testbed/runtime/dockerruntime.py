@@ -44,7 +44,7 @@ class DockerRuntime(NetnsRuntime):
         if os.geteuid() != 0 or enter.in_user_namespace():
             lacks.append(
                 "not root: links and capture rules are made in the containers' network namespaces from outside, for "
-                "which the kernel wants CAP_SYS_ADMIN of the machine; the docker group gives the engine's socket alone, "
+                "which the kernel wants CAP_SYS_ADMIN of the machine; the docker group gives the engine's socket, "
                 "enough for image.build and not for labs, and a container that did it in your stead would be root in "
                 f"all but name (docs/docker.md, Without root); run as root. {engine.OTHER_WAY}"
             )
