@@ -3,8 +3,8 @@
     python -m testbed.attack.enter PID < job > rows
 
 What is started there stands in for code that a bug let into the component's process, so it gets what that process has:
-its memory, too, as a descriptor, for the kernel asks who opens and not who reads. User id and capabilities are read from
-the process itself and not from what it was meant to have.
+its memory, too, as a descriptor, for the kernel asks who opens and not who reads. User id and capabilities are read
+from the process itself and not from what it was meant to have.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         os.set_inheritable(memory, True)
         os.set_inheritable(maps, True)
         launcher.make(list(drop(list(who.capabilities), who.uid, single_uid=os.geteuid() == who.uid)))
-        words = [interpreter, "-m", "testbed.attack.insider", str(who.pid_inside), str(memory), str(maps), str(int(own))]
+        words = [interpreter, "-m", "testbed.attack.insider", *map(str, (who.pid_inside, memory, maps, int(own)))]
         os.execve(interpreter, words, {**env, b"PYTHONPATH": os.fsencode(CHECKOUT), b"PYTHONDONTWRITEBYTECODE": b"1"})
     except BaseException as error:
         print(f"enter: {error!r}", file=sys.stderr)

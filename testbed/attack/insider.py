@@ -62,13 +62,13 @@ class Here:
 Job = Mapping[str, object]
 
 
-def keys(_here: Here, *, roots: list[str], uncover: list[str] = (), spare: str = "") -> Row:  # type: ignore[assignment]
+def keys(here: Here, *, roots: list[str], uncover: list[str] = (), spare: str = "") -> Row:  # type: ignore[assignment]
     """Private keys under `roots` that can be opened; under `spare`, the component's own folder, they do not count.
 
     `uncover`: in a mount namespace of a child's own, first take away what was laid over these.
     """
     if not uncover:
-        found = list(_keys_below(roots, spare))
+        found = list(_keys_below(roots, [spare, str(here.files)]))
         return Row(got=bool(found), found=sorted(found), seen=f"{len(found)} readable")
     reader, writer = os.pipe()
     child = os.fork()
@@ -79,7 +79,7 @@ def keys(_here: Here, *, roots: list[str], uncover: list[str] = (), spare: str =
             kernel.mount("none", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
             for path in uncover:
                 _umount(path)
-            said["found"] = sorted(_keys_below(roots, spare))  # type: ignore[assignment]
+            said["found"] = sorted(_keys_below(roots, [spare, str(here.files)]))  # type: ignore[assignment]
         except OSError as error:
             said["error"] = _told(error)
         with os.fdopen(writer, "w") as file:
@@ -98,10 +98,10 @@ def _umount(path: str) -> None:
     kernel._check(result, f"umount {path}")
 
 
-def _keys_below(roots: Iterable[str], spare: str) -> Iterator[str]:
+def _keys_below(roots: Iterable[str], spare: Iterable[str]) -> Iterator[str]:
     for root in roots:
         for folder, _, names in os.walk(root):
-            if spare and (folder == spare or folder.startswith(spare + "/")):
+            if any(one and (folder == one or folder.startswith(one + "/")) for one in spare):
                 continue
             for name in names:
                 with contextlib.suppress(OSError):
@@ -165,7 +165,7 @@ def _connects(name: str) -> bool:
 
 
 def agent(_here: Here, *, path: str) -> Row:
-    """Asks the node agent for the workloads of the node, as their ztunnel does: each comes with its network namespace."""
+    """Asks the node agent for the node's workloads, as their ztunnel does: each comes with its network namespace."""
     named = []
     try:
         for name, fd in _given(path):
@@ -274,6 +274,27 @@ def ports(_here: Here, *, targets: list[list], path: str = "/", needle: str = ""
     return Row(got=bool(found), found=found, seen=f"{len(found)} of {len(targets)} answer")
 
 
+def sign(_here: Here, *, identity: str, targets: list[list]) -> Row:
+    """Sends a signing request for `identity` to whatever may be a CA; a certificate that comes back is got."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity)])
+    request = x509.CertificateSigningRequestBuilder(x509.Name([])).add_extension(names, critical=True)
+    pem = request.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256()).public_bytes(
+        serialization.Encoding.PEM
+    )
+    heard = []
+    for address, port in targets:
+        with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=LIMIT_S) as sock:
+            sock.settimeout(LIMIT_S)
+            sock.sendall(pem)
+            if b"BEGIN CERTIFICATE-----" in sock.recv(65536):
+                heard.append(f"{address}:{port}")
+    return Row(got=bool(heard), found=heard, seen=f"{len(heard)} of {len(targets)} signed")
+
+
 def become(_here: Here, *, uid: int = -1, gid: int = -1) -> Row:
     """In a child: another user or group, such as the proxy's, whose traffic is let through."""
     child = os.fork()
@@ -290,10 +311,10 @@ def become(_here: Here, *, uid: int = -1, gid: int = -1) -> Row:
     return Row(got=code == 0, seen=os.strerror(code) if code else "became it")
 
 
-def option(_here: Here, *, level: int, name: int, value: int) -> Row:
+def option(_here: Here, *, level: int, option: int, value: int) -> Row:
     with socket.socket() as sock:
         try:
-            sock.setsockopt(level, name, value)
+            sock.setsockopt(level, option, value)
         except OSError as error:
             return Row(got=False, seen=_told(error))
     return Row(got=True, seen="allowed")
@@ -382,7 +403,8 @@ def call(here: Here, *, attempt: dict) -> Row:
 OPERATIONS: dict[str, Callable[..., Row]] = {
     function.__name__: function
     for function in (
-        keys, processes, environment, sockets, agent, read, ports, become, option, raw, udp, icmp, ipv6, spoof, call,
+        keys, processes, environment, sockets, agent, read, ports, sign, become, option, raw, udp, icmp, ipv6, spoof,
+        call,
     )
 }  # fmt: skip
 
