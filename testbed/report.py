@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed import cells, claims, drawing, plots, table, typeset
+from testbed.attack import matrix
 from testbed.errors import UsageError
 from testbed.model.experiment import Finding, Measurement, Result
 from testbed.store import Run, write_whole
@@ -78,6 +79,7 @@ def _page(
         _latency(run, summary, measurements),
         "<h2>Cost</h2>",
         _cost(summary),
+        _attacked(findings),
         "<h2>What packets proved</h2>",
         "<p>A closed padlock: packets proved encryption there. Open: they proved cleartext. <b>?</b>: no evidence.</p>",
         *(
@@ -202,6 +204,16 @@ def _cost(summary: table.Summary) -> str:
             else f"<p class=dim>{title}: not measured.</p>"
         )
     return "".join(parts)
+
+
+def _attacked(findings: Sequence[Finding]) -> str:
+    """Nothing where nobody attacked."""
+    rows = matrix.bars(findings)
+    if not rows:
+        return ""
+    title = "Counted, of each component under each plane: the table above says what of"
+    plot = plots.bars(rows, names=matrix.PLOTTED, unit="", title=title)
+    return f"<h2>What an attacker inside a component gets</h2>{plot}"
 
 
 def _findings(findings: Sequence[Finding]) -> str:

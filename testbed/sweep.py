@@ -19,6 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from testbed import boundaries, deploy, effects, interrupts, lab, planespec, proof, topofile, trial
+from testbed.attack import tried
 from testbed.capacity import Capacity, Goal, Probe, Try, decide
 from testbed.deploy import extra_sandboxes
 from testbed.errors import MachineError, PeerError, TrialError, UsageError
@@ -365,6 +366,12 @@ def _prove(
             blame_a_full_disk(error, into.path, ownership.state_root())
             raise type(error)(f"proof of {placement.plane}: {error}") from error
         findings += boundaries.try_all(deployment, client=experiment.client, packets=findings)
+    if experiment.attackers:
+        app, neighbour = experiment.attackers
+        findings += tried.try_all(
+            placement, topology, runtime=runtime, links=links, name=lab_name(into), logs=logs, app=app,
+            neighbour=neighbour, say=say,
+        )  # fmt: skip
     into.append_findings(findings)
     for finding in findings:
         if finding.result is Result.BROKEN:

@@ -148,9 +148,39 @@ def _reach(world: World, component: Component) -> Iterator[Attempt]:
             name=f"reach/plain/{own}/{workload.name}", what=f"calls {workload.name} by its address, without a key",
             job=_op("call", attempt={"name": "a", "kind": "http", "address": workload.address, "port": port}),
         )  # fmt: skip
+        yield from _by_service(world, component, workload, own)
         for identity in component.identities:
             yield from _with_key(world, component, workload, identity)
     yield from _foreign(world, component)
+    yield from _secret_by_key(world, component)
+
+
+def _by_service(world: World, component: Component, workload: Workload, own: str) -> Iterator[Attempt]:
+    service = _service(world, workload)
+    if component.role == APP:
+        yield Attempt(
+            name=f"reach/service/{own}/{workload.name}", what=f"calls {workload.name} by its service, without a key",
+            job=_op("call", attempt={
+                "name": "a", "kind": "http", "address": service.address, "port": service.ports[0].port,
+                "headers": {"host": service.hostname},
+            }),
+        )  # fmt: skip
+
+
+def _secret_by_key(world: World, component: Component) -> Iterator[Attempt]:
+    """What L7 policy denies, asked of the pod itself by whoever L4 policy lets in."""
+    for workload in _serving(world, component):
+        if not _service(world, workload).waypoint or world.guard(workload.name) in ("none", "node"):
+            continue
+        for identity in component.identities:
+            source = world.called(identity)
+            if world.allowed(source, workload.name):
+                yield Attempt(
+                    name=f"secret-key/{source}>{workload.name}",
+                    what=f"gets {SECRET} of {workload.name} with the key of {source}",
+                    job=_op("call", attempt={**to_guard(world, workload, _own_leaf(identity)), "path": SECRET}),
+                )
+                break
 
 
 def _with_key(world: World, component: Component, workload: Workload, identity: Identity) -> Iterator[Attempt]:

@@ -6,7 +6,6 @@ Istio's own planes are as open as this, the reason says so: such a row is no fau
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from testbed.model.identity import Identity
@@ -170,12 +169,16 @@ def _secret(world: World, component: Component, subject: str) -> Expected:
 
 
 def _reach(world: World, component: Component, subject: str) -> Expected:
-    """`plain/dst`, by no key of its own; `as/src/dst`, by a key in hand; `told/src/dst`, in a workload's name."""
+    """`plain` and `service`: by the pod's or the service's address, without a key; `as`: with a key in hand; `told`: in
+    a workload's name. Then source and destination."""
     how, *names = subject.split("/")
     destination = names[-1]
     guard = world.guard(destination)
-    if how == "plain":
-        if component.role == APP and world.guard(component.serves[0]) != "none":
+    if how in ("plain", "service"):
+        own = world.guard(component.serves[0]) if component.role == APP else "none"
+        if own == "sidecar" and how == "plain" and guard != "none":
+            return Expected(got=False, because="a sidecar knows services: to a pod's own address it passes plain text")
+        if own != "none":
             return Expected(got=guard == "none" or world.allowed(component.serves[0], destination))
         because = "a node's proxy takes what workloads send; nobody stands before a pod" if guard == "node" else ""
         return Expected(got=guard in ("none", "node"), because=because)
@@ -220,6 +223,14 @@ def _spoof(world: World, component: Component, subject: str) -> Expected:
     return Expected(got=world.guard(subject.split(">")[1]) in ("none", "node"))
 
 
+def _secret_key(world: World, _component: Component, subject: str) -> Expected:
+    """`GET /secret` by a key that L4 policy lets in, straight to the pod."""
+    source, destination = subject.split(">")
+    if world.guard(destination) != "ambient" or not world.allowed(source, destination):
+        return NEVER
+    return Expected(got=True, because="who has a key goes around the waypoint, whose DENY is nowhere else")
+
+
 def _quit(world: World, component: Component, subject: str) -> Expected:
     return _admin_own(world, component, subject)
 
@@ -227,27 +238,9 @@ def _quit(world: World, component: Component, subject: str) -> Expected:
 RULES = {
     "key": _key, "agent": _agent, "admin-own": _admin_own, "open-ports": _open_others,
     "mark": _privileged, "transparent": _privileged, "raw": _privileged, "udp": _udp, "secret": _secret,
+    "secret-key": _secret_key,
     "reach": _reach, "read": _read, "lost": _lost, "tamper": _on_path, "replay": _on_path, "spoof": _spoof,
     "quit": _quit,
 }  # fmt: skip
 """What is not here must never be got: others' keys, memory, environment and sockets, certificates by asking, forged
 identities, other user ids, foreign authorities."""
-
-
-def score(rows: Mapping[str, bool], world_allowed: Sequence[Pair]) -> dict[str, int]:
-    """Counts of one component, from what happened: attempt -> got."""
-    got = [name.split("/") for name, happened in rows.items() if happened]
-    pairs = {pair for parts in got if (pair := reached(parts)) is not None}
-    return {
-        "keys": len({parts[1] for parts in got if parts[0] == "key"}),
-        "identities": len({source for source, _ in pairs} - {UNPROVEN}),
-        "pairs": len(pairs),
-        "past policy": len(pairs - set(world_allowed)),
-        "plaintext": sum(parts[0] == "read" for parts in got),
-        "lost": sum(parts[0] == "lost" for parts in got),
-    }
-
-
-def reached(parts: Sequence[str]) -> Pair | None:
-    """(source, destination) of a `reach` that was got: `reach/plain/<src>/<dst>`, `reach/as/<src>/<dst>`."""
-    return (parts[2], parts[3]) if parts[0] == "reach" and len(parts) == 4 else None

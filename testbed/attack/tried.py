@@ -23,9 +23,9 @@ from pathlib import Path
 
 from testbed import deploy, lab, netlink, program
 from testbed.attack import attempts as made
-from testbed.attack import onpath
+from testbed.attack import matrix, onpath
 from testbed.attack.insider import Row
-from testbed.attack.model import APP, NEIGHBOUR, Component, Expected, Pair, World, components, expected
+from testbed.attack.model import APP, NEIGHBOUR, UNPROVEN, Component, Expected, Pair, World, components, expected
 from testbed.deploy import Deployment, extra_sandboxes
 from testbed.errors import PeerError
 from testbed.lab import http_get
@@ -187,7 +187,7 @@ class _Told:
             statement=f"an attacker in {component.name} {what}, {ending}",
             result=result if tried and (control or row.got) else Result.NO_EVIDENCE,
             evidence=f"probe: {row.seen}" + (f"; found: {', '.join(row.found)}" if row.found else ""),
-            value="got" if row.got else "refused",
+            value=_value(self.attack.world, name) if row.got else matrix.REFUSED,
         )
 
     def rows(self, component: Component, attempt: made.Attempt, row: Row) -> Iterator[Finding]:
@@ -204,6 +204,13 @@ class _Told:
             yield self.finding(component, f"key/{called}", f"reads the private key of {identity}", one)
         if not wanted | set(row.found):
             yield self.finding(component, "keys-others", "reads a private key in its own folder", row)
+
+
+def _value(world: World, name: str) -> str:
+    """Of what was got: whether policy says otherwise."""
+    parts = name.split("/")
+    denied = parts[0] == "reach" and (parts[2] == UNPROVEN or not world.allowed(parts[2], parts[3]))
+    return matrix.PAST if denied else matrix.GOT
 
 
 def _from_inside(attack: Attack, told: _Told) -> list[Finding]:
