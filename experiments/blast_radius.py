@@ -8,12 +8,12 @@ from testbed.model.experiment import Experiment, Load
 
 EXPERIMENT = Experiment(
     name="blast_radius",
-    question="What does an attacker get from inside each component of each data plane: keys, calls, plaintext, outages?",
+    question="What does an attacker get from inside each component of each data plane?",
     topology="deny-default",
     planes=("none", "sidecar", "ambient-l4", "ambient", "node-l7"),
     client="client",
     target="catalog",
-    load=Load(kind="open", rate_rps=50, connections=2, warmup_s=0.3, window_s=1.0, response_bytes=256),
+    load=Load(kind="closed", connections=1, warmup_s=0.3, window_s=1.0, response_bytes=256),
     rounds=1,
     aa_pair=False,
     claims=(

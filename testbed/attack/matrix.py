@@ -18,15 +18,15 @@ from testbed.table import Block, Cell, Table
 PREFIX = "blast."
 GOT, PAST, REFUSED = "got", "got past policy", "refused"
 """Values of such a finding."""
-COLUMNS = ("keys", "identities", "pairs", "past policy", "L7 rules", "plaintext", "calls lost")
-PLOTTED = ("identities", "past policy", "plaintext", "calls lost")
+COLUMNS = ("keys", "identities", "pairs", "past policy", "L7 rules", "read", "lost")
+PLOTTED = ("identities", "past policy", "read", "lost")
 TITLE = "An attacker's code inside a component: what it was seen to get"
 NOTES = (
     "keys: private keys it could open; identities: those in whose name some call of its was answered; pairs: source "
     "and destination of answered calls, past policy: those that L4 policy denies; L7 rules: denials about HTTP that it "
-    "went around; plaintext: calls of others that it could read, of those that policy allows; calls lost: allowed "
-    "calls that failed once it was killed; attempts: how many came out as the model of the plane says; a neighbour "
-    "lies on the wire between two nodes and is root of his own machine",
+    "went around; read: calls of others, of those that policy allows, whose plaintext it could read; lost: allowed "
+    "calls that failed once it was killed; as modelled: of all attempts, those that came out as the model says; a "
+    "neighbour lies on the wire between two nodes and is root of his own machine",
 )
 
 
@@ -46,13 +46,15 @@ class Score:
 
 
 def scores(findings: Sequence[Finding]) -> list[Score]:
-    """In the order in which planes and components were tried."""
+    """Planes in the order in which they were tried, of each first its application, last who lies on the wire."""
     found: dict[tuple[str, str], list[Finding]] = defaultdict(list)
     for finding in findings:
         if finding.id.startswith(PREFIX):
             component = finding.id.removeprefix(PREFIX).partition("/")[0]
             found[finding.plane, component].append(finding)
-    return [_score(plane, component, rows) for (plane, component), rows in found.items()]
+    made = [_score(plane, component, rows) for (plane, component), rows in found.items()]
+    planes = list(dict.fromkeys(score.plane for score in made))
+    return sorted(made, key=lambda s: (planes.index(s.plane), s.role == "neighbour", s.role != "app"))
 
 
 def _score(plane: str, component: str, rows: Sequence[Finding]) -> Score:
@@ -66,8 +68,8 @@ def _score(plane: str, component: str, rows: Sequence[Finding]) -> Score:
             "pairs": len(pairs),
             "past policy": sum(value == PAST for value in pairs.values()),
             "L7 rules": len({parts[1].split(">")[-1] for parts, _ in got if parts[0] in ("secret", "secret-key")}),
-            "plaintext": sum(parts[0] == "read" for parts, _ in got),
-            "calls lost": sum(parts[0] == "lost" for parts, _ in got),
+            "read": sum(parts[0] == "read" for parts, _ in got),
+            "lost": sum(parts[0] == "lost" for parts, _ in got),
         },
         attempts=len(rows), as_modelled=sum(f.result is Result.HOLDS for f in rows),
         unproven=sum(f.result is Result.NO_EVIDENCE for f in rows),
@@ -84,14 +86,14 @@ def with_matrix(built: Table, findings: Sequence[Finding]) -> Table:
     rows, first = [], len(built.notes) + 1
     for score in scores(findings):
         short = score.attempts - score.as_modelled
-        told = f"{score.as_modelled} of {score.attempts}" + (f", {score.unproven} unproven" if score.unproven else "")
+        told = f"{score.as_modelled}/{score.attempts}" + (f", {score.unproven}?" if score.unproven else "")
         counted = (Cell(lines=(str(score.counts[c]),), tone="bad" if c == "past policy" and score.counts[c] else "")
                    for c in COLUMNS)  # fmt: skip
         rows.append((Cell(lines=(score.label,)), *counted, Cell(lines=(told,), tone="bad" if short else "")))
     if not rows:
         return built
     rows[0] = (*rows[0][:-1], Cell(lines=rows[0][-1].lines, tone=rows[0][-1].tone, note=first + len(NOTES) - 1))
-    head = ("plane, component", *COLUMNS, "attempts as modelled")
+    head = ("plane, component", *COLUMNS, "as modelled")
     block = Block(title=TITLE, head=head, rows=tuple(rows))
     return Table(blocks=(block, *built.blocks), notes=(*built.notes, *NOTES))
 
