@@ -8,7 +8,7 @@ from testbed import planespec, topofile
 from testbed.attack.attempts import Place, attempts
 from testbed.attack.model import Component, World, components, expected
 from testbed.model.l4policy import Connection
-from testbed.model.policy import applicable, decide, policies_for_view
+from testbed.model.policy import applicable, decide, to_l4
 
 TOPOLOGY = topofile.load("deny-default")
 ALLOWED = {("client", "catalog"), ("web", "cart"), ("web", "catalog"), ("cart", "web"), ("cart", "vault")}
@@ -32,18 +32,15 @@ def test_what_policy_allows_is_what_its_file_says() -> None:
 def test_what_policy_allows_is_what_istiods_conversion_and_ztunnels_rules_allow(destination: str) -> None:
     """The model reads the resources by itself; the planes' evaluator must come to the same."""
     made, workload = world("ambient"), TOPOLOGY.workload(destination)
-    policies, attached = policies_for_view(TOPOLOGY)
-    from planes.mesh.view import MeshView  # noqa: F401  (the shape of the view is theirs)
-
+    policies, attached = to_l4(TOPOLOGY.policies, TOPOLOGY.workloads)
+    named = applicable(policies, namespace=workload.namespace, attached=attached.get(destination, ()))
     for source in TOPOLOGY.workloads:
-        identity = source.identity(TOPOLOGY.trust_domain)
-        principals = {str(identity).removeprefix("spiffe://")}
-        named = [p for p in policies if p["scope"] != "WorkloadSelector"
-                 or f"{p['namespace']}/{p['name']}" in attached.get(destination, [])]  # fmt: skip
-        allows = [p for p in named if p["action"] == "Allow" and p["namespace"] in ("istio-system", workload.namespace)]
-        texts = {value.get("Exact") for p in allows for rule in p["rules"] for clause in rule for match in clause
-                 for value in match.get("principals", [])}  # fmt: skip
-        assert made.allowed(source.name, destination) == bool(principals & texts)
+        call = Connection(
+            source_ip=source.address, destination_ip=workload.address, destination_port=8080,
+            identity=source.identity(TOPOLOGY.trust_domain),
+        )  # fmt: skip
+
+        assert made.allowed(source.name, destination) == decide(named, call).allowed
 
 
 @pytest.mark.parametrize(
