@@ -109,6 +109,10 @@ class Experiment:
     hold_p99_ms: float = 25.0
     """What holding a rate means in that search."""
 
+    attackers: tuple[str, ...] = ()
+    """A workload and a node that lies between others: attempts are made from inside them and each kind of proxy
+    (`attack`). Empty: nobody attacks."""
+
     @property
     def block_s(self) -> float:
         """How long one deployment is under load."""
