@@ -110,6 +110,20 @@ def lab_shell(c, workload, name=""):
     cli.exit_with(cli.lab_exec, workload, [cli.shell()], name=name)
 
 
+@task(
+    help={
+        "topology": "what the lab was brought up from",
+        "client": "workload that sends",
+        "service": "service that is called, or service:port",
+        "name": "name of the lab (the topology's)",
+        "json": JSON,
+    }
+)
+def lab_prove(c, topology, client, service, name="", json=False):
+    """Canary requests under capture, judged by packets: whether a live lab's plane does what it claims."""
+    cli.exit_with(cli.lab_prove, topology, client, service, name=name, as_json_text=json)
+
+
 @task(help={"topology": "name of a shipped topology, or a file", "json": JSON})
 def lab_graph(c, topology, json=False):
     """The topology as text: zones, nodes, workloads, links."""

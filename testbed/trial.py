@@ -91,8 +91,10 @@ def run(
     gates: Gates,
     rest: AtRest | None = None,
     cell: str = "",
+    alone: bool = True,
 ) -> Outcome:
-    """Measure once. `plane` is the name in the table: it differs from the deployed plane's for the A/A pair.
+    """Measure once. `plane` is the name in the table: it differs from the deployed plane's for the A/A pair. `alone`:
+    no other load is on the lab meanwhile.
 
     Without `rest` links are not probed, neither before nor after.
     """
@@ -121,7 +123,7 @@ def run(
     failures = invalid_reasons(record, experiment, gates) + dead
     failures += miscounted(record, watch.seen, seen)
     after = () if rest is None or dead else tuple(gauge.measure(lab.running, lab.links, probes=probes(lab.links)))
-    readings = watch.readings(record, experiment, rest=rest, after=after, seen=seen)
+    readings = watch.readings(record, experiment, rest=rest, after=after, seen=seen, alone=alone)
     certificate = fidelity.judge(readings, gates, failures=failures)
     values = [
         *latency_values(record),
@@ -211,7 +213,7 @@ class _Watch:
 
     def readings(
         self, record: LoadRecord, experiment: Experiment, *, rest: AtRest | None, after: Sequence[LinkReading],
-        seen: int | None,
+        seen: int | None, alone: bool,
     ) -> Readings:  # fmt: skip
         span_s = max(record.ended_s - record.started_s, 1e-9)
         grown = self.sampler.counted(record.started_s, record.ended_s)
@@ -244,7 +246,7 @@ class _Watch:
                 self.deployment.placement,
                 load=experiment.load,
                 seen=met,
-                alone=not any(topology.workload(name).app.calls for name in self.endpoints),
+                alone=alone and not any(topology.workload(name).app.calls for name in self.endpoints),
             ),
             cpu=fidelityread.cpu_reading(grown, span_s),
             send_lag_p99_ms=percentile(lags, 99) if lags and experiment.load.kind == "open" else None,
