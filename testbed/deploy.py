@@ -161,8 +161,8 @@ def refuse_shared_id(placement: Placement) -> None:
     if any(capture.kind is CaptureKind.SIDECAR for capture in placement.captures) and single_uid():
         raise MachineError(
             f"plane {placement.plane}: its sidecars are told from applications by their user ids, and here all "
-            f"programs of a lab share one; install uidmap (newuidmap) and have a range in /etc/subuid and /etc/subgid, run as "
-            f"root, or take planes without sidecars (--plane none,ambient-l4,ambient)"
+            f"programs of a lab share one; install uidmap (newuidmap) and have a range in /etc/subuid and /etc/subgid, "
+            f"run as root, or take planes without sidecars (--plane none,ambient-l4,ambient)"
         )
 
 
