@@ -20,7 +20,7 @@ def test(c, only="", fast=False):
 
 @task(
     help={
-        "rounds": "rounds of all planes (5)",
+        "rounds": "rounds of all planes (6)",
         "plane": PLANE,
         "runtime": RUNTIME,
         "link": LINK,

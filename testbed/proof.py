@@ -34,6 +34,8 @@ from testbed.verify.segments import Layout, capture_points, lay_out
 
 REQUESTS = 32
 """Canary requests, each over a connection of its own: enough to see pooling, few enough to read packet by packet."""
+EVERY_NTH_BY_HTTP2 = 4
+"""Where the application is known to speak it: there a canary is an HPACK field, found by decoding and in no byte."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,18 +47,25 @@ class Errand:
     kind: str
     """`http`; `tcp`: what is sent comes back; `line`: one line, which any answer will do for."""
     token: str
+    by_http2: bool = False
+    """Whether some requests go by HTTP/2."""
 
     def attempts(self) -> list[dict]:
         return [
             {
                 "name": f"{self.token}-{number}",
-                "kind": "http" if self.kind == "http" else "tcp",
+                "kind": self._kind(number),
                 "address": self.service.address,
                 "port": self.port.port,
                 "canary": f"{self.token}-{number}" + ("\r\n" if self.kind == "line" else ""),
             }
             for number in range(REQUESTS)
         ]
+
+    def _kind(self, number: int) -> str:
+        if self.by_http2 and number % EVERY_NTH_BY_HTTP2 == EVERY_NTH_BY_HTTP2 - 1:
+            return "http2"
+        return "http" if self.kind == "http" else "tcp"
 
     def succeeded(self, outcome: dict) -> bool:
         if self.kind == "line":
@@ -92,7 +101,7 @@ def errand(topology: Topology, target: str, token: str) -> Errand:
         )
     foreign = kinds == {"image"} and port.protocol == "tcp"  # whose protocol we do not speak: it will say so
     kind = "tcp" if kinds == {"tcp-echo"} else "line" if foreign else "http"
-    return Errand(service=service, port=port, kind=kind, token=token)
+    return Errand(service=service, port=port, kind=kind, token=token, by_http2=kinds == {"http-echo"})
 
 
 def prove(deployment: Deployment, *, client: str, target: str, captures: Path) -> list[Finding]:
