@@ -33,7 +33,8 @@ SO_MARK, IP_FREEBIND, IP_TRANSPARENT = 36, 15, 19
 ETH_P_ALL = 3
 LIMIT_S = 1.5
 ROUND_S = 0.05
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES, PAGE_BYTES = 1 << 20, 1 << 12
+LONGEST_TOKEN_BYTES = 64
 MNT_DETACH = 2
 STAGE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) r(.)")
 
@@ -228,13 +229,29 @@ def _in_memory(here: Here, wanted: Mapping[bytes, str]) -> set[str]:
         match = STAGE.match(line)
         if match is None or match[3] != "w":
             continue
-        start, end = int(match[1], 16), int(match[2], 16)
-        for at in range(start, end, CHUNK_BYTES):
-            try:
-                found |= _inside(os.pread(here.memory, min(CHUNK_BYTES, end - at), at), wanted)
-            except OSError:
-                break
+        last = b""
+        for piece in _pieces(here.memory, int(match[1], 16), int(match[2], 16)):
+            found |= _inside(last + piece, wanted)
+            last = piece[-LONGEST_TOKEN_BYTES:]
     return found
+
+
+def _pieces(memory: int, at: int, end: int) -> Iterator[bytes]:
+    """What can be read between two addresses; a page that cannot, as one that was never touched may, is passed over."""
+    size = CHUNK_BYTES
+    while at < end:
+        try:
+            data = os.pread(memory, min(size, end - at), at)
+        except OSError:
+            data = b""
+        if data:
+            yield data
+            at += len(data)
+            size = min(CHUNK_BYTES, size * 16)
+        elif size > PAGE_BYTES:
+            size //= 16
+        else:
+            at += PAGE_BYTES
 
 
 def _listeners(agent: str) -> list[socket.socket]:
