@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from testbed import planespec, topofile
-from testbed.attack import insider, matrix, tried
+from testbed.attack import ear, insider, matrix, tried
 from testbed.attack.enter import standing
 from testbed.attack.insider import Here
 from testbed.links.probe import choose
@@ -65,8 +65,7 @@ def test_a_canary_in_written_memory_is_found_and_one_that_is_not_there_is_not() 
     token = b"canary-" + os.urandom(8).hex().encode()
     held = bytearray(token * 2)  # kept alive until it was looked for
     with open("/proc/self/mem", "rb", buffering=0) as memory, open("/proc/self/maps", "rb", buffering=0) as maps:
-        here = Here(pid=os.getpid(), memory=memory.fileno(), maps=maps.fileno())
-        found = insider._in_memory(here, {bytes(held[: len(token)]): "there"})
+        found = ear.in_memory(memory.fileno(), maps.fileno(), {bytes(held[: len(token)]): "there"})
 
     assert found == {"there"}
 
