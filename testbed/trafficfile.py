@@ -250,6 +250,7 @@ def _l4_rule(rule: Item, reader: Reader) -> L4Rule:
             for m in rule.each("match")
         ),
         destinations=_weighted(rule, reader),
+        kept_fields=tuple(f"match.{k}" for m in rule.each("match") for k in kept(m, "sourceSubnet")),
     )  # fmt: skip
 
 

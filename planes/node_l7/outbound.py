@@ -10,10 +10,11 @@ from planes.l7.decision import Decision, Kind
 from planes.l7.detect import Detected
 from planes.l7.dial import Security, Way
 from planes.l7.exchange import Exchange
+from planes.l7.group import UNLIMITED
 from planes.l7.program import L7Program
 from planes.l7.serve import Downstream, HttpSide
 from planes.l7.upstream import Upstream
-from planes.l7.view import Cluster
+from planes.l7.view import L7Service
 from planes.mesh.metrics import Peer, Reporter
 from planes.mesh.relay import Pipe
 from planes.mesh.view import ServiceView, WorkloadView
@@ -42,38 +43,43 @@ class Outbound(HttpSide):
         ip, port = destination
         service = program.l7.by_address.get(ip)
         entry = service.port(port) if service is not None else None
-        cluster = program.l7.cluster(service.key, port) if service is not None and entry is not None else None
         if entry is not None and entry.protocol == "tcp":
-            return self._tcp(downstream, cluster)
+            return self._tcp(downstream, service)
         if entry is None and port not in self._members.http_ports:
             return self._tcp(downstream, None)
         declared = entry is None or entry.is_http
         return Detecting(
             self.loop,
-            lambda found, _: self._detected(found, downstream, None if declared else cluster),
+            lambda found, _: self._detected(found, downstream, None if declared else service),
             limit_s=None if declared else program.settings.detection_limit_s,
         )
 
-    def _detected(self, found: Detected, downstream: Downstream, cluster: Cluster | None) -> asyncio.Protocol:
+    def _detected(self, found: Detected, downstream: Downstream, called: L7Service | None) -> asyncio.Protocol:
         if found in (Detected.HTTP1, Detected.HTTP2):
             return self.serve(found, downstream)
-        return self._tcp(downstream, cluster)
+        return self._tcp(downstream, called)
 
-    def _tcp(self, downstream: Downstream, cluster: Cluster | None) -> asyncio.Protocol:
+    def _tcp(self, downstream: Downstream, called: L7Service | None) -> asyncio.Protocol:
         """Bytes as they are: to an endpoint of a service, or where the connection was going."""
         program = self.program
         way: Way | None = None
         workload: WorkloadView | None = None
         service: ServiceView | None = None
-        if cluster is not None:
-            service = program.mesh.service_by_key(cluster.service_key)
-            picked = self._members.pick(cluster, self.draw, tcp=True, source_ip=downstream.source[0])
+        group = UNLIMITED
+        if called is not None:
+            cluster = program.table.connections(called, downstream.destination[1]).choose(self.draw)
+            service = program.mesh.service_by_key(cluster.service_key if cluster is not None else called.key)
+            picked = None
+            if cluster is not None:
+                picked = self._members.pick(cluster, self.draw, tcp=True, source_ip=downstream.source[0])
             if picked is not None:
-                way, workload = picked.way, picked.workload
+                way, workload, group = picked.way, picked.workload, picked.upstream.group
         elif program.l7.config.outbound_any:
             way, workload = self._straight(downstream, http2=False, tcp=True)
         peers = (*self._peers(workload), service)
-        pipe = pipe_to(program, way, self._pipes, reporter=self.reporter, downstream=downstream, peers=peers)
+        pipe = pipe_to(
+            program, way, self._pipes, reporter=self.reporter, downstream=downstream, peers=peers, group=group
+        )
         if way is None:
             program.tcp_metrics.fail(Reporter.SOURCE, *peers, mtls=False)
             self.loop.call_soon(self._discard, pipe)

@@ -15,11 +15,12 @@ from planes.l7.decision import Decision, Kind
 from planes.l7.detect import Detected
 from planes.l7.dial import Security, Way
 from planes.l7.exchange import Exchange
+from planes.l7.group import UNLIMITED
 from planes.l7.members import Members
 from planes.l7.program import L7Program
 from planes.l7.serve import Downstream, HttpSide
 from planes.l7.upstream import Upstream
-from planes.l7.view import Cluster
+from planes.l7.view import L7Service
 from planes.mesh import net
 from planes.mesh.metrics import Peer, Reporter
 from planes.mesh.relay import Pipe
@@ -59,10 +60,10 @@ class Outbound(HttpSide):
         if entry is not None and not entry.is_http:
             assert service is not None
             if entry.protocol == "tcp":
-                return self._tcp(transport, downstream, program.l7.cluster(service.key, port))
+                return self._tcp(transport, downstream, service)
             return Detecting(  # its protocol is to be found out
                 self.loop,
-                lambda found, held: self._detected(found, held, downstream, program.l7.cluster(service.key, port)),
+                lambda found, held: self._detected(found, held, downstream, service),
                 limit_s=program.settings.detection_limit_s,
             )
         if entry is not None or port in self._http_ports():
@@ -74,23 +75,29 @@ class Outbound(HttpSide):
         return self._members.http_ports
 
     def _detected(
-        self, found: Detected, transport: asyncio.Transport, downstream: Downstream, cluster: Cluster | None
+        self, found: Detected, transport: asyncio.Transport, downstream: Downstream, called: L7Service | None
     ) -> asyncio.Protocol | None:
         if found in (Detected.HTTP1, Detected.HTTP2):
             return self.serve(found, downstream)
-        return self._tcp(transport, downstream, cluster)
+        return self._tcp(transport, downstream, called)
 
-    def _tcp(self, transport: asyncio.Transport, downstream: Downstream, cluster: Cluster | None) -> asyncio.Protocol:
+    def _tcp(
+        self, transport: asyncio.Transport, downstream: Downstream, called: L7Service | None
+    ) -> asyncio.Protocol:
         """Bytes as they are: to an endpoint of a service, or, if any is let out, where the connection was going."""
         program = self.program
         way: Way | None = None
         workload: WorkloadView | None = None
         service: ServiceView | None = None
-        if cluster is not None:
-            service = program.mesh.service_by_key(cluster.service_key)
-            picked = self._members.pick(cluster, self.draw, tcp=True, source_ip=downstream.source[0])
+        group = UNLIMITED
+        if called is not None:
+            cluster = program.table.connections(called, downstream.destination[1]).choose(self.draw)
+            service = program.mesh.service_by_key(cluster.service_key if cluster is not None else called.key)
+            picked = None
+            if cluster is not None:
+                picked = self._members.pick(cluster, self.draw, tcp=True, source_ip=downstream.source[0])
             if picked is not None:
-                way, workload = picked.way, picked.workload
+                way, workload, group = picked.way, picked.workload, picked.upstream.group
         elif program.l7.config.outbound_any:
             way = Way(security=Security.PLAIN, address=downstream.destination)
             workload = program.mesh.workload_at(program.local.network, downstream.destination[0])
@@ -100,7 +107,7 @@ class Outbound(HttpSide):
             Peer(workload=workload, principal=str(workload.identity) if mtls and workload is not None else None),
             service,
         )
-        pipe = pipe_to(program, way, self._pipes, reporter="source", downstream=downstream, peers=peers)
+        pipe = pipe_to(program, way, self._pipes, reporter="source", downstream=downstream, peers=peers, group=group)
         if way is None:
             program.tcp_metrics.fail(Reporter.SOURCE, *peers, mtls=False)
             self.loop.call_soon(self._discard, pipe)

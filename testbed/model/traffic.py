@@ -197,6 +197,7 @@ class L4Match:
 class L4Rule:
     matches: tuple[L4Match, ...] = ()
     destinations: tuple[WeightedDestination, ...] = ()
+    kept_fields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
