@@ -22,6 +22,7 @@ from testbed.model.policy import (
 from testbed.model.topology import ROOT_NAMESPACE
 from testbed.model.traffic import (
     Balance,
+    ClientTls,
     ConnectionPool,
     DestinationRule,
     HttpRoute,
@@ -216,9 +217,15 @@ def _rule(rule: HttpRule, where: str) -> Iterator[tuple[str, str]]:
 
 
 def _route(resource: HttpRoute) -> Iterator[tuple[str, str]]:
+    for field in resource.kept_fields:
+        yield field, "no proxy here acts on it"
     for parent in resource.parents:
         if parent.kind != "Service":
             yield "parentRefs", f"{parent.kind} {parent.name} is no Service; only those are honoured"
+        elif parent.group not in ("", "core"):
+            yield "parentRefs.group", f"{parent.name} is taken for a Service of Kubernetes"
+        if parent.section_name:
+            yield "parentRefs.sectionName", "ports have no names here: the route holds for all of them"
     if resource.hostnames:
         yield "hostnames", "a route of a Service concerns whatever host is asked for"
     for number, rule in enumerate(resource.rules):
@@ -247,6 +254,8 @@ def _policy(policy: TrafficPolicy, where: str, plane: str) -> Iterator[tuple[str
             yield f"{where}.tls", f"{policy.tls.mode} {why}"
         elif plane in WAYPOINT_PLANES:
             yield f"{where}.tls", f"a waypoint ignores {policy.tls.mode}; HBONE decides"
+        elif policy.tls != ClientTls(mode=policy.tls.mode):
+            yield f"{where}.tls", f"with {policy.tls.mode} nothing beside the mode counts here"
     if policy.load_balancing is not None:
         yield from _balancing(policy.load_balancing, f"{where}.loadBalancer", plane)
     if policy.connection_pool is not None:

@@ -104,7 +104,7 @@ EDITED = HttpRule(
         ),
     )
 )
-TCP_NAMESPACE = "tcp[0].match.sourceNamespace"
+OF_CLIENTS = (L4Rule(matches=(L4Match(source_namespace="n"),)),)
 POOL = ConnectionPool(
     max_connections=1, connect_timeout_s=1.0, idle_timeout_s=1.0, max_connection_duration_s=1.0,
     max_concurrent_streams=1, use_client_protocol=True, h2_upgrade="UPGRADE", max_pending_requests=1, max_requests=1,
@@ -133,8 +133,9 @@ CLAIM = Rule(conditions=(Condition(key="request.auth.claims[iss]", values=("x",)
         ("sidecar", virtual(HttpRule(cors=Cors())), ["http[0].corsPolicy"]),
         ("sidecar", virtual(HttpRule(kept_fields=("delegate",))), ["http[0].delegate"]),
         ("sidecar", virtual(HttpRule(), tcp=(L4Rule(),), gateways=("gw",)), ["gateways"]),
-        ("sidecar", virtual(HttpRule(), tls=(L4Rule(),), tcp=(L4Rule(kept_fields=("match.x",)),)), ["tcp[0].match.x", "tls"]),
-        ("ambient", virtual(HttpRule(), tcp=(L4Rule(matches=(L4Match(source_namespace="n"),)),)), [TCP_NAMESPACE]),
+        ("sidecar", virtual(HttpRule(), tls=(L4Rule(),)), ["tls"]),
+        ("sidecar", virtual(HttpRule(), tcp=(L4Rule(kept_fields=("match.x",)),)), ["tcp[0].match.x"]),
+        ("ambient", virtual(HttpRule(), tcp=OF_CLIENTS), ["tcp[0].match.sourceNamespace"]),
         ("sidecar", virtual(LABELLED), []),
         ("ambient", virtual(LABELLED), ["http[0].match.sourceLabels"]),
         ("sidecar", virtual(EDITED), ["http[0].headers"]),

@@ -238,6 +238,7 @@ class HttpRoute:
     hostnames: tuple[str, ...] = ()
     rules: tuple[HttpRule, ...] = ()
     grpc: bool = False
+    kept_fields: tuple[str, ...] = ()
 
 
 class Balance(StrEnum):
