@@ -166,6 +166,7 @@ def page() -> str:
     last = ""
     for kind, path, resource, _ in examples():
         if kind != last:
+            lines += [""] if last else []
             lines += [f"## {kind}", "", f"| field | {' | '.join(PLANES)} | reason |", "|---" * (len(PLANES) + 2) + "|"]
             last = kind
         told = {plane: reasons(resource, plane) for plane in PLANES}
