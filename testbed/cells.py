@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from testbed import effects, parity
+from testbed.fidelitytable import with_fidelity
 from testbed.model.experiment import Finding, Measurement
 from testbed.stopping import StopRule
 from testbed.table import AA, BASE, Block, Summary, Table, build, digits, summarise
@@ -29,7 +30,12 @@ def names(info: Mapping[str, Any]) -> list[str]:
 
 
 def table_of(info: Mapping[str, Any], measurements: Sequence[Measurement], findings: Sequence[Finding]) -> Table:
-    """The table of any run: with an axis a block a metric and what was left out, without one what `table` builds."""
+    """The table of any run: with an axis a block a metric and what was left out, without one what `table` builds; then
+    what the trials' certificates say."""
+    return with_fidelity(_figures(info, measurements, findings), measurements, info["plan"]["experiment"]["planes"])
+
+
+def _figures(info: Mapping[str, Any], measurements: Sequence[Measurement], findings: Sequence[Finding]) -> Table:
     order = info["plan"]["experiment"]["planes"]
     rule = info.get("stop_rule")
     cells = names(info)

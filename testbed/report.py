@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from testbed import cells, claims, drawing, plots, table, typeset
+from testbed import cells, claims, drawing, fidelity, fidelitytable, plots, stats, table, typeset
 from testbed.errors import UsageError
 from testbed.model.experiment import Finding, Measurement, Result
 from testbed.store import Run, write_whole
@@ -127,7 +127,8 @@ def _block(block: table.Block) -> str:
     head = "".join(f"<th scope=col>{_e(h)}</th>" for h in block.head)
     rows = []
     for row in block.rows:
-        cells = [f"<th scope=row>{_e(' '.join(row[0].lines))}</th>"]
+        note = f"<sup>{row[0].note}</sup>" if row[0].note else ""
+        cells = [f"<th scope=row>{_e(' '.join(row[0].lines))}{note}</th>"]
         for cell in row[1:]:
             note = f"<sup>{cell.note}</sup>" if cell.note else ""
             cells.append(f"<td class='{cell.tone}'>{'<br>'.join(_e(t) for t in cell.lines)}{note}</td>")
@@ -146,7 +147,7 @@ def _latency(run: Run, summary: table.Summary, measurements: Sequence[Measuremen
         for metric in LATENCIES:
             values = list(summary.rounds(plane, metric).values())
             low, high = table.interval(values)
-            middle = statistics.median(values) if values else None
+            middle = stats.trimmed_mean(values) if values else None
             label = f"{plane} {metric.removeprefix('latency_')}"
             absolute.append(plots.DotRow(label=label, points=values, value=middle, low=low, high=high, series=i))
         for metric in ("latency_p50", "latency_p99"):
@@ -156,7 +157,7 @@ def _latency(run: Run, summary: table.Summary, measurements: Sequence[Measuremen
     if not absolute:
         return "<p class=dim>Nothing was measured.</p>"
     parts = [
-        plots.dots(absolute, unit="ms", title="Latency by plane: one dot a round, median and 95 % interval over rounds")
+        plots.dots(absolute, unit="ms", title="Latency by plane: one dot a round, trimmed mean and 95 % interval over rounds")
     ]
     if added:
         parts.append(plots.dots(added, unit="ms", title="Added latency against none, paired by round"))
@@ -247,14 +248,42 @@ def _fidelity(info: Mapping[str, Any], measurements: Sequence[Measurement], summ
     )
     if any(r.points for r in lags):
         parts.append(plots.dots(lags, unit="ms", title="Send lag p99 of every trial, left-out ones too"))
+    parts.append(_causes(measurements))
     if info.get("gate"):
-        limits = "; ".join(f"{k} {v}" for k, v in info["gate"].items())
-        parts.append(f"<p class=dim>Limits fixed before the run: {_e(limits)}.</p>")
+        rows = "".join(
+            f"<tr><th scope=row>{_e(name)}</th><td>{_e(limit)}</td><td>{_e(fidelity.why(name))}</td></tr>"
+            for name, limit in info["gate"].items()
+        )
+        head = "<tr><th scope=col>limit</th><th scope=col>value</th><th scope=col>why</th></tr>"
+        table_ = f"<div class=scroll><table class=words><thead>{head}</thead><tbody>{rows}</tbody></table></div>"
+        parts.append(f"<details><summary>Limits, fixed before the run</summary>{table_}</details>")
     return "".join(parts) or "<p class=dim>Neither links nor send lag were measured.</p>"
 
 
+def _causes(measurements: Sequence[Measurement]) -> str:
+    """All of what certificates say; the table above has the worst of each plane only."""
+    rows = []
+    for plane, one in fidelitytable.certified(measurements).items():
+        for level, count, cause in one.causes:
+            tone = "bad" if level is fidelity.Level.FAIL else "weak"
+            cells = f"<td class={tone}>{level.name}</td><td>{count}</td><td>{_e(cause)}</td>"
+            rows.append(f"<tr><th scope=row>{_e(plane)}</th>{cells}</tr>")
+        rows += [
+            f"<tr><th scope=row>{_e(plane)}</th><td>–</td><td></td><td>{_e(text)}</td></tr>" for text in one.missing
+        ]
+    if not rows:
+        return ""
+    head = "".join(f"<th scope=col>{h}</th>" for h in ("plane", "level", "trials", "cause"))
+    body = f"<table class=words><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    title = f"{len(rows)} causes in the certificates of all trials"
+    return f"<details><summary>{title}</summary><div class=scroll>{body}</div></details>"
+
+
 def _left_out(measurements: Sequence[Measurement]) -> str:
-    reasons = {(m.trial, m.plane): m.reason or "no reason given" for m in measurements if not m.valid}
+    # Reversed: the first row of a trial bears all of its reasons, those of its certificate one each.
+    broken = [m for m in measurements if not m.valid]
+    reasons = dict.fromkeys((m.trial, m.plane) for m in broken)
+    reasons |= {(m.trial, m.plane): m.reason or "no reason given" for m in reversed(broken)}
     if not reasons:
         return "<p>No trial was left out.</p>"
     items = "".join(f"<li>{_e(trial)} ({_e(plane)}): {_e(why)}</li>" for (trial, plane), why in reasons.items())

@@ -35,6 +35,7 @@ def _as_fraction(value: float) -> str:
     return f"it is a probability from 0 to 1; did you mean {value / 100:g}?" if value <= 100 else "give 0 to 1"
 
 
+_DNS_NAME = r"^(?=.{1,253}$)[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)+$"
 _FOLDER = "write an absolute path without colons and commas"
 _PORT = Number(what="port", minimum=1, maximum=65535, integer=True)
 _IMPAIRMENT: dict[str, Shape] = {
@@ -104,6 +105,9 @@ _WORKLOAD = Record(
         "plane": Text(what="plane of a workload", choices=("ambient", "none", "sidecar")),
         "labels": Table(what="labels", of=Text(what="label value"), key=r"^\S+$"),
         "waypoint": _WAYPOINT,
+        "hostname": Text(
+            what="host name of a workload", pattern=_DNS_NAME, mend="write a whole one, such as files.example.com"
+        ),
     },
     one_of=("node", "nodes"),
 )

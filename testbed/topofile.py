@@ -222,6 +222,7 @@ class _Builder:
                         plane=item.get("plane"),
                         labels=tuple(sorted(labels.items())),
                         waypoint=waypoint,
+                        hostname=item.get("hostname", ""),
                     )
                 )
         return tuple(workloads)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from planes.mesh import baggage, route
-from planes.mesh.route import Flag
+from planes.mesh.route import Flag, Names
 from planes.mesh.view import MeshView, ServiceView, WorkloadView
 from testbed.model.identity import Identity
 from testbed.model.l4policy import Connection, Verdict, decide
@@ -37,6 +37,8 @@ class OutboundHop:
     expected: frozenset[str] = frozenset()
     reason: str = ""
     flag: Flag = Flag.NONE
+    unresolved: str = ""
+    """Refused for want of this host name's addresses: ask again with them."""
     service: ServiceView | None = None
     destination: WorkloadView | None = None
     """Both for telemetry; None where the view knows none."""
@@ -58,7 +60,9 @@ class Decisions(Protocol):
     def source(self, namespace: str, name: str, source_ip: str, identity: str) -> WorkloadView | None:
         """Whose address it is, for telemetry; None when the identity proved (empty: none was) is another's."""
         ...
-    def hop(self, namespace: str, name: str, destination: tuple[str, int], draw: float) -> OutboundHop: ...
+    def hop(
+        self, namespace: str, name: str, destination: tuple[str, int], draw: float, names: Names = route.NO_NAMES
+    ) -> OutboundHop: ...
     def target(self, namespace: str, name: str, authority: str, dialled_ip: str) -> InboundTarget: ...
     def verdict(self, namespace: str, name: str, source_ip: str, port: int, identity: str | None) -> Verdict:
         """Policy's answer for a connection to this workload."""
@@ -95,11 +99,13 @@ class ViewDecisions:
         found = self.view.workload_at(local.network if local is not None else "", source_ip)
         return None if found is None or (identity and str(found.identity) != identity) else found
 
-    def hop(self, namespace: str, name: str, destination: tuple[str, int], draw: float) -> OutboundHop:
+    def hop(
+        self, namespace: str, name: str, destination: tuple[str, int], draw: float, names: Names = route.NO_NAMES
+    ) -> OutboundHop:
         source = self.view.local(namespace, name)
         if source is None:
             return OutboundHop(kind="refuse", reason=f"workload {namespace}/{name} is unknown; rejected")
-        hop = route.next_hop(self.view, source, destination, draw, self._own_ports)
+        hop = route.next_hop(self.view, source, destination, draw, self._own_ports, names)
         return OutboundHop(
             kind=hop.kind.value,
             dial=hop.dial or destination,
@@ -107,6 +113,7 @@ class ViewDecisions:
             expected=frozenset(hop.expected),
             reason=hop.reason,
             flag=hop.flag,
+            unresolved=hop.unresolved,
             service=hop.service,
             destination=hop.destination,
         )

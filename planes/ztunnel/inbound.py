@@ -63,9 +63,8 @@ async def serve(proxy: WorkloadProxy, held: HboneSession, event: RequestReceived
         status, port, reason, flag = _judge(proxy, held, fields, authority, record)
         if status == 200:
             address = held.local_address[0]
-            destination = (address, port)
-            record.dialled = destination
             try:
+                record.dialled = destination = proxy.destination(address, port)
                 await net.connect(
                     context.loop, lambda: tunnel, proxy.upstream(destination, record.source[0]), destination
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import secrets
 import ssl
+from dataclasses import replace
 
 from planes.mesh import ask, frames, net
 from planes.mesh.accesslog import Direction
@@ -38,7 +39,9 @@ async def serve(proxy: WorkloadProxy, downstream: Tunnel) -> None:
             return
         record.source_identity = local.identity
         record.source_workload = context.decisions.workload(proxy.namespace, proxy.name)
-        hop = context.decisions.hop(proxy.namespace, proxy.name, destination, context.draw())
+        hop = context.decisions.hop(proxy.namespace, proxy.name, destination, draw := context.draw())
+        if hop.unresolved:
+            hop = await _resolved(proxy, hop, destination, draw)
         record.destination_workload, record.service, record.decided = hop.destination, hop.service, True
         if hop.kind == "refuse":
             context.telemetry.failed(record, hop.reason, hop.flag)
@@ -62,6 +65,21 @@ def _loop_refusal(proxy: WorkloadProxy, destination: tuple[str, int]) -> str | N
     if destination[1] in settings.ports.illegal and (loopback or own):
         return f"loop: {destination[0]}:{destination[1]} is a port of the proxy itself"
     return None
+
+
+async def _resolved(
+    proxy: WorkloadProxy, hop: OutboundHop, destination: tuple[str, int], draw: float
+) -> OutboundHop:
+    """The hop once the host names that it needs are addresses; a view that changes meanwhile may need another one."""
+    context, names = proxy.context, dict[str, tuple[str, ...]]()
+    while hop.unresolved and len(names) < 3:
+        name = hop.unresolved
+        answer = await context.resolver.lookup(name)
+        names[name] = answer.addresses
+        hop = context.decisions.hop(proxy.namespace, proxy.name, destination, draw, names)
+        if not answer.addresses and hop.kind == "refuse":
+            return replace(hop, reason=f"{hop.reason}: {answer.reason}")
+    return hop
 
 
 def _discard(proxy: WorkloadProxy, downstream: Endpoint) -> None:
@@ -147,7 +165,7 @@ def _connect_block(proxy: WorkloadProxy, hop: OutboundHop, record: Record) -> by
 
 
 async def _open_session(proxy: WorkloadProxy, local: Local, hop: OutboundHop) -> HboneSession:
-    context = proxy.context.contexts(local.identity).client
+    context = proxy.context.certificates.fetch(local.identity).client
     try:
         return await ask.open_session(
             proxy.context.loop, proxy.upstream(hop.dial), hop.dial, context, expected=hop.expected,
