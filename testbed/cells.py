@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from testbed import effects, parity
+from testbed import axistable, effects, parity
+from testbed.attack import matrix
+from testbed.axis import Sweep
 from testbed.fidelitytable import with_fidelity
 from testbed.model.experiment import Finding, Measurement
 from testbed.stopping import StopRule
 from testbed.table import AA, BASE, Block, Summary, Table, build, digits, summarise
 from testbed.table import Cell as Entry
-
-COSTS = (("CPU of the proxies, ms per 1,000 requests", "cpu_per_1000_requests"),)
 
 
 def of(measurements: Sequence[Measurement], cell: str) -> list[Measurement]:
@@ -41,14 +41,21 @@ def _figures(info: Mapping[str, Any], measurements: Sequence[Measurement], findi
     cells = names(info)
     if not cells:
         summary = summarise(measurements, order=order)
-        return parity.with_parity(effects.with_effects(build(summary, findings), summary, rule), summary, findings)
+        compared = parity.with_parity(effects.with_effects(build(summary, findings), summary, rule), summary, findings)
+        return matrix.with_matrix(compared, findings)
     summaries = {cell: summarise(of(measurements, cell), order=order) for cell in cells}
     planes = list(dict.fromkeys(plane for s in summaries.values() for plane in s.planes))
     notes: list[str] = []
     stop = StopRule(**rule) if rule else None
     confidence = stop.confidence if stop else 0.95
-    blocks = [_latency(metric, summaries, planes, confidence, notes) for metric in ("latency_p50", "latency_p99")]
-    blocks += [_cost(title, metric, summaries, planes) for title, metric in COSTS]
+    sweep = Sweep(info, measurements)
+    metrics = sweep.axis.get("metrics") or ("latency_p50", "latency_p99", "cpu_per_1000_requests")
+    blocks = axistable.derived(sweep)
+    for metric in metrics:
+        if metric.startswith("latency_") and BASE in planes:
+            blocks.append(_latency(metric, summaries, planes, confidence, notes))
+        else:
+            blocks.append(axistable.values(sweep, metric))
     blocks.append(_trials(summaries, planes, notes))
     whole = build(summarise(of(measurements, cells[0]), order=order), findings)
     blocks += [_moved(block, whole.notes, notes) for block in whole.blocks if block.title.startswith("Boundaries")]
@@ -96,14 +103,6 @@ def _latency(
     short = metric.removeprefix("latency_")
     title = f"{short} by cell, and its ratio to {BASE} (A/A pair pooled) [95 %]"
     return Block(title=title, head=("", *planes), rows=tuple(rows), numeric=False)
-
-
-def _cost(title: str, metric: str, summaries: Mapping[str, Summary], planes: Sequence[str]) -> Block:
-    rows = []
-    for cell, summary in summaries.items():
-        values = [summary.median(plane, metric, None) for plane in planes]
-        rows.append((Entry(lines=(cell,)), *(Entry(lines=("–" if v is None else digits(v),)) for v in values)))
-    return Block(title=title, head=("", *planes), rows=tuple(rows))
 
 
 def _trials(summaries: Mapping[str, Summary], planes: Sequence[str], notes: list[str]) -> Block:

@@ -302,6 +302,12 @@ def lab_exec(workload: str, words: list[str], name: str = "") -> int:
     return labs.execute(name, workload, words)
 
 
+def lab_prove(topology: str, client: str, service: str, name: str = "", as_json_text: bool = False) -> int:
+    from testbed import labs, liveproof
+
+    return liveproof.prove(labs.topology_of(topology), client, service, name=name, json_text=as_json_text)
+
+
 def lab_graph(topology: str, as_json_text: bool = False) -> int:
     from testbed import labs
 

@@ -46,8 +46,8 @@ class Gates:
     host_steal: float = _limit(0.10, "the hypervisor took the cores away in every tenth tick")
     warn_host_steal: float = _limit(0.02, "taken cores show in p99 first")
     warn_psi_cpu: float = _limit(0.5, "half of the time somebody who could run did not; logged where the kernel tells")
-    queue_wait: float = _limit(0.6, "of a proxy's run and wait: it waited for a core more than it ran on one")
-    warn_queue_wait: float = _limit(0.3, "waiting begins to be a good part of the latency that a proxy adds")
+    queue_wait: float = _limit(0.7, "of a proxy's run and wait: beside busy loops it is 70 to 90 %")
+    warn_queue_wait: float = _limit(0.5, "24 to 43 % are its wake-ups alone at 200/s, on a machine that is well")
     retransmit_share: float = _limit(0.01, "of TCP segments where no loss was asked: a timeout each is 200 ms")
     warn_retransmit_share: float = _limit(0.0, "a link without loss needs none")
     drop_share: float = _limit(0.001, "frames that devices, sockets or wires lost unasked")
@@ -94,10 +94,10 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostReading:
-    """Shares of the window and of all cores."""
+    """Shares of the window, over all cores."""
 
     busy: float
-    """Neither idle nor stolen."""
+    """Not idle, of what was not stolen."""
     steal: float
     psi_cpu: float | None
     """Share of the window in which somebody waited for a core; None where the kernel does not tell."""

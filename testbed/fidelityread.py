@@ -197,7 +197,8 @@ def host_reading(grown: Mapping[str, float], window_s: float) -> HostReading | N
         return None
     whole_s = cores * window_s
     return HostReading(
-        busy=_busy_s(grown, whole_s) / whole_s,
+        # Of what the hypervisor left: with a fifth stolen, four fifths busy is all there is.
+        busy=_busy_s(grown, whole_s) / max(whole_s - grown["host.steal"], 1e-9),
         steal=min(1.0, grown["host.steal"] / whole_s),
         psi_cpu=min(1.0, grown["host.psi"] / window_s) if "host.psi" in grown else None,
     )
@@ -205,8 +206,8 @@ def host_reading(grown: Mapping[str, float], window_s: float) -> HostReading | N
 
 def _busy_s(grown: Mapping[str, float], whole_s: float) -> float:
     """What was neither idle nor stolen. Idle time is exact where an idle core has no ticks; user and system are not."""
-    left_s = whole_s - grown["host.idle"] - grown["host.iowait"] - grown["host.steal"]
-    return min(whole_s, max(0.0, left_s))
+    left_s = whole_s - grown["host.steal"]
+    return min(left_s, max(0.0, left_s - grown["host.idle"] - grown["host.iowait"]))
 
 
 def cpu_reading(grown: Mapping[str, float], window_s: float) -> CpuReading | None:

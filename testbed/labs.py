@@ -76,7 +76,7 @@ def up(
 
     Until all of it is up the lab ends with this process, so that a kill at any point leaves no half-made lab.
     """
-    topology = _topology(topology_name)
+    topology = topology_of(topology_name)
     name = name or topology.name
     placement = planespec.place(plane, topology)
     made_runtime = load("runtime", planespec.runtime_of(plane) or ("netns" if runtime == "auto" else runtime))()
@@ -347,7 +347,7 @@ def execute(name: str, workload: str, words: Sequence[str]) -> int:
 
 
 def graph(topology_name: str, json_text: bool = False) -> int:
-    topology = _topology(topology_name)
+    topology = topology_of(topology_name)
     if json_text:
         print(json.dumps(as_json(topology), indent=1))
         return 0
@@ -368,5 +368,5 @@ def graph(topology_name: str, json_text: bool = False) -> int:
     return 0
 
 
-def _topology(name: str) -> Topology:
+def topology_of(name: str) -> Topology:
     return topofile.load(Path(name) if name.endswith((".yml", ".yaml")) else topofile.find(name))

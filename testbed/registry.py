@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from testbed.errors import UsageError
 
-_SWEPT = ("arrival", "churn", "payload", "protocol", "rate")
+_SWEPT = ("arrival", "churn", "footprint", "neighbour", "payload", "placement", "policies", "protocol", "rate")
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "runtime": {
@@ -38,9 +38,12 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "app": {"http-echo": "testbed.apps.web", "tcp-echo": "testbed.apps.echo"},
     "experiment": {
         "quickstart": "experiments.quickstart:EXPERIMENT",
+        "blast_radius": "experiments.blast_radius:EXPERIMENT",
         "runtime_parity": "experiments.runtime_parity:EXPERIMENT",
         **{name: f"experiments.{name}:EXPERIMENT" for name in _SWEPT},
         **{f"{name}-full": f"experiments.{name}:FULL" for name in _SWEPT},
+        "policies-l7": "experiments.policies:L7",
+        "policies-l7-full": "experiments.policies:L7_FULL",
     },
 }
 

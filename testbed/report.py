@@ -14,7 +14,22 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from testbed import cells, claims, drawing, fidelity, fidelitytable, plots, stats, table, typeset
+from testbed import (
+    axisclaims,
+    axisplots,
+    cells,
+    claims,
+    drawing,
+    fidelity,
+    fidelitytable,
+    plots,
+    stats,
+    table,
+    typeset,
+)
+from testbed.attack import matrix
+from testbed.axis import Sweep
+from testbed.claimlist import CLAIMS
 from testbed.errors import UsageError
 from testbed.model.experiment import Finding, Measurement, Result
 from testbed.store import Run, write_whole
@@ -26,16 +41,18 @@ def build(run_path: Path | str) -> Path:
     """Writes both files and returns the report's path. The run may still be unfinished; the page then says so."""
     run = Run.open(run_path)
     measurements, findings = run.measurements(), run.findings()
+    named = run.info["plan"]["experiment"].get("claims", ())
+    judged = axisclaims.judge([id_ for id_ in named if id_ in CLAIMS], run.info, measurements, findings)
+    over_axis = axisplots.page(Sweep(run.info, measurements))
     built = cells.table_of(run.info, measurements, findings)
     swept = cells.names(run.info)
     if swept:  # plots and judges look at one cell; the table above them has all
         measurements = cells.of(measurements, swept[0])
     summary = table.summarise(measurements, order=run.info["plan"]["experiment"]["planes"])
-    named = run.info["plan"]["experiment"].get("claims", ())
-    built = claims.with_claims(built, named, summary, findings, run.info.get("planes", {}))
+    built = claims.with_claims(built, named, summary, findings, run.info.get("planes", {}), judged)
     heading = f"{run.info['experiment']} {run.info['run']}"
     write_whole(run.path / "table.md", typeset.as_markdown(built, heading=heading).encode())
-    page = _page(run, measurements, findings, summary, built)
+    page = _page(run, measurements, findings, summary, built, over_axis)
     write_whole(run.path / "report.html", page.encode())
     return run.path / "report.html"
 
@@ -59,6 +76,7 @@ def _page(
     findings: Sequence[Finding],
     summary: table.Summary,
     built: table.Table,
+    over_axis: str,
 ) -> str:
     info = run.info
     experiment = info["plan"]["experiment"]
@@ -69,6 +87,7 @@ def _page(
         + (f", resumed {len(info['resumed'])} times" if info["resumed"] else "")
         + "</p>",
         _warnings(run, summary),
+        over_axis,
         *(_block(b) for b in built.blocks),
         _notes(built.notes),
         "<p class=dim>Absolute figures are those of the implementations named below on this machine. What carries over "
@@ -78,6 +97,7 @@ def _page(
         _latency(run, summary, measurements),
         "<h2>Cost</h2>",
         _cost(summary),
+        _attacked(findings),
         "<h2>What packets proved</h2>",
         "<p>A closed padlock: packets proved encryption there. Open: they proved cleartext. <b>?</b>: no evidence.</p>",
         *(
@@ -157,7 +177,7 @@ def _latency(run: Run, summary: table.Summary, measurements: Sequence[Measuremen
     if not absolute:
         return "<p class=dim>Nothing was measured.</p>"
     parts = [
-        plots.dots(absolute, unit="ms", title="Latency by plane: one dot a round, trimmed mean and 95 % interval over rounds")
+        plots.dots(absolute, unit="ms", title="Latency by plane: a dot a round, trimmed mean and 95 % interval")
     ]
     if added:
         parts.append(plots.dots(added, unit="ms", title="Added latency against none, paired by round"))
@@ -203,6 +223,16 @@ def _cost(summary: table.Summary) -> str:
             else f"<p class=dim>{title}: not measured.</p>"
         )
     return "".join(parts)
+
+
+def _attacked(findings: Sequence[Finding]) -> str:
+    """Nothing where nobody attacked."""
+    rows = matrix.bars(findings)
+    if not rows:
+        return ""
+    title = "Counted, of each component under each plane: the table above says what of"
+    plot = plots.bars(rows, names=matrix.PLOTTED, unit="", title=title)
+    return f"<h2>What an attacker inside a component gets</h2>{plot}"
 
 
 def _findings(findings: Sequence[Finding]) -> str:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from testbed import cells, claims, honoured, planespec, report, runnames, sweep, table, typeset
+from testbed import axisclaims, cells, claims, honoured, planespec, report, runnames, sweep, table, typeset
 from testbed.claimlist import CLAIMS, SOURCES, said_by
 from testbed.errors import MachineError, TestbedError, UsageError
 from testbed.fidelity import PREFIX, Gates, Level
@@ -186,7 +186,7 @@ def show(path: Path, *, as_json_text: bool = False) -> int:
     code = verdict(measurements, findings)
     if as_json_text:
         named = stored.info["plan"]["experiment"].get("claims", ())
-        judged = claims.judge(named, _summary(stored, measurements), findings)
+        judged = axisclaims.judge(named, stored.info, measurements, findings)
         rows = {
             "run": stored.info,
             "exit_code": code,
@@ -205,7 +205,8 @@ def show(path: Path, *, as_json_text: bool = False) -> int:
     built = cells.table_of(stored.info, measurements, findings)
     if swept := cells.names(stored.info):
         summary = _summary(stored, cells.of(measurements, swept[0]))
-    made = claims.with_claims(built, named, summary, findings, stored.info.get("planes", {}))
+    judged = axisclaims.judge([i for i in named if i in CLAIMS], stored.info, measurements, findings)
+    made = claims.with_claims(built, named, summary, findings, stored.info.get("planes", {}), judged)
     print(typeset.as_text(made, colour=typeset.wants_colour(sys.stdout)))
     return code
 
@@ -217,10 +218,7 @@ def newest_claims(root: Path, *, as_json_text: bool = False) -> int:
         try:
             stored = Run.open(path)
             named = [id_ for id_ in stored.info["plan"]["experiment"].get("claims", ()) if id_ in CLAIMS]
-            measurements = stored.measurements()
-            if swept := cells.names(stored.info):
-                measurements = cells.of(measurements, swept[0])
-            judged = claims.judge(named, _summary(stored, measurements), stored.findings())
+            judged = axisclaims.judge(named, stored.info, stored.measurements(), stored.findings())
         except TestbedError as error:
             print(f"passed over: {error}", file=sys.stderr)
             continue
@@ -255,7 +253,8 @@ def newest_claims(root: Path, *, as_json_text: bool = False) -> int:
         else:
             print(f"{'':<41} not yet: no experiment speaks to it; it takes: {row['decided_by']}")
     judged_of = sum(row["verdict"] != claims.Verdict.NO_EVIDENCE for row in rows)
-    print(f"\n{judged_of} of {len(rows)} claims judged, {sum(not row['experiments'] for row in rows)} without experiment")
+    silent = sum(not row["experiments"] for row in rows)
+    print(f"\n{judged_of} of {len(rows)} claims judged, {silent} without experiment")
     print(said_by(SOURCES))
     return 0
 

@@ -16,10 +16,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from testbed import boundaries, deploy, effects, interrupts, lab, planespec, proof, topofile, trial
+from testbed import boundaries, deploy, effects, interrupts, lab, planespec, points, proof, standing, trial, variants
+from testbed.attack import tried
 from testbed.capacity import Capacity, Goal, Probe, Try, decide
 from testbed.deploy import Deployment, extra_sandboxes
 from testbed.errors import MachineError, PeerError, TrialError, UsageError
@@ -67,7 +69,7 @@ def plan_blocks(experiment: Experiment, planes: Sequence[str], seed: int) -> lis
         draw.shuffle(labelled)
         load_seed = draw.randrange(2**31)
         for plane, label in labelled:
-            cells = [cell.name for cell in experiment.cells]
+            cells = [cell.name for cell in experiment.cells if not cell.planes or plane in cell.planes]
             draw.shuffle(cells)
             blocks.append(
                 Block(
@@ -84,11 +86,13 @@ def plan_blocks(experiment: Experiment, planes: Sequence[str], seed: int) -> lis
 
 def resolve(experiment: Experiment) -> Topology:
     """The experiment's topology with its links overridden."""
-    topology = topofile.load(topofile.find(experiment.topology))
+    topology = variants.resolve(experiment.topology)
     workloads, services = [w.name for w in topology.workloads], [s.name for s in topology.services]
-    targets = [experiment.target, *(cell.target for cell in experiment.cells if cell.target)]
+    here = [cell for cell in experiment.cells if not cell.topology]
+    beside = [cell.beside for cell in here if cell.beside is not None]
+    targets = [experiment.target, *(one.target for one in (*here, *beside) if one.target)]
     for what, name, known in (
-        ("client", experiment.client, workloads),
+        *(("client", name, workloads) for name in (experiment.client, *(one.client for one in beside))),
         *(("target", target.partition(":")[0], services) for target in targets),
     ):
         if name not in known:
@@ -188,7 +192,7 @@ def run(
         progress(f"round {block.round} of {experiment.rounds}, {block.label}")
         failures += 1
         for outcome in _measured(setting, block, left):
-            failures = 0 if outcome.requests else failures
+            failures = 0 if outcome.requests or not outcome.reasons else failures
             into.append_trial(outcome.measurements, outcome.requests)
             if outcome.reasons:
                 say(f"{outcome.measurements[0].trial} does not count: {'; '.join(outcome.reasons)}")
@@ -230,40 +234,45 @@ def lab_name(into: Run) -> str:
 
 def _measured(setting: Setting, block: Block, cells: Sequence[str]) -> Iterator[trial.Outcome]:
     """One outcome a cell; where the deployment or a cell's load fails, what is left has failed with it."""
-    left = list(cells)
-    try:
-        for outcome in _measure(setting, block, cells):
-            left.pop(0)
-            yield outcome
-    except (PeerError, TrialError) as error:
-        blame_a_full_disk(error, setting.into.path, ownership.state_root())
-        for cell in left:
-            yield trial.failed(str(error), plane=block.label, round_number=block.round, block=block.number, cell=cell)
+    for own, names in points.deployments(setting.experiment, cells).items():
+        here = setting
+        if own:
+            topology, placement = points.placed(block.plane, own)
+            here = replace(setting, topology=topology, placements={block.plane: placement})
+        left = list(names)
+        try:
+            for outcome in _measure(here, block, names):
+                left.pop(0)
+                yield outcome
+        except (PeerError, TrialError) as error:
+            blame_a_full_disk(error, setting.into.path, ownership.state_root())
+            for cell in left:
+                yield trial.failed(
+                    str(error), plane=block.label, round_number=block.round, block=block.number, cell=cell
+                )
 
 
 def _measure(setting: Setting, block: Block, cells: Sequence[str]) -> Iterator[trial.Outcome]:
+    experiment = setting.experiment
     with setting.deployed(block.plane, f"r{block.round:02d}-b{block.number:02d}-{block.plane}") as deployment:
         running = deployment.lab
-        rest = trial.at_rest(
-            deployment,
-            setting.experiment,
-            lambda: measure(running.running, running.links, probes=trial.probes(running.links)),
-        )
-        setting.say(asked_and_measured(rest.readings))
+        stands = standing.rows(deployment) if experiment.axis.name else []
+        rest: trial.AtRest | None = None
         for number, cell in enumerate(cells):
-            outcome = trial.run(
-                deployment,
-                of_cell(setting.experiment, cell),
-                plane=block.label,
-                round_number=block.round,
-                block=block.number,
-                seed=block.seed,
-                folder=running.folder / f"load-{number}",
-                rest=rest,
-                gates=setting.gates,
-                cell=cell,
+            point, folder = of_cell(experiment, cell), running.folder / f"load-{number}"
+            if points.set_links(deployment, experiment, cell) or (rest is None and not points.is_idle(point, cell)):
+                probes = trial.probes(running.links)
+                rest = trial.at_rest(
+                    deployment, point, lambda n=probes: measure(running.running, running.links, probes=n)
+                )
+                setting.say(asked_and_measured(rest.readings))
+            which = {"plane": block.label, "round_number": block.round, "block": block.number, "seed": block.seed}
+            under_load = partial(
+                trial.run, deployment, point, **which, folder=folder, rest=rest, gates=setting.gates, cell=cell
             )
-            rest = replace(rest, readings=outcome.links_after)
+            outcome = points.measured(deployment, point, cell, under_load, stands=stands, **which, folder=folder)
+            if rest is not None and outcome.links_after:
+                rest = replace(rest, readings=outcome.links_after)
             yield outcome
 
 
@@ -345,6 +354,13 @@ def _prove(setting: Setting, plane: str) -> None:
             blame_a_full_disk(error, into.path, ownership.state_root())
             raise type(error)(f"proof of {plane}: {error}") from error
         findings += boundaries.try_all(deployment, client=experiment.client, packets=findings)
+    if experiment.attackers:
+        app, neighbour = experiment.attackers
+        findings += tried.try_all(
+            setting.placements[plane], setting.topology, runtime=setting.runtimes[plane], links=setting.links,
+            name=lab_name(into), logs=into.path / "logs" / f"attack-{plane}", app=app, neighbour=neighbour,
+            say=setting.say,
+        )  # fmt: skip
     into.append_findings(findings)
     for finding in findings:
         if finding.result is Result.BROKEN:

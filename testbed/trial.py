@@ -30,7 +30,7 @@ from testbed.window import Sampler, Usage
 COUNT_PATH = "/-/count"
 ANSWER_GRACE_S = 1.0
 """Answers to requests of the window's end may come this much later."""
-PROBES = 60
+PROBES = 40
 """Of a link before and after each load; its gauge's 200 where loss was asked for, which fewer cannot tell."""
 IDLE_S = 0.5
 """So long at least components are watched while nobody calls."""
@@ -91,8 +91,10 @@ def run(
     gates: Gates,
     rest: AtRest | None = None,
     cell: str = "",
+    alone: bool = True,
 ) -> Outcome:
-    """Measure once. `plane` is the name in the table: it differs from the deployed plane's for the A/A pair.
+    """Measure once. `plane` is the name in the table: it differs from the deployed plane's for the A/A pair. `alone`:
+    no other load is on the lab meanwhile.
 
     Without `rest` links are not probed, neither before nor after.
     """
@@ -121,7 +123,7 @@ def run(
     failures = invalid_reasons(record, experiment, gates) + dead
     failures += miscounted(record, watch.seen, seen)
     after = () if rest is None or dead else tuple(gauge.measure(lab.running, lab.links, probes=probes(lab.links)))
-    readings = watch.readings(record, experiment, rest=rest, after=after, seen=seen)
+    readings = watch.readings(record, experiment, rest=rest, after=after, seen=seen, alone=alone)
     certificate = fidelity.judge(readings, gates, failures=failures)
     values = [
         *latency_values(record),
@@ -141,7 +143,7 @@ def run(
         Measurement(component=component, metric=metric, unit=unit, value=value, reason=told, **labels)
         for component, metric, unit, value in values
     ]
-    rows += certificate_rows(certificate, labels)
+    rows += certificate_rows(certificate, labels, told)
     return Outcome(
         measurements=tuple(rows),
         requests=record.rows,
@@ -211,7 +213,7 @@ class _Watch:
 
     def readings(
         self, record: LoadRecord, experiment: Experiment, *, rest: AtRest | None, after: Sequence[LinkReading],
-        seen: int | None,
+        seen: int | None, alone: bool,
     ) -> Readings:  # fmt: skip
         span_s = max(record.ended_s - record.started_s, 1e-9)
         grown = self.sampler.counted(record.started_s, record.ended_s)
@@ -244,7 +246,7 @@ class _Watch:
                 self.deployment.placement,
                 load=experiment.load,
                 seen=met,
-                alone=not any(topology.workload(name).app.calls for name in self.endpoints),
+                alone=alone and not any(topology.workload(name).app.calls for name in self.endpoints),
             ),
             cpu=fidelityread.cpu_reading(grown, span_s),
             send_lag_p99_ms=percentile(lags, 99) if lags and experiment.load.kind == "open" else None,
@@ -252,15 +254,16 @@ class _Watch:
         )
 
 
-def certificate_rows(certificate: Certificate, labels: Mapping[str, object]) -> list[Measurement]:
-    """A row a check: its level (0 pass, 1 warn, 2 fail, none where not available), its cause unless it passed."""
+def certificate_rows(certificate: Certificate, labels: Mapping[str, object], told: str = "") -> list[Measurement]:
+    """A row a check: its level (0 pass, 1 warn, 2 fail, none where not available) and its cause; `told`, why the trial
+    does not count, where the check itself passed."""
     return [
         Measurement(
             component=check.component,
             metric=f"{fidelity.PREFIX}{check.name}",
             unit="level",
             value=math.nan if check.level is None else float(check.level),
-            reason="" if check.level is Level.PASS else check.cause,
+            reason=told if check.level is Level.PASS else check.cause,
             **labels,  # type: ignore[arg-type]
         )
         for check in certificate.checks

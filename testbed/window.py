@@ -18,8 +18,8 @@ from testbed.runtime.cgroups import Trees, trees
 from testbed.seams import Process
 
 PERIOD_S = 0.1
-SLOW_EVERY = 5
-"""Readers that look at the whole machine are asked at every so many samples only."""
+SLOW_EVERY = 2
+"""Readers that look at the whole machine, half a millisecond each, are asked at every so many samples only."""
 Reader = Callable[[], Mapping[str, float]]
 """Names and values of counters that only grow."""
 

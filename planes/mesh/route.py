@@ -52,6 +52,7 @@ class Flag(StrEnum):
     H2_HANDSHAKE_FAILURE = "H2_HANDSHAKE_FAILURE"
     NETWORK_POLICY = "NETWORK_POLICY"
     IDENTITY_ERROR = "IDENTITY_ERROR"
+    CERT_REVOKED = "CERT_REVOKED"
 
 
 @dataclass(frozen=True, slots=True)

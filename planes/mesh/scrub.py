@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import binascii
 import ctypes
+import mmap
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -56,7 +57,7 @@ def erase(wanted: Collection[bytearray]) -> int:
     """
     if not wanted:
         return 0
-    buffer = bytearray(_CHUNK)
+    buffer = mmap.mmap(-1, _CHUNK)  # given back whole: of a freed bytearray the process would keep the pages
     held = [(secret, (ctypes.c_char * len(secret)).from_buffer(secret)) for secret in wanted]
     own = [(ctypes.addressof(view), len(secret)) for secret, view in held]
     own.append((ctypes.addressof((ctypes.c_char * _CHUNK).from_buffer(buffer)), _CHUNK))
@@ -68,7 +69,8 @@ def erase(wanted: Collection[bytearray]) -> int:
             at = start
             while at < end:
                 try:
-                    size = os.preadv(memory, [memoryview(buffer)[: min(_CHUNK, end - at)]], at)
+                    with memoryview(buffer) as whole, whole[: min(_CHUNK, end - at)] as piece:
+                        size = os.preadv(memory, [piece], at)
                 except OSError:
                     break  # gone meanwhile, or of a device
                 for secret, view in held:
@@ -85,7 +87,7 @@ def erase(wanted: Collection[bytearray]) -> int:
                 at += size if at + size >= end else size - longest + 1
     finally:
         os.close(memory)
-        buffer[:] = bytes(_CHUNK)
+        buffer.close()
         _clear(*wanted)
     return count
 
@@ -96,9 +98,10 @@ def _clear(*held: bytearray) -> None:
 
 
 def _writable() -> Iterator[tuple[int, int]]:
+    """Where something is allocated. Libraries' own variables are of files, and reading would bring them in."""
     with open("/proc/self/maps", "rb") as maps:
         for line in maps:
-            span, rights = line.split(maxsplit=2)[:2]
-            if rights.startswith(b"rw"):
+            span, rights, *_, inode, place = [*line.split(maxsplit=5), b""][:6]
+            if rights.startswith(b"rw") and inode == b"0" and place.strip() in (b"", b"[heap]"):
                 start, _, end = span.partition(b"-")
                 yield int(start, 16), int(end, 16)

@@ -51,6 +51,8 @@ class InboundTarget:
     status: int
     port: int = 0
     reason: str = ""
+    proxy_target: tuple[str, int] | None = None
+    """The application listens on its loopback and is told by a PROXY header that this was asked for."""
 
 
 class Decisions(Protocol):
@@ -122,9 +124,9 @@ class ViewDecisions:
         found = route.inbound_target(
             self.view, self.view.local(namespace, name), authority, dialled_ip, own_ports=self._own_ports
         )
-        if found.status == 200 and found.proxy_target is not None:
-            return InboundTarget(status=503, reason="PROXY protocol towards an application tunnel is not yet here")
-        return InboundTarget(status=found.status, port=found.port, reason=found.reason)
+        return InboundTarget(
+            status=found.status, port=found.port, reason=found.reason, proxy_target=found.proxy_target
+        )
 
     def verdict(self, namespace: str, name: str, source_ip: str, port: int, identity: str | None) -> Verdict:
         w = self.view.local(namespace, name)

@@ -9,11 +9,13 @@ from dataclasses import replace
 
 from planes.mesh import ask, frames, net
 from planes.mesh.accesslog import Direction
+from planes.mesh.metrics import Reporter
 from planes.mesh.pool import PoolKey
 from planes.mesh.relay import Endpoint, Pipe, Tunnel, join
 from planes.mesh.route import Flag
 from planes.mesh.session import HboneSession
 from planes.ztunnel.decisions import Local, OutboundHop
+from planes.ztunnel.revocation import REASON
 from planes.ztunnel.telemetry import Record, address
 from planes.ztunnel.workload import WorkloadProxy
 
@@ -51,7 +53,8 @@ async def serve(proxy: WorkloadProxy, downstream: Tunnel) -> None:
         else:
             await _hbone(proxy, downstream, local, hop, record)
     except (OSError, ssl.SSLError, TimeoutError, ConnectionError) as cause:
-        context.telemetry.failed(record, str(cause) or type(cause).__name__, Flag.CONNECT)
+        text = str(cause) or type(cause).__name__
+        context.telemetry.failed(record, text, Flag.CERT_REVOKED if text.endswith(REASON) else Flag.CONNECT)
         _discard(proxy, downstream)
     except BaseException:
         _discard(proxy, downstream)
@@ -165,11 +168,18 @@ def _connect_block(proxy: WorkloadProxy, hop: OutboundHop, record: Record) -> by
 
 
 async def _open_session(proxy: WorkloadProxy, local: Local, hop: OutboundHop) -> HboneSession:
-    context = proxy.context.certificates.fetch(local.identity).client
+    context, revocation = proxy.context.certificates.fetch(local.identity).client, proxy.context.revocation
+
+    def revoked(certificate: bytes) -> str | None:
+        if revocation is None or not revocation.refuses(certificate):
+            return None
+        revocation.rejected[Reporter.SOURCE] += 1
+        return REASON
+
     try:
         return await ask.open_session(
             proxy.context.loop, proxy.upstream(hop.dial), hop.dial, context, expected=hop.expected,
-            sessions=proxy.sessions,
+            sessions=proxy.sessions, revoked=revoked if revocation is not None else None,
         )  # fmt: skip
     except TimeoutError as cause:
         raise ConnectionError(f"connect to {hop.dial[0]}:{hop.dial[1]} timed out; {CONNECT_HINT}") from cause

@@ -16,6 +16,7 @@ from planes.ztunnel import inbound, inpod, outbound, passthrough
 from planes.ztunnel.certificates import Certificates
 from planes.ztunnel.decisions import ViewDecisions
 from planes.ztunnel.own import OwnProxy
+from planes.ztunnel.revocation import Revocation
 from planes.ztunnel.settings import Settings
 from planes.ztunnel.telemetry import Telemetry
 from planes.ztunnel.workload import Context, Sides, WorkloadProxy
@@ -41,6 +42,7 @@ class Ztunnel:
                 settings.hosts, resolver.server(settings.name_server) if settings.name_server else None, loop.time
             ),
         )
+        self.revocation = self.context.revocation = Revocation(settings.crl, self.warn) if settings.crl else None
         self.proxies: dict[str, WorkloadProxy] = {}
         self.own = OwnProxy(self.context, SIDES, *settings.own_workload) if settings.own_workload else None
         self.ready = False
@@ -72,6 +74,10 @@ class Ztunnel:
         self._spawn(
             watch(loop, self._stamp, self._view_stamp, changed=self.reload_view, housekeep=self._housekeep)
         )
+        if self.revocation is not None:
+            stamp = self.revocation.stamp()
+            self.revocation.load()
+            self._spawn(watch(loop, self.revocation.stamp, stamp, changed=self._revoke, housekeep=lambda _: None))
         if self.own is not None:
             await self.own.start()
         if settings.uds is not None:
@@ -172,6 +178,12 @@ class Ztunnel:
         for proxy in self._running:
             proxy.recheck()
 
+    def _revoke(self) -> None:
+        assert self.revocation is not None
+        self.revocation.load()
+        for proxy in self._running:
+            self.revocation.cut(proxy.sessions)
+
     def reload_certificates(self) -> None:
         renewed = self.context.certificates.reload(self.context.warn)
         for proxy in self._running:
@@ -217,7 +229,7 @@ class Ztunnel:
             f"istio_workload_manager_active_proxy_count {len(self.proxies)}\n"
             f"istio_workload_manager_pending_proxy_count {len(self._pending)}\n"
         )
-        return 200, self.context.telemetry.render() + own
+        return 200, self.context.telemetry.render() + own + (self.revocation.render() if self.revocation else "")
 
     def _dump(self) -> Answer:
         view = self.decisions.view

@@ -40,6 +40,8 @@ class Settings:
     own_workload: tuple[str, str] | None = None
     """What the view calls this ztunnel itself, (namespace, name): its metrics are then served through HBONE, too."""
     keylog: Path | None = None
+    crl: Path | None = None
+    """Certificates that were taken back, in PEM or DER; it may come later, and is watched."""
     access_log: str = "stderr"
     """`stderr`, `off`, or a file."""
     access_log_debug: bool = False
@@ -87,7 +89,7 @@ def load(file: Path) -> Settings:
         }
     except (KeyError, TypeError) as cause:
         raise configfile.misshapen(file, cause) from cause
-    for key in ("uds", "keylog"):
+    for key in ("uds", "keylog", "crl"):
         value = raw.get(key, options.pop(key, None))
         if value:
             values[key] = folder / value

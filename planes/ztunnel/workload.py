@@ -19,6 +19,7 @@ from planes.mesh.resolver import Resolver
 from planes.mesh.session import HboneSession
 from planes.ztunnel.certificates import Certificates
 from planes.ztunnel.decisions import Decisions, Local
+from planes.ztunnel.revocation import Revocation
 from planes.ztunnel.settings import Settings
 from planes.ztunnel.telemetry import Telemetry
 from testbed.errors import PeerError
@@ -36,6 +37,7 @@ class Context:
     certificates: Certificates
     telemetry: Telemetry
     resolver: Resolver
+    revocation: Revocation | None = None
     draining: bool = False
     draw: Callable[[], float] = field(default=random.random)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 from testbed.docker.engine import Engine
+from testbed.errors import UsageError
 from testbed.runtime.dockerplan import Ground
-from testbed.seams import Progress
+from testbed.seams import Progress, Spawn
 
 
 def ground(engine: Engine, *, progress: Progress) -> tuple[Ground, str]:
@@ -19,3 +22,17 @@ def ground(engine: Engine, *, progress: Progress) -> tuple[Ground, str]:
         path=image.ENVIRONMENT["PYTHONPATH"],
     )
     return made, f"{built.base} ({built.base_kind})"
+
+
+def refuse_absent(spawn: Spawn) -> None:
+    """Raises UsageError for a module of ours to be started that no image of ours holds."""
+    argv = list(map(str, spawn.argv))
+    if argv[:2] != [sys.executable, "-m"] or argv[2].startswith(("testbed.", "planes.")):
+        return
+    from testbed.docker import inputs
+
+    if not inputs.has(argv[2]):
+        raise UsageError(
+            f"{spawn.name}: the image does not hold the module {argv[2]}; install its package with an entry point in "
+            f"the group testbed.plane (docs/write-your-own-plane.md), or use --runtime netns"
+        )

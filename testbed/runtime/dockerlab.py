@@ -163,6 +163,7 @@ class DockerLab(NetnsLab):
         network = self.watched[spawn.sandbox].container
         if spawn.image:
             return dockerplan.foreign(self.of, spawn, node=row.node, network=network)
+        dockerground.refuse_absent(spawn)
         launch.prepare(str(spawn.folder), spawn.uid, single_uid=False)
         log = self._log(spawn.name)
         out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -43,8 +43,10 @@ class DockerRuntime(NetnsRuntime):
         lacks = super().check()
         if os.geteuid() != 0 or enter.in_user_namespace():
             lacks.append(
-                "not root: links and capture rules are made in the containers' namespaces from outside, which the "
-                f"docker group does not give; run as root. {engine.OTHER_WAY}"
+                "not root: links and capture rules are made in the containers' network namespaces from outside, for "
+                "which the kernel wants CAP_SYS_ADMIN of the machine; the docker group gives the engine's socket, "
+                "enough for image.build and not for labs, and a container that did it in your stead would be root in "
+                f"all but name (docs/docker.md, Without root); run as root. {engine.OTHER_WAY}"
             )
             return lacks
         try:

@@ -84,22 +84,23 @@ class NetnsLab:
                 )
         ways = Ways()
         asked, failed = 0, []
-        for spawn in spawns:  # the keeper starts one while this process prepares the next
-            self._connection.codes.pop(spawn.name, None)
-            try:
-                job = self._job(spawn, ways)
-                prepare(job["folder"], job["uid"], job["single_uid"])
-            except OSError as error:
-                failed.append(f"{spawn.name}: {error}")
-                continue
-            self._connection.send(job, spawn.fds)
-            asked += 1
-        for _ in range(asked):
-            answer = self._connection.answer()
-            if answer["op"] == "started":
-                self.processes[answer["name"]] = self._process(answer["name"], answer["pid"])
-            else:
-                failed.append(f"{answer['name']}: {answer['why']}")
+        with self._connection.held():
+            for spawn in spawns:  # the keeper starts one while this process prepares the next
+                self._connection.codes.pop(spawn.name, None)
+                try:
+                    job = self._job(spawn, ways)
+                    prepare(job["folder"], job["uid"], job["single_uid"])
+                except OSError as error:
+                    failed.append(f"{spawn.name}: {error}")
+                    continue
+                self._connection.send(job, spawn.fds)
+                asked += 1
+            for _ in range(asked):
+                answer = self._connection.answer()
+                if answer["op"] == "started":
+                    self.processes[answer["name"]] = self._process(answer["name"], answer["pid"])
+                else:
+                    failed.append(f"{answer['name']}: {answer['why']}")
         if failed:
             raise PeerError(f"lab {self.name}: could not start {len(failed)} of {len(spawns)}: {'; '.join(failed[:3])}")
         return [self.processes[spawn.name] for spawn in spawns]

@@ -193,14 +193,63 @@ def test_sandwich_waypoint_plain(mesh: World) -> None:
         assert mesh.connect_status("outsider", tester, f"{mesh.vip('mixed')}:80", identity) == 400
 
 
+def read_exactly(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = sock.recv(size - len(data))
+        assert part, "the header ends early"
+        data += part
+    return data
+
+
+def test_sandwich_waypoint_proxy_protocol(mesh: World) -> None:
+    """A waypoint behind its own pod's ztunnel hears who calls whom by a PROXY header, and forwards by it.
+
+    Its service declares no port: the application tunnel takes everything on one, on loopback only.
+    """
+    headers: list[tuple[int, int, bytes]] = []
+    peers: list[str] = []
+
+    def forwarding(sock: socket.socket) -> None:
+        peers.append(sock.getpeername()[0])
+        start = read_exactly(sock, 16)
+        assert start[:12] == b"\r\n\r\n\x00\r\nQUIT\n"
+        headers.append((start[12], start[13], read_exactly(sock, int.from_bytes(start[14:16], "big"))))
+        address, port = socket.inet_ntoa(headers[-1][2][4:8]), int.from_bytes(headers[-1][2][10:12], "big")
+        with mesh.connect("tester", address, port) as server:
+            sock.sendall(b"waypoint\n")
+            while data := sock.recv(65536):
+                server.sendall(data)
+            server.shutdown(socket.SHUT_WR)
+            while data := server.recv(65536):
+                sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+
+    def change(view: dict) -> None:
+        view["services"].append(
+            {"name": "way", "namespace": "default", "hostname": "way.default.svc", "vips": ["/10.96.9.9"], "ports": {}}
+        )
+        tester = of(view["workloads"], "tester")
+        tester["services"]["default/way.default.svc"] = {"15088": 15088}
+        tester["applicationTunnel"] = {"protocol": "PROXY", "port": 15088}
+        through("workloads", "web", "/10.96.9.9")(view)
+
+    request = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    with mesh.serve("tester", 15088, forwarding), mesh.edited(change):
+        answer = mesh.echo("client", mesh.ip("web"), 8080, request)
+    assert answer.startswith(b"waypoint\nHTTP/1.1 200") and b"x-workload: web" in answer.lower()
+    assert peers == ["127.0.0.1"]
+    ((version, family, body),) = headers
+    assert (version, family) == (0x21, 0x11)
+    assert (socket.inet_ntoa(body[:4]), socket.inet_ntoa(body[4:8])) == (mesh.ip("client"), mesh.ip("web"))
+    assert body[10:12] == (8080).to_bytes(2, "big")
+    identity = str(mesh.identity("client")).encode()
+    assert body[12:] == b"\xd0" + len(identity).to_bytes(2, "big") + identity
+
+
 NOT_YET = {
-    "sandwich_waypoint_proxy_protocol": "PROXY protocol to an application tunnel",
     "double_hbone1": "double HBONE across networks",
     "double_hbone2": "double HBONE across networks, gateway by service hostname",
-    "crl_inbound_rejects_revoked_cert": "CRL",
-    "crl_outbound_rejects_revoked_cert": "CRL",
-    "crl_inbound_terminates_existing_connection_on_revocation": "CRL",
-    "crl_outbound_terminates_existing_connection_on_revocation": "CRL",
 }
 
 

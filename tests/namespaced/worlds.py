@@ -364,9 +364,11 @@ def policy(name: str, action: str, principals: Sequence[str], *, negated: bool =
     }  # fmt: skip
 
 
-def with_name_server(topology: Topology, placement: Placement) -> Placement:
-    """Its ztunnels ask at `outsider`, where nobody answers unless a case does."""
-    told = {"name_server": [topology.workload("outsider").address, 53]}
+def with_more(topology: Topology, placement: Placement) -> Placement:
+    """Its ztunnels ask names at `outsider`, where nobody answers unless a case does, and watch for a list of revoked
+    certificates, which is not there unless a case brings one.
+    """
+    told = {"name_server": [topology.workload("outsider").address, 53], "crl": "crl.pem"}
     proxies = tuple(dataclasses.replace(p, options={**p.options, **told}) for p in placement.proxies)
     return dataclasses.replace(placement, proxies=proxies)
 
