@@ -159,7 +159,7 @@ def capital(text: str) -> str:
 
 
 def spanned(found: Interval, *, sign: bool = False) -> str:
-    """`1.23 [1.10, 1.36]`; `[–]` where the interval is infinite, or none one could use but what few rounds leave open."""
+    """`1.23 [1.10, 1.36]`; `[–]` where the interval is infinite, or no use: what few rounds leave open."""
     write = signed if sign else digits
     wide = found.high - found.low > USELESS * max(1.0, abs(found.estimate))
     if wide or not (math.isfinite(found.low) and math.isfinite(found.high)):
