@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from testbed.model.event import Event, Stage, Stream
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
@@ -44,6 +46,12 @@ class Cell:
     load: Load
     target: str = ""
     """As `Experiment.target`; empty: the same."""
+    events: tuple[Event, ...] = ()
+    """What happens in its window; the experiment's `streams` are its load then."""
+    before: Stage | None = None
+    """What the deployment is when it begins; None: the block's plane on the topology as it is."""
+    planes: tuple[str, ...] = ()
+    """Only under these; empty: under all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +78,10 @@ class Experiment:
     whose proportions stay; the search begins at `load`'s rate."""
     hold_p99_ms: float = 25.0
     """What holding a rate means in that search."""
+    streams: tuple[Stream, ...] = ()
+    """Of an experiment with events: who calls whom all the while; `load` then gives warm-up and window alone."""
+    drain_s: float = 5.0
+    """Of an experiment with events: how long proxies that are told to end wait for what is open (facts/hbone 1.9)."""
 
     @property
     def block_s(self) -> float:
