@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +67,14 @@ class Deployment:
     """Renews the certificates for as long as the lab lives; None: they end with their first life."""
     issued_at: float = 0.0
     leaf_lifetime_s: float = LEAF_LIFETIME_S
+    spawns: dict[str, Spawn] = field(default_factory=dict)
+    """As which each proxy was started, to be started again."""
+    stack: ExitStack = field(default_factory=ExitStack)
+    """Ends with the deployment."""
+
+    @property
+    def uids(self) -> dict[str, int]:
+        return {name: spawn.uid for name, spawn in self.spawns.items()}
 
     def folder(self, proxy: str) -> Path:
         return self.lab.folder / "proxies" / proxy
@@ -127,29 +135,36 @@ def start(
         authority=CertificateAuthority(now=now, trust_domain=lab.topology.trust_domain),
         issued_at=now,
         leaf_lifetime_s=leaf_lifetime_s,
+        stack=stack,
     )
     if placement.proxies:
         progress(f"plane {placement.plane}: {len(placement.proxies)} proxies")
-    spawns = [
-        _prepare(deployment, proxy, uid=PROXY_UID + number, keylog=keylog)
-        for number, proxy in enumerate(placement.proxies)
-    ]
-    for proxy, spawn in zip(placement.proxies, spawns, strict=True):
-        if proxy.enters:
-            agent = NodeAgent(spawn.folder / "ztunnel.sock", _pods(lab, proxy), owner=owner_for(spawn.uid))
-            agent.start()
-            stack.callback(agent.close)
-            deployment.agents.append(agent)
-    for proxy, process in zip(placement.proxies, lab.running.spawn(spawns), strict=True):
-        deployment.proxies[proxy.name] = process
-    for proxy in placement.proxies:
-        _wait_ready(deployment, proxy)
-    uids = {proxy.name: spawn.uid for proxy, spawn in zip(placement.proxies, spawns, strict=True)}
+    begin(deployment, placement.proxies, keylog=keylog, stack=stack)
+    uids = deployment.uids
     if renewed and any(proxy.identities for proxy in placement.proxies):
         deployment.renewer = _start_renewing(deployment, uids)
     for sandbox, batch in capture_batches(lab.topology, placement, uids):
         nftables.apply(lab.netns(sandbox), batch.for_new_namespace())
     return deployment
+
+
+def begin(deployment: Deployment, proxies: Sequence[Proxy], *, keylog: bool = False, stack: ExitStack) -> None:
+    """Starts these beside those that run, each with a user id that no other has had; returns once they are ready."""
+    lab, first_uid = deployment.lab, max(deployment.uids.values(), default=PROXY_UID - 1) + 1
+    spawns = [
+        prepare(deployment, proxy, uid=first_uid + number, keylog=keylog) for number, proxy in enumerate(proxies)
+    ]
+    for proxy, spawn in zip(proxies, spawns, strict=True):
+        if proxy.enters:
+            agent = NodeAgent(spawn.folder / "ztunnel.sock", pods(lab, proxy), owner=owner_for(spawn.uid))
+            agent.start()
+            stack.callback(agent.close)
+            deployment.agents.append(agent)
+    for proxy, spawn, process in zip(proxies, spawns, lab.running.spawn(spawns), strict=True):
+        deployment.proxies[proxy.name] = process
+        deployment.spawns[proxy.name] = spawn
+    for proxy in proxies:
+        wait_ready(deployment, proxy)
 
 
 def extra_sandboxes(placement: Placement) -> list[tuple[str, str, str]]:
@@ -179,11 +194,11 @@ def capture_batches(
         yield node, nftables.node_capture(sources, topology.node(node).address)
 
 
-def _pods(lab: Lab, proxy: Proxy) -> list[PodNetns]:
-    pods = []
+def pods(lab: Lab, proxy: Proxy) -> list[PodNetns]:
+    found = []
     for name in proxy.enters:
         workload = lab.topology.workload(name)
-        pods.append(
+        found.append(
             PodNetns(
                 uid=workload.name,
                 name=workload.name,
@@ -192,10 +207,10 @@ def _pods(lab: Lab, proxy: Proxy) -> list[PodNetns]:
                 open_netns=lambda name=name: lab.running.open_netns(name),
             )
         )
-    return pods
+    return found
 
 
-def _prepare(deployment: Deployment, proxy: Proxy, *, uid: int, keylog: bool) -> Spawn:
+def prepare(deployment: Deployment, proxy: Proxy, *, uid: int, keylog: bool) -> Spawn:
     folder = deployment.folder(proxy.name)
     # A folder of an earlier deployment of the same proxy in this lab holds keys of a CA that is gone.
     shutil.rmtree(folder, ignore_errors=True)
@@ -303,7 +318,7 @@ def _write_owned(path: Path, text: str, *, owner: int | None) -> None:
     temporary.replace(path)
 
 
-def _wait_ready(deployment: Deployment, proxy: Proxy, limit_s: float = 20.0) -> None:
+def wait_ready(deployment: Deployment, proxy: Proxy, limit_s: float = 20.0) -> None:
     process = deployment.proxies[proxy.name]
     deadline = time.monotonic() + limit_s
     while True:

@@ -19,6 +19,7 @@ import os
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import gevent
@@ -137,9 +138,7 @@ def exchanged(one: Connection, request: bytes, due_s: float) -> RequestRow:
             intended_s=due_s, sent_s=sent_s, first_byte_s=now_s, last_byte_s=now_s, status=0, bytes=0,
             connection=one.number, error="timeout",
         )  # fmt: skip
-    if row.error == "connect-timeout":
-        one.close()
-    return row
+    return replace(row, error="timeout") if row.error == "connect-timeout" else row
 
 
 def wait_for_go(folder: Path) -> float:
