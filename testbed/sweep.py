@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from testbed import boundaries, deploy, effects, interrupts, lab, planespec, proof, topofile, trial
+from testbed import boundaries, deploy, effects, eventtrial, interrupts, lab, planespec, proof, topofile, trial
 from testbed.capacity import Capacity, Goal, Probe, Try, decide
 from testbed.deploy import extra_sandboxes
 from testbed.errors import MachineError, PeerError, TrialError, UsageError
@@ -65,7 +65,7 @@ def plan_blocks(experiment: Experiment, planes: Sequence[str], seed: int) -> lis
         draw.shuffle(labelled)
         load_seed = draw.randrange(2**31)
         for plane, label in labelled:
-            cells = [cell.name for cell in experiment.cells]
+            cells = [cell.name for cell in experiment.cells if not cell.planes or plane in cell.planes]
             draw.shuffle(cells)
             blocks.append(
                 Block(
@@ -85,8 +85,10 @@ def resolve(experiment: Experiment) -> Topology:
     topology = topofile.load(topofile.find(experiment.topology))
     workloads, services = [w.name for w in topology.workloads], [s.name for s in topology.services]
     targets = [experiment.target, *(cell.target for cell in experiment.cells if cell.target)]
+    targets += [stream.target for stream in experiment.streams]
     for what, name, known in (
         ("client", experiment.client, workloads),
+        *(("client", stream.client, workloads) for stream in experiment.streams),
         *(("target", target.partition(":")[0], services) for target in targets),
     ):
         if name not in known:
@@ -229,7 +231,12 @@ def _measure(
 ) -> Iterator[trial.Outcome]:
     logs = into.path / "logs" / f"r{block.round:02d}-b{block.number:02d}-{block.plane}"
     logs.mkdir(parents=True, exist_ok=True)
-    extra = extra_sandboxes(placement)
+    of = {cell.name: cell for cell in experiment.cells}
+    if experiment.streams:
+        extra = eventtrial.sandboxes(experiment, topology, block.plane)
+        placement = eventtrial.begins_as(experiment, of[cells[0]], topology, block.plane)
+    else:
+        extra = extra_sandboxes(placement)
     with (
         lab.up(topology, runtime=runtime, links=links, name=lab_name(into), logs=logs, extra=extra) as running,
         deploy.deploy(running, placement) as deployment,
@@ -237,6 +244,19 @@ def _measure(
         readings: list[LinkReading] = measure(running.running, running.links)
         say(asked_and_measured(readings))
         for number, cell in enumerate(cells):
+            if experiment.streams:
+                yield eventtrial.run(
+                    deployment,
+                    experiment,
+                    of[cell],
+                    plane=block.label,
+                    deployed=block.plane,
+                    round_number=block.round,
+                    block=block.number,
+                    folder=running.folder / f"load-{number}",
+                    readings=readings,
+                )
+                continue
             yield trial.run(
                 deployment,
                 of_cell(experiment, cell),

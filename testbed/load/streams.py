@@ -9,9 +9,7 @@ not load locust for each.
 
 from __future__ import annotations
 
-from gevent import monkey
-
-monkey.patch_all()
+import testbed.load.greenlets  # isort: skip  # noqa: F401 - before anything that uses sockets
 
 import argparse
 import json

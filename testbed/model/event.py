@@ -66,6 +66,8 @@ class Stream:
     """On connections that stay open, one request an interval on each; else every request opens its own."""
     connections: int = 1
     interval_s: float = 0.05
+    meant_to_fail: bool = False
+    """A policy is to refuse it, before the event or after: its failures are no loss."""
 
     @property
     def pair(self) -> str:
