@@ -27,7 +27,8 @@ STREAMS = (
 
 def cell(kind: Kind, what: str, on: str, planes: tuple[str, ...] = (), load: Load = LOAD) -> Cell:
     for_s = HANG_S if kind is Kind.HANG else 0.5
-    return Cell(name=f"{kind} {what}", load=load, events=(Event(kind=kind, on=on, at_s=AT_S, for_s=for_s),), planes=planes)
+    event = Event(kind=kind, on=on, at_s=AT_S, for_s=for_s)
+    return Cell(name=f"{kind} {what}", load=load, events=(event,), planes=planes)
 
 
 PROXY, WAYPOINT, CLIENTS = "the server's proxy", "the waypoint", "the client's proxy"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from testbed import effects, parity
+from testbed import effects, eventtable, parity
 from testbed.model.experiment import Finding, Measurement
 from testbed.stopping import StopRule
 from testbed.table import AA, BASE, Block, Summary, Table, build, digits, summarise
@@ -30,6 +30,8 @@ def names(info: Mapping[str, Any]) -> list[str]:
 
 def table_of(info: Mapping[str, Any], measurements: Sequence[Measurement], findings: Sequence[Finding]) -> Table:
     """The table of any run: with an axis a block a metric and what was left out, without one what `table` builds."""
+    if info["plan"]["experiment"].get("streams"):
+        return eventtable.table_of(info, measurements, findings)
     order = info["plan"]["experiment"]["planes"]
     rule = info.get("stop_rule")
     cells = names(info)

@@ -10,11 +10,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib import import_module
 
 from testbed import table
 from testbed.claimlist import CLAIMS, Claim, said_by
 from testbed.errors import UsageError
-from testbed.model.experiment import Finding, Result
+from testbed.model.experiment import Finding, Measurement, Result
 
 
 class Verdict(StrEnum):
@@ -37,12 +38,23 @@ class Judged:
 Judge = Callable[[Claim, table.Summary, Sequence[Finding]], Judged]
 
 
-def judge(ids: Sequence[str], summary: table.Summary, findings: Sequence[Finding]) -> list[Judged]:
-    """One verdict for each claim that an experiment names. Raises UsageError for one that is not in the list."""
+def judge(
+    ids: Sequence[str],
+    summary: table.Summary,
+    findings: Sequence[Finding],
+    measurements: Sequence[Measurement] = (),
+) -> list[Judged]:
+    """One verdict for each claim that an experiment names; `measurements` are those of all cells.
+
+    Raises UsageError for one that is not in the list.
+    """
     judged = []
     for id_ in ids:
         if id_ not in CLAIMS:
             raise UsageError(f"no claim is called {id_!r}; known: {', '.join(CLAIMS)}")
+        if id_ in OF_EVENTS:
+            judged.append(import_module(OF_EVENTS[id_]).JUDGES[id_](CLAIMS[id_], measurements, findings))
+            continue
         judged.append(JUDGES.get(id_, _not_yet)(CLAIMS[id_], summary, findings))
     return judged
 
@@ -53,12 +65,13 @@ def with_claims(
     summary: table.Summary,
     findings: Sequence[Finding],
     implementations: Mapping[str, Mapping[str, str]],
+    measurements: Sequence[Measurement] = (),
 ) -> table.Table:
     """The table with one more block, a row a claim."""
     if not ids:
         return built
     rows = []
-    judged = judge([id_ for id_ in ids if id_ in CLAIMS], summary, findings)
+    judged = judge([id_ for id_ in ids if id_ in CLAIMS], summary, findings, measurements)
     who = said_by(source for one in judged for source in one.claim.sources)
     tones = {Verdict.REFUTED: "bad", Verdict.NO_EVIDENCE: "weak", Verdict.UNDECIDED: "weak"}
     for one in judged:
@@ -241,3 +254,12 @@ JUDGES: dict[str, Judge] = {
     ),
     "hbone-carries-metadata": _frames,
 }
+
+OF_EVENTS = dict.fromkeys(
+    (
+        "gradual", "interop", "join-without-restart", "plugin-crash-contained", "shared-l4-shared-fate",
+        "upgrade-restarts-pods",
+    ),
+    "testbed.eventclaims",
+)  # fmt: skip
+"""Where the judges are that look at all cells of an experiment with events."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from testbed import events, stages, trial
 from testbed.deploy import Deployment, extra_sandboxes
 from testbed.errors import PeerError
+from testbed.eventseen import EVENT
 from testbed.load import streamdriver
 from testbed.load.streamplan import CONNECTIONS_A_STREAM
 from testbed.model.event import Event, Stage, Stream
@@ -28,8 +29,6 @@ MOST_GAP_S = 0.25
 MOST_LATE_S = 0.25
 """An event that comes later than asked by more is another one."""
 FAILED_BEFORE_SHARE = 0.02
-EVENT = "event"
-"""Component of what the event itself was."""
 
 
 def run(
@@ -107,8 +106,9 @@ def run(
                 (stream.name, "connections_broken", "", float(seen.broken)),
                 (stream.name, "connections_moved", "", float(seen.moved)),
             ]
-    for event, was in done:
+    for _, was in done:
         values += [
+            (EVENT, "clock", "s", was.began_s),
             (EVENT, "began", "s", was.began_s - window_s),
             (EVENT, "lasted", "s", was.ended_s - was.began_s),
             (EVENT, "components", "", float(len(was.components))),

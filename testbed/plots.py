@@ -41,12 +41,12 @@ def dots(rows: Sequence[DotRow], *, unit: str, title: str) -> str:
     numbers = [0.0] + [
         v for r in rows for v in (*r.points, r.value, r.low, r.high, r.asked) if v is not None and math.isfinite(v)
     ]
-    axis = _Axis(min(numbers), max(numbers))
+    axis = Axis(min(numbers), max(numbers))
     height = len(rows) * _ROW + 46
     body = [axis.draw(height - 36, unit)]
     for i, row in enumerate(rows):
         y = 10 + i * _ROW + _ROW / 2
-        body.append(_text(_LEFT - 10, y + 4, row.label, "end"))
+        body.append(text(_LEFT - 10, y + 4, row.label, "end"))
         if row.asked is not None:
             x = axis.x(row.asked)
             body.append(f'<line class="asked" x1="{x:.1f}" x2="{x:.1f}" y1="{y - 9:.1f}" y2="{y + 9:.1f}"/>')
@@ -66,8 +66,8 @@ def dots(rows: Sequence[DotRow], *, unit: str, title: str) -> str:
                 f'<circle class="s{row.series % 8}" cx="{axis.x(row.value):.1f}" cy="{y:.1f}" r="5">{tip}</circle>'
             )
         elif not row.points:
-            body.append(_text(_LEFT + 6, y + 4, "not measured", "start", "dim"))
-    return _svg(height, body, title)
+            body.append(text(_LEFT + 6, y + 4, "not measured", "start", "dim"))
+    return svg(height, body, title)
 
 
 def curves(series: Mapping[str, Sequence[float]], *, unit: str, title: str) -> str:
@@ -77,28 +77,28 @@ def curves(series: Mapping[str, Sequence[float]], *, unit: str, title: str) -> s
     kept = {name: values for name, values in kept.items() if values}
     if not kept:
         return ""
-    axis = _Axis(0.0, max(v[int(0.99 * (len(v) - 1))] for v in kept.values()))
+    axis = Axis(0.0, max(v[int(0.99 * (len(v) - 1))] for v in kept.values()))
     body = [axis.draw(bottom, unit)]
     for share in (0.0, 0.5, 0.9, 0.99):
         y = bottom - share * (bottom - top)
         body.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        body.append(_text(_LEFT - 10, y + (2 if share == 0.99 else 12 if share == 0.9 else 4), f"{share:.0%}", "end"))
+        body.append(text(_LEFT - 10, y + (2 if share == 0.99 else 12 if share == 0.9 else 4), f"{share:.0%}", "end"))
     for i, (name, values) in enumerate(kept.items()):
         steps = sorted({round(k * (len(values) - 1) / 240) for k in range(241)})
         points = [(axis.x(values[k]), bottom - (k + 1) / len(values) * (bottom - top)) for k in steps]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points if x <= WIDTH - _RIGHT + 0.5)
         body.append(f'<polyline class="s{i % 8} curve" points="{path}"><title>{escape(clean(name))}</title></polyline>')
-    return _svg(height, body, title) + legend(list(kept))
+    return svg(height, body, title) + legend(list(kept))
 
 
 def bars(rows: Sequence[BarRow], *, names: Sequence[str], unit: str, title: str) -> str:
     """Stacked by component; the sum stands at the end. `names` fixes each component's colour."""
-    axis = _Axis(0.0, max([sum(max(0.0, v) for v in row.parts.values()) for row in rows] or [1.0]) * 1.08)
+    axis = Axis(0.0, max([sum(max(0.0, v) for v in row.parts.values()) for row in rows] or [1.0]) * 1.08)
     height = len(rows) * _ROW + 46
     body = [axis.draw(height - 36, unit)]
     for i, row in enumerate(rows):
         y, at = 10 + i * _ROW, 0.0
-        body.append(_text(_LEFT - 10, y + 17, row.label, "end"))
+        body.append(text(_LEFT - 10, y + 17, row.label, "end"))
         for name, value in row.parts.items():
             x, end = axis.x(at), axis.x(at + max(0.0, value))
             tip = f"<title>{escape(clean(row.label))}, {escape(clean(name))}: {digits(value)} {escape(unit)}</title>"
@@ -108,10 +108,10 @@ def bars(rows: Sequence[BarRow], *, names: Sequence[str], unit: str, title: str)
             )
             at += max(0.0, value)
         if row.parts:
-            body.append(_text(axis.x(at) + 6, y + 17, digits(at), "start"))
+            body.append(text(axis.x(at) + 6, y + 17, digits(at), "start"))
         else:
-            body.append(_text(_LEFT + 6, y + 17, "none measured", "start", "dim"))
-    return _svg(height, body, title) + legend(names, [name for row in rows for name in row.parts])
+            body.append(text(_LEFT + 6, y + 17, "none measured", "start", "dim"))
+    return svg(height, body, title) + legend(names, [name for row in rows for name in row.parts])
 
 
 def legend(names: Sequence[str], shown: Sequence[str] | None = None) -> str:
@@ -123,7 +123,7 @@ def legend(names: Sequence[str], shown: Sequence[str] | None = None) -> str:
     return f'<p class="legend">{" ".join(keys)}</p>'
 
 
-class _Axis:
+class Axis:
     """A linear scale with round ticks."""
 
     def __init__(self, low: float, high: float) -> None:
@@ -145,15 +145,15 @@ class _Axis:
             value = self.low + n * self.step
             x, kind = self.x(value), "zero" if abs(value) < self.step / 1e6 else "grid"
             out.append(f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{bottom:.1f}"/>')
-            out.append(_text(x, bottom + 16, f"{value:.{decimals}f}".replace("-", "−"), "middle", "dim"))
-        return "".join(out) + _text(WIDTH - _RIGHT, bottom + 31, unit, "end", "dim")
+            out.append(text(x, bottom + 16, f"{value:.{decimals}f}".replace("-", "−"), "middle", "dim"))
+        return "".join(out) + text(WIDTH - _RIGHT, bottom + 31, unit, "end", "dim")
 
 
-def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
+def text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{escape(clean(text))}</text>'
 
 
-def _svg(height: float, body: Sequence[str], title: str) -> str:
+def svg(height: float, body: Sequence[str], title: str) -> str:
     label = escape(clean(title))
     start = f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{label}">'
     return f"<figure><figcaption>{label}</figcaption>{start}{''.join(body)}</svg></figure>"

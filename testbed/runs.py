@@ -186,7 +186,7 @@ def show(path: Path, *, as_json_text: bool = False) -> int:
     code = verdict(measurements, findings)
     if as_json_text:
         named = stored.info["plan"]["experiment"].get("claims", ())
-        judged = claims.judge(named, _summary(stored, measurements), findings)
+        judged = claims.judge(named, _summary(stored, measurements), findings, measurements)
         rows = {
             "run": stored.info,
             "exit_code": code,
@@ -205,7 +205,7 @@ def show(path: Path, *, as_json_text: bool = False) -> int:
     built = cells.table_of(stored.info, measurements, findings)
     if swept := cells.names(stored.info):
         summary = _summary(stored, cells.of(measurements, swept[0]))
-    made = claims.with_claims(built, named, summary, findings, stored.info.get("planes", {}))
+    made = claims.with_claims(built, named, summary, findings, stored.info.get("planes", {}), measurements)
     print(typeset.as_text(made, colour=typeset.wants_colour(sys.stdout)))
     return code
 
@@ -217,7 +217,8 @@ def newest_claims(root: Path, *, as_json_text: bool = False) -> int:
         try:
             stored = Run.open(path)
             named = [id_ for id_ in stored.info["plan"]["experiment"].get("claims", ()) if id_ in CLAIMS]
-            judged = claims.judge(named, _summary(stored, stored.measurements()), stored.findings())
+            measurements = stored.measurements()
+            judged = claims.judge(named, _summary(stored, measurements), stored.findings(), measurements)
         except TestbedError as error:
             print(f"passed over: {error}", file=sys.stderr)
             continue

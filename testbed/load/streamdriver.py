@@ -94,7 +94,13 @@ class Drivers:
 
 
 def start(
-    lab: RunningLab, topology: Topology, streams: Sequence[Stream], *, length_s: float, response_bytes: int, folder: Path
+    lab: RunningLab,
+    topology: Topology,
+    streams: Sequence[Stream],
+    *,
+    length_s: float,
+    response_bytes: int,
+    folder: Path,
 ) -> Drivers:
     """Returns once every driver is connected and waits to be told."""
     drivers = Drivers(streams=tuple(streams), length_s=length_s, _folders=[], _processes=[])
