@@ -19,7 +19,7 @@ FAILED = "failed: requests since the event that were not answered with 200, of a
 GAP = "gap: longest time without an answered request; recovered: first answer after the last failure, from the event on"
 HELD = (
     "held: connections that were open; broken: ended by another than their client, or silent for too long; moved: "
-    "opened anew without a failure"
+    "opened anew without having broken"
 )
 
 
@@ -94,7 +94,9 @@ def _stream(found: Seen, plane: str, cell: str, name: str) -> Entry:
     if meant:
         first, last = (found.get(plane, cell, name, metric) for metric in ("first_failure", "last_success"))
         lines = [f"refused {spread(failed)} of {spread(asked)}, {before:.0f} before"]
-        lines.append(f"first refused {spread(first, '{:.2f}')} s, last served {spread(last, '{:.2f}')} s after it")
+        if any(failed):
+            served = f"last served {spread(last, '{:.2f}')} s" if last else "none served"
+            lines.append(f"first refused {spread(first, '{:.2f}')} s, {served} after it")
     elif any(failed):
         recovered = found.get(plane, cell, name, "recovery")
         lacking = found.count(plane, cell) - len(recovered)

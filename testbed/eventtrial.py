@@ -22,7 +22,7 @@ from testbed.model.event import Event, Stage, Stream
 from testbed.model.experiment import Cell, Experiment, LinkReading, Measurement
 from testbed.model.placement import Placement
 from testbed.model.topology import Topology
-from testbed.outage import fate
+from testbed.outage import fate, is_broken
 
 MOST_GAP_S = 0.25
 """A driver kept from the processor for longer has seen a failure of the machine's."""
@@ -82,7 +82,7 @@ def run(
         kept = [r for r in found.rows if window_s <= r.intended_s < end_s]
         seen = fate(
             kept, event_s=event_s, end_s=end_s, held=stream.held, connections=stream.connections,
-            connects=found.connects,
+            connects=found.connects - sum(is_broken(r) for r in found.rows if r.intended_s < window_s),
         )  # fmt: skip
         most = max(1, FAILED_BEFORE_SHARE * sum(r.intended_s < event_s for r in kept))
         if seen.failed_before > most and not stream.meant_to_fail:

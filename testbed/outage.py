@@ -30,7 +30,7 @@ class Fate:
     broken: int
     """Connections of a held stream whose end was another than their client's: reset, closed, silent for too long."""
     moved: int
-    """Times that a connection was opened anew without any request failing: its peer had said that it would close."""
+    """Times that a connection was opened anew without having broken: its peer had said that it would close."""
     first_failure_s: float | None
     """From the event to when the first one that failed was sent."""
     last_success_s: float | None
@@ -49,7 +49,7 @@ def is_broken(row: RequestRow) -> bool:
 def fate(
     rows: Sequence[RequestRow], *, event_s: float, end_s: float, held: bool, connections: int = 1, connects: int = 0
 ) -> Fate:
-    """`rows` are those of the stream's window; `connects` counts what was opened, at the start and since."""
+    """`rows` are those of the stream's window; `connects` counts what was opened, but for what had broken before it."""
     before = [row for row in rows if row.intended_s < event_s]
     after = [row for row in rows if row.intended_s >= event_s]
     # What was under way at the event may be its victim: by its end it belongs to what came after.

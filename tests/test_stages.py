@@ -13,7 +13,8 @@ from testbed.model.event import Stage
 
 TOPOLOGY = sweep.resolve(DISRUPTION)
 NAMES = [w.name for w in TOPOLOGY.workloads]
-EVENTFUL = [f"{name}{form}" for name in ("disruption", "joining", "migration", "policy_change") for form in ("", "-full")]
+QUICK = ("disruption", "joining", "migration", "policy_change")
+EVENTFUL = (*QUICK, *(f"{name}-full" for name in QUICK))
 
 
 def placed(plane: str, stage: Stage | None = None):
