@@ -13,7 +13,7 @@ from dataclasses import replace
 from testbed.model.event import Event, Kind, Stream
 from testbed.model.experiment import Cell, Experiment, Load
 
-LOAD = Load(warmup_s=0.4, window_s=3.8, response_bytes=256)
+LOAD = Load(warmup_s=0.4, window_s=2.6, response_bytes=256)
 AT_S, HANG_S = 0.7, 1.5
 STREAMS = (
     Stream(client="client", target="server"),

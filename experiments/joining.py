@@ -9,7 +9,7 @@ from dataclasses import replace
 from testbed.model.event import Event, Kind, Stage, Stream
 from testbed.model.experiment import Cell, Experiment, Load
 
-LOAD = Load(warmup_s=0.4, window_s=6.0, response_bytes=256)
+LOAD = Load(warmup_s=0.4, window_s=3.2, response_bytes=256)
 POLICY = """
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -58,6 +58,6 @@ EXPERIMENT = Experiment(
 
 _LONG = replace(LOAD, warmup_s=1.0, window_s=12.0)
 FULL = replace(
-    EXPERIMENT, name="joining-full", planes=("sidecar", "ambient-l4", "ambient"), load=_LONG, rounds=20, drain_s=5.0,
+    EXPERIMENT, name="joining-full", load=_LONG, rounds=20, drain_s=5.0,
     cells=_cells(_LONG),
 )  # fmt: skip

@@ -9,7 +9,7 @@ from dataclasses import replace
 from testbed.model.event import Event, Kind, Stage, Stream
 from testbed.model.experiment import Cell, Experiment, Load
 
-LOAD = Load(warmup_s=0.4, window_s=5.0, response_bytes=256)
+LOAD = Load(warmup_s=0.4, window_s=3.4, response_bytes=256)
 POLICY = """
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy

@@ -10,7 +10,7 @@ from dataclasses import replace
 from testbed.model.event import Event, Kind, Stage, Stream
 from testbed.model.experiment import Cell, Experiment, Load
 
-LOAD = Load(warmup_s=0.4, window_s=3.0, response_bytes=256)
+LOAD = Load(warmup_s=0.4, window_s=2.4, response_bytes=256)
 _FROM = "- from: [{source: {principals: [cluster.local/ns/default/sa/client]}}]"
 _HEAD = """
 apiVersion: security.istio.io/v1

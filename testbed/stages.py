@@ -110,7 +110,8 @@ def proxies_of(placement: Placement, on: str) -> tuple[Proxy, ...]:
     what, _, name = on.partition(":")
     takes = tuple(p for p in placement.proxies if name in p.serves and p.own_address is None)
     waypoints = tuple(p for p in placement.proxies if name in p.serves and p.own_address is not None)
-    found = {"proxy": takes, "waypoint": waypoints, "l7": waypoints or takes, "app": ()}
+    reads_http = waypoints or tuple(p for p in takes if "l7" in p.options)
+    found = {"proxy": takes, "waypoint": waypoints, "l7": reads_http, "app": ()}
     if what not in found or not name:
         raise UsageError(f"an event cannot be on {on!r}; write proxy:, waypoint:, l7: or app: and a name")
     return found[what]

@@ -86,6 +86,7 @@ def test_whom_an_event_is_on_depends_on_the_plane() -> None:
     assert named["ambient", "proxy:server"] == ["ztunnel.node-b"]
     assert named["ambient", "proxy:client"] == ["ztunnel.node-a"]
     assert named["ambient", "waypoint:server"] == ["waypoint.waypoint"]
+    assert stages.proxies_of(placed("ambient-l4"), "l7:server") == ()
     assert named["none", "proxy:server"] == named["sidecar", "waypoint:server"] == []
     with pytest.raises(UsageError, match="write proxy:"):
         stages.proxies_of(placed("none"), "server")

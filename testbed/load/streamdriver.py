@@ -17,10 +17,10 @@ from testbed.load import rowfile
 from testbed.load.streamplan import (
     CONNECTIONS_A_STREAM,
     DONE_FILE,
+    END_FILE,
     GO_FILE,
     PLAN_FILE,
     READY_FILE,
-    REQUEST_TIMEOUT_S,
     Lane,
     StreamsPlan,
     Told,
@@ -34,6 +34,7 @@ from testbed.seams import Process, RunningLab, Spawn
 CLIENT_UID = 2000
 READY_WITHIN_S = 40.0
 GOES_AFTER_S = 0.1
+ENDS_WITHIN_S = 20.0
 _numbers = itertools.count(1)
 
 
@@ -49,25 +50,27 @@ class Drivers:
     """All that run, each in a sandbox of its own."""
 
     streams: tuple[Stream, ...]
-    length_s: float
     _folders: list[Path]
     _processes: list[Process]
-    start_s: float = 0.0
 
     def go(self) -> float:
         """Tells all when to begin: CLOCK_MONOTONIC, returned."""
-        self.start_s = time.monotonic() + GOES_AFTER_S
-        for folder in self._folders:
-            _write(folder / f"{GO_FILE}.new", json.dumps({"start_s": self.start_s}))
-            (folder / f"{GO_FILE}.new").rename(folder / GO_FILE)
-        return self.start_s
+        start_s = time.monotonic() + GOES_AFTER_S
+        self._tell(GO_FILE, {"start_s": start_s})
+        return start_s
 
-    def rows(self) -> tuple[list[StreamRows], float]:
-        """Once all are done: what was sent, by stream, and the longest gap of any driver's own loop."""
+    def _tell(self, name: str, what: dict[str, float]) -> None:
+        for folder in self._folders:
+            _write(folder / f"{name}.new", json.dumps(what))
+            (folder / f"{name}.new").rename(folder / name)
+
+    def rows(self, end_s: float) -> tuple[list[StreamRows], float]:
+        """All end at `end_s`: what was sent, by stream, and the longest gap of any driver's own loop."""
+        self._tell(END_FILE, {"end_s": end_s})
         found: list[RequestRow] = []
         connects: dict[str, int] = {}
         max_gap_s = 0.0
-        deadline_s = self.start_s + self.length_s + 10 * REQUEST_TIMEOUT_S
+        deadline_s = max(end_s, time.monotonic()) + ENDS_WITHIN_S
         for folder, process in zip(self._folders, self._processes, strict=True):
             code = process.wait(max(0.0, deadline_s - time.monotonic()))
             if code != 0 or not (folder / "rows.bin").exists():
@@ -98,12 +101,12 @@ def start(
     topology: Topology,
     streams: Sequence[Stream],
     *,
-    length_s: float,
+    most_s: float,
     response_bytes: int,
     folder: Path,
 ) -> Drivers:
     """Returns once every driver is connected and waits to be told."""
-    drivers = Drivers(streams=tuple(streams), length_s=length_s, _folders=[], _processes=[])
+    drivers = Drivers(streams=tuple(streams), _folders=[], _processes=[])
     for client in dict.fromkeys(stream.client for stream in streams):
         if client not in lab.sandboxes:
             raise UsageError(f"stream: the lab has no sandbox {client!r}; known: {', '.join(sorted(lab.sandboxes))}")
@@ -116,7 +119,7 @@ def start(
             for index, stream in enumerate(streams)
             if stream.client == client
         )
-        _write(home / PLAN_FILE, StreamsPlan(lanes=lanes, length_s=length_s).to_json())
+        _write(home / PLAN_FILE, StreamsPlan(lanes=lanes, most_s=most_s).to_json())
         drivers._folders.append(home)
     spawns = [
         Spawn(

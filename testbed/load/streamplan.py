@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-READY_FILE, GO_FILE, PLAN_FILE, DONE_FILE = "ready", "go.json", "streams.json", "done.json"
+READY_FILE, GO_FILE, END_FILE, PLAN_FILE, DONE_FILE = "ready", "go.json", "end.json", "streams.json", "done.json"
 REQUEST_TIMEOUT_S = 1.0
 """After which a client gives up a request: opening its connection is part of it."""
 CONNECTIONS_A_STREAM = 1000
@@ -30,7 +30,8 @@ class Lane:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamsPlan:
     lanes: tuple[Lane, ...]
-    length_s: float
+    most_s: float
+    """It ends when it is told; and after so long in any case."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -38,7 +39,7 @@ class StreamsPlan:
     @classmethod
     def from_json(cls, text: str) -> StreamsPlan:
         values = json.loads(text)
-        return cls(lanes=tuple(Lane(**lane) for lane in values["lanes"]), length_s=values["length_s"])
+        return cls(lanes=tuple(Lane(**lane) for lane in values["lanes"]), most_s=values["most_s"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,9 +2,9 @@
 
     python -m testbed.load.streams --folder <dir>
 
-connects what is held, says `ready`, waits for `go.json` with the instant to begin (CLOCK_MONOTONIC), and leaves its
-rows in rows.bin. It measures who is served and when, not latency: a machine that has to run many of them at once could
-not load locust for each.
+connects what is held, says `ready`, waits for `go.json` with the instant to begin (CLOCK_MONOTONIC), ends at that of
+`end.json`, and leaves its rows in rows.bin. It measures who is served and when, not latency: a machine that has to run
+many of them at once could not load locust for each.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from testbed.load.connection import Connection
 from testbed.load.streamplan import (
     CONNECTIONS_A_STREAM,
     DONE_FILE,
+    END_FILE,
     GO_FILE,
     PLAN_FILE,
     READY_FILE,
@@ -40,6 +41,7 @@ from testbed.model.experiment import RequestRow
 
 GO_WITHIN_S = 60.0
 HEARTBEAT_S = 0.01
+LOOK_EVERY_S = 0.05
 TCP_BYTES = 64
 
 
@@ -49,6 +51,7 @@ class Driver:
         self.rows: list[RequestRow] = []
         self.connects: dict[str, int] = {str(lane.index): 0 for lane in plan.lanes}
         self.max_gap_s = 0.0
+        self.end_s = 0.0
         self.held: dict[int, list[Connection]] = {}
         self._short: list[gevent.Greenlet] = []
 
@@ -63,39 +66,49 @@ class Driver:
                     except OSError:
                         pass  # the first request tries again, and its row says what happened
 
-    def run(self, start_s: float) -> None:
-        end_s = start_s + self.plan.length_s
-        beat = gevent.spawn(self.heartbeat)
+    def run(self, start_s: float, end_file: Path) -> None:
+        self.end_s = start_s + self.plan.most_s
+        helpers = [gevent.spawn(self.heartbeat), gevent.spawn(self.watch, end_file)]
         lanes = []
         for lane in self.plan.lanes:
             if lane.held:
                 lanes += [
-                    gevent.spawn(self.hold, lane, one, start_s + lane.interval_s * number / lane.connections, end_s)
+                    gevent.spawn(self.hold, lane, one, start_s + lane.interval_s * number / lane.connections)
                     for number, one in enumerate(self.held[lane.index])
                 ]
             else:
-                lanes.append(gevent.spawn(self.call, lane, start_s, end_s))
+                lanes.append(gevent.spawn(self.call, lane, start_s))
         gevent.joinall(lanes, raise_error=True)
         gevent.joinall(self._short, raise_error=True)
-        beat.kill()
+        gevent.killall(helpers)
         for lane in self.plan.lanes:
             for one in self.held.get(lane.index, ()):
                 self.connects[str(lane.index)] += one.connects
                 one.close()
 
-    def hold(self, lane: Lane, one: Connection, due_s: float, end_s: float) -> None:
+    def watch(self, end_file: Path) -> None:
+        """The end is known once all that was to happen has."""
+        while True:
+            gevent.sleep(LOOK_EVERY_S)
+            try:
+                self.end_s = float(json.loads(end_file.read_text())["end_s"])
+                return
+            except FileNotFoundError:
+                pass
+
+    def hold(self, lane: Lane, one: Connection, due_s: float) -> None:
         """What was missed while a request hung is not made up for: one connection has one request at a time."""
         request = request_bytes(lane)
-        while due_s < end_s:
+        while due_s < self.end_s:
             gevent.sleep(max(0.0, due_s - time.monotonic()))
             self.rows.append(exchanged(one, request, due_s))
             missed = max(0, int((time.monotonic() - due_s) / lane.interval_s))
             due_s += (missed + 1) * lane.interval_s
 
-    def call(self, lane: Lane, start_s: float, end_s: float) -> None:
+    def call(self, lane: Lane, start_s: float) -> None:
         """Open loop: whatever becomes of one request, the next is sent at its time."""
         request, number = request_bytes(lane), 0
-        while (due_s := start_s + (number + 0.5) * lane.interval_s) < end_s:
+        while (due_s := start_s + (number + 0.5) * lane.interval_s) < self.end_s:
             gevent.sleep(max(0.0, due_s - time.monotonic()))
             self._short.append(gevent.spawn(self.call_once, lane, request, due_s))
             number += 1
@@ -158,10 +171,10 @@ def main(argv: list[str] | None = None) -> int:
         driver.open_held()
         (folder / READY_FILE).touch()
         start_s = wait_for_go(folder)
-        driver.run(start_s)
+        driver.run(start_s, folder / END_FILE)
         rows = sorted(driver.rows, key=lambda row: row.intended_s)
         header = rowfile.Header(
-            window_start_s=start_s, window_end_s=start_s + driver.plan.length_s, cpu_s=time.process_time(),
+            window_start_s=start_s, window_end_s=driver.end_s, cpu_s=time.process_time(),
             wall_s=time.monotonic() - start_s, connects=sum(driver.connects.values()), max_gap_s=driver.max_gap_s,
             gaps_over_5ms=0, unsent=0,
         )  # fmt: skip

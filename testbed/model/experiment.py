@@ -79,7 +79,8 @@ class Experiment:
     hold_p99_ms: float = 25.0
     """What holding a rate means in that search."""
     streams: tuple[Stream, ...] = ()
-    """Of an experiment with events: who calls whom all the while; `load` then gives warm-up and window alone."""
+    """Of an experiment with events: who calls whom all the while; `load` then gives warm-up and least window
+    alone."""
     drain_s: float = 5.0
     """Of an experiment with events: how long proxies that are told to end wait for what is open (facts/hbone 1.9)."""
 
