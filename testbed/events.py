@@ -235,6 +235,7 @@ def _restart_workloads(
         process.signal(signal.SIGTERM)
     for process in processes:
         _ended(process)
+    _leave(deployment, names if any(p not in stopped for p in started) else ())
     known = [p for p in started if p.name in deployment.spawns and p in stopped]
     for proxy in stopped:
         if proxy not in known:
@@ -245,6 +246,13 @@ def _restart_workloads(
     begin(deployment, [p for p in started if p not in known], stack=deployment.stack)
     between()
     _start_apps(deployment, names)
+
+
+def _leave(deployment: Deployment, names: Sequence[str]) -> None:
+    """A pod that ends leaves its node's agent, which listens in it where a sidecar is to."""
+    for agent in deployment.agents:
+        for pod in [pod for pod in agent.pods if pod.name in names]:
+            agent.remove(pod.uid)
 
 
 # -- changes -----------------------------------------------------------------------------------------------------------
@@ -283,7 +291,8 @@ def become(deployment: Deployment, after: Placement, *, began_s: float) -> Done:
             if capture_.workload not in still:
                 nftables.apply(lab.netns(capture_.workload), nftables.removal(nftables.CAPTURE_TABLE))
         for name, workload in what.left:
-            _agent(deployment, name).remove(workload)
+            if workload not in what.restarted:
+                _agent(deployment, name).remove(workload)
         for proxy in left:
             deployment.proxies[proxy.name].signal(signal.SIGTERM)
         for proxy in left:

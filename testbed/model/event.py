@@ -44,7 +44,8 @@ class Event:
     kind: Kind
     on: str = ""
     """`proxy:<workload>` (whoever takes its traffic: sidecar, node agent, node proxy), `waypoint:<service>`,
-    `l7:<service>` (the waypoint if there is one, else as `proxy:` if that reads HTTP), `app:<workload>`; nothing for a change."""
+    `l7:<service>` (the waypoint if there is one, else as `proxy:` if that reads HTTP), `app:<workload>`; nothing for a
+    change."""
     at_s: float = 1.0
     """After the window's start."""
     for_s: float = 0.5
