@@ -5,6 +5,7 @@ A row an event, a column a plane; then each stream by itself. Figures are median
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,16 +32,22 @@ def table_of(info: Mapping[str, Any], measurements: Sequence[Measurement], findi
     blocks = [_events(found, planes, cells), *(_streams(found, planes, cell) for cell in cells)]
     blocks.append(_trials(measurements, planes, cells, notes))
     whole = build(summarise(measurements, order=planes), findings)
-    for block in whole.blocks:
-        if block.title.startswith("Boundaries"):
-            blocks.append(_renumbered(block, len(notes)))
-            notes += whole.notes
+    blocks += [_told(block, whole.notes, notes) for block in whole.blocks if block.title.startswith("Boundaries")]
     return Table(blocks=tuple(b for b in blocks if b.rows), notes=tuple(notes))
 
 
-def _renumbered(block: Block, by: int) -> Block:
-    rows = tuple(tuple(replace(entry, note=entry.note and entry.note + by) for entry in row) for row in block.rows)
-    return replace(block, rows=rows)
+def _told(block: Block, theirs: Sequence[str], notes: list[str]) -> Block:
+    """Rows with something in them, their footnotes among ours."""
+
+    def ours(entry: Entry) -> Entry:
+        if entry.note is None:
+            return entry
+        if theirs[entry.note - 1] not in notes:
+            notes.append(theirs[entry.note - 1])
+        return replace(entry, note=notes.index(theirs[entry.note - 1]) + 1)
+
+    told = [row for row in block.rows if any(entry.lines != ("–",) for entry in row[1:])]
+    return replace(block, rows=tuple(tuple(ours(entry) for entry in row) for row in told))
 
 
 def _events(found: Seen, planes: Sequence[str], cells: Sequence[str]) -> Block:
@@ -89,11 +96,12 @@ def _stream(found: Seen, plane: str, cell: str, name: str) -> Entry:
         return NOTHING
     asked = found.get(plane, cell, name, "requests_since")
     before = found.most(plane, cell, [name], "failed_before")
-    lines = [f"failed {spread(failed)} of {spread(asked)}"]
+    of = f"of {statistics.median(asked):.0f}"
+    lines = [f"failed {spread(failed)} {of}"]
     meant = any(found.get(plane, cell, name, "meant_to_fail"))
     if meant:
         first, last = (found.get(plane, cell, name, metric) for metric in ("first_failure", "last_success"))
-        lines = [f"refused {spread(failed)} of {spread(asked)}, {before:.0f} before"]
+        lines = [f"refused {spread(failed)} {of}, {before:.0f} before"]
         if any(failed):
             served = f"last served {spread(last, '{:.2f}')} s" if last else "none served"
             lines.append(f"first refused {spread(first, '{:.2f}')} s, {served} after it")
@@ -101,7 +109,9 @@ def _stream(found: Seen, plane: str, cell: str, name: str) -> Entry:
         recovered = found.get(plane, cell, name, "recovery")
         lacking = found.count(plane, cell) - len(recovered)
         gap = spread(found.get(plane, cell, name, "longest_gap"), "{:.2f}")
-        lines.append(f"gap {gap} s, recovered {spread(recovered, '{:.2f}')} s")
+        lines.append(f"gap {gap} s")
+        if recovered:
+            lines.append(f"recovered after {statistics.median(recovered):.2f} s")
         if lacking:
             lines.append(f"not recovered in {lacking} rounds")
     if held := found.get(plane, cell, name, "connections_held"):

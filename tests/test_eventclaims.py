@@ -77,13 +77,15 @@ def test_too_few_rounds_decide_nothing_and_none_are_no_evidence() -> None:
 
 
 def test_an_upgrade_without_a_restart_that_loses_less_confirms() -> None:
-    """With a restart it refutes; losing as much decides nothing."""
+    """With a restart it refutes; losing as much, or more of another kind, decides nothing."""
     sidecar = rounds("sidecar", UPGRADE, SHORT[:1], broken=3, restarted=1)
 
     assert verdict("upgrade-restarts-pods", sidecar + rounds("ambient", UPGRADE)) is Verdict.CONFIRMED
     assert verdict("upgrade-restarts-pods", sidecar + rounds("ambient", UPGRADE, restarted=1)) is Verdict.REFUTED
     as_much = sidecar + rounds("ambient", UPGRADE, SHORT[:1])
     assert verdict("upgrade-restarts-pods", as_much) is Verdict.UNDECIDED
+    breaks_more = rounds("sidecar", UPGRADE, SHORT[:1], restarted=1) + rounds("ambient", UPGRADE, broken=2)
+    assert verdict("upgrade-restarts-pods", breaks_more) is Verdict.UNDECIDED
 
 
 def test_a_crash_is_contained_when_it_takes_only_what_the_waypoint_serves() -> None:
@@ -167,7 +169,7 @@ def test_the_table_says_who_was_hit_and_what_was_left_out() -> None:
     assert event[1].lines == ("–",)
     assert event[2].lines[0] == "hit: client → server; client → ledger"
     streams = {row[0].lines[0]: row[1].lines for row in by_title[KILL].rows}
-    assert streams[SHORT[0]] == ("failed 5 of 40", "gap 1.20 s, recovered 1.00 s")
+    assert streams[SHORT[0]] == ("failed 5 of 40", "gap 1.20 s", "recovered after 1.00 s")
     assert streams[HELD] == ("failed 0 of 40", "3 held: 2 broken, 0 moved")
     (left,) = by_title["Trials that count"].rows
     assert left[2].lines == ("3 of 4",) and made.notes[left[2].note - 1].endswith("left out: late")
