@@ -20,7 +20,7 @@ def test(c, only="", fast=False):
 
 @task(
     help={
-        "rounds": "rounds of all planes (5)",
+        "rounds": "rounds of all planes (6)",
         "plane": PLANE,
         "runtime": RUNTIME,
         "link": LINK,
@@ -108,6 +108,20 @@ def lab_exec(c, workload, name=""):
 def lab_shell(c, workload, name=""):
     """A shell in a workload's namespace."""
     cli.exit_with(cli.lab_exec, workload, [cli.shell()], name=name)
+
+
+@task(
+    help={
+        "topology": "what the lab was brought up from",
+        "client": "workload that sends",
+        "service": "service that is called, or service:port",
+        "name": "name of the lab (the topology's)",
+        "json": JSON,
+    }
+)
+def lab_prove(c, topology, client, service, name="", json=False):
+    """Canary requests under capture, judged by packets: whether a live lab's plane does what it claims."""
+    cli.exit_with(cli.lab_prove, topology, client, service, name=name, as_json_text=json)
 
 
 @task(help={"topology": "name of a shipped topology, or a file", "json": JSON})

@@ -7,7 +7,7 @@ connection; and a closed loop, which sends as fast as it is answered and hides w
 from dataclasses import replace
 
 from experiments.forms import full, quick
-from testbed.model.experiment import Cell, Load
+from testbed.model.experiment import Axis, Cell, Load
 
 LOAD = Load(kind="open", rate_rps=200, arrival="uniform", connections=8, warmup_s=0.8, window_s=2.5, response_bytes=256)
 
@@ -22,6 +22,7 @@ EXPERIMENT = quick(
         Cell(name="synchronised", load=replace(LOAD, arrival="synchronised")),
         Cell(name="closed loop", load=replace(LOAD, kind="closed", connections=1)),
     ),
+    axis=Axis(name="arrival"),
 )
 
 FULL = full(EXPERIMENT)

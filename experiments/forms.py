@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from testbed.model.experiment import Cell, Experiment, Load
+from testbed.model.experiment import Axis, Cell, Experiment, Load
 
 ROUNDS = 40
 WINDOW_S = 10.0
 
 
-def quick(name: str, question: str, *, load: Load, cells: tuple[Cell, ...], claims: tuple[str, ...] = ()) -> Experiment:
+def quick(
+    name: str, question: str, *, load: Load, cells: tuple[Cell, ...], axis: Axis, claims: tuple[str, ...] = ()
+) -> Experiment:
     """One client and one server in two zones, under every plane that the axis may tell apart; six rounds, for a claim
     takes as many."""
     return Experiment(
         name=name, question=question, topology="two-zones", planes=("none", "sidecar", "ambient-l4", "ambient"),
         client="client", target="server", load=load, rounds=6, claims=claims, cells=cells,
+        axis=axis,
     )  # fmt: skip
 
 

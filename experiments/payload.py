@@ -6,7 +6,7 @@ planes have the same.
 """
 
 from experiments.forms import full, quick
-from testbed.model.experiment import Cell, Load
+from testbed.model.experiment import Axis, Cell, Load
 
 MOST_BYTES_PER_S = 20_000_000
 SIZES = {"64 B": 64, "1 KiB": 1024, "16 KiB": 16 * 1024, "128 KiB": 128 * 1024, "1 MB": 10**6, "10 MB": 10**7}
@@ -26,7 +26,8 @@ EXPERIMENT = quick(
     "payload",
     "How does what a plane adds depend on the size of the answer?",
     load=_load(1024),
-    cells=tuple(Cell(name=name, load=_load(size)) for name, size in SIZES.items()),
+    cells=tuple(Cell(name=name, load=_load(size), at=size) for name, size in SIZES.items()),
+    axis=Axis(name="size of the answer", unit="B", logarithmic=True),
 )
 
 FULL = full(EXPERIMENT)

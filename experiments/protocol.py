@@ -7,7 +7,7 @@ echo of as many bytes), so its applications differ; within a cell all planes hav
 from dataclasses import replace
 
 from experiments.forms import full, quick
-from testbed.model.experiment import Cell, Load
+from testbed.model.experiment import Axis, Cell, Load
 
 LOAD = Load(
     kind="open", rate_rps=150, arrival="poisson", connections=8, warmup_s=0.8, window_s=2.5, request_bytes=256,
@@ -24,6 +24,7 @@ EXPERIMENT = quick(
         Cell(name="HTTP/2", load=replace(LOAD, protocol="http2")),
         Cell(name="gRPC", load=replace(LOAD, protocol="grpc")),
     ),
+    axis=Axis(name="protocol"),
 )
 
 FULL = full(EXPERIMENT)

@@ -11,7 +11,7 @@ from planes.envoy import place as envoy
 from planes.hybrid import place as mixed
 from planes.sidecar.place import sidecars
 from planes.waypoint import place as waypoint
-from planes.ztunnel.place import ambient_workloads, ztunnels
+from planes.ztunnel.place import ambient_workloads, with_own_metrics, ztunnels
 from planes.ztunnel.place import mesh_view as _mesh_view
 from testbed.errors import UsageError
 from testbed.model.placement import Placement
@@ -40,18 +40,26 @@ def _place_none(topology: Topology) -> Placement:
     return Placement(plane="none", claims=claims(topology, {}))
 
 
-def _place_ambient_l4(topology: Topology) -> Placement:
+def _place_ambient_l4(topology: Topology, *, metrics: str = "node") -> Placement:
     captured = ambient_workloads(topology)
     proxies = ztunnels(topology, captured=captured, view=_mesh_view(topology, captured=captured))
     return (
         Placement(plane="ambient-l4")
-        + proxies
+        + _metrics("ambient-l4", topology, metrics, proxies)
         + Placement(plane="ambient-l4", claims=claims(topology, of_kind(AMBIENT, captured)))
     )
 
 
-def _place_ambient(topology: Topology, **options: str) -> Placement:
-    return _ambient("ambient", topology, ztunnels, lambda placed: placed, **options)
+def _metrics(plane: str, topology: Topology, where: str, placed: Placement) -> Placement:
+    """Of the ztunnels: on their `node` for the testbed alone, or by `hbone` for the mesh's workloads as well."""
+    if where not in ("node", "hbone"):
+        raise UsageError(f"plane {plane}: metrics cannot be {where!r}; they are at node or hbone")
+    return with_own_metrics(topology, placed) if where == "hbone" else placed
+
+
+def _place_ambient(topology: Topology, *, metrics: str = "node", **options: str) -> Placement:
+    placed = _ambient("ambient", topology, ztunnels, lambda placed: placed, **options)
+    return _metrics("ambient", topology, metrics, placed)
 
 
 def _ambient(
@@ -107,11 +115,16 @@ WAYPOINT_OPTIONS = ("waypoint_node", "waypoints")
 """A node for all waypoints instead of those they name; what the mesh knows of them (`planes.waypoint.place.State`)."""
 
 none = CataloguedPlane("none", _place_none)
-ambient = CataloguedPlane("ambient", _place_ambient, WAYPOINT_OPTIONS)
+ambient = CataloguedPlane("ambient", _place_ambient, ("metrics", *WAYPOINT_OPTIONS))
 sidecar = CataloguedPlane("sidecar", _place_sidecar)
-ambient_l4 = CataloguedPlane("ambient-l4", _place_ambient_l4)
+ambient_l4 = CataloguedPlane("ambient-l4", _place_ambient_l4, ("metrics",))
 envoy_ambient_l4 = CataloguedPlane("envoy-ambient-l4", _place_envoy_ambient_l4)
 envoy_ambient = CataloguedPlane("envoy-ambient", _place_envoy_ambient, WAYPOINT_OPTIONS)
 envoy_sidecar = CataloguedPlane("envoy-sidecar", _place_envoy_sidecar)
 hybrid = CataloguedPlane("hybrid", mixed.place, ("listens_hbone", *WAYPOINT_OPTIONS))
 hybrid_hbone = CataloguedPlane("hybrid-hbone", partial(mixed.place, listens_hbone="yes"), WAYPOINT_OPTIONS)
+_envoys = partial(mixed.place, name="envoy-hybrid", ztunnels=envoy.ztunnels, as_made=envoy.instead)
+envoy_hybrid = CataloguedPlane("envoy-hybrid", _envoys, ("listens_hbone", *WAYPOINT_OPTIONS))
+envoy_hybrid_hbone = CataloguedPlane(
+    "envoy-hybrid-hbone", partial(_envoys, listens_hbone="yes"), WAYPOINT_OPTIONS
+)

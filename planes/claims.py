@@ -31,7 +31,9 @@ class Wire(StrEnum):
 
 
 ALPN = {"http": ("istio-http/1.1", "istio", "http/1.1"), "tcp": ("istio",)}
-"""What a sidecar offers by the port's protocol; others depend on the request."""
+"""What a sidecar offers by the port's protocol, requests by HTTP/1.1; others depend on the request."""
+ALPN_HTTP2 = {"http": ("istio-h2", "istio", "h2")}
+"""The same for requests by HTTP/2."""
 
 
 class PlacedWaypoint(Protocol):
@@ -114,7 +116,9 @@ def _leg(
     if how is Wire.HBONE:
         return replace(claim, hbone=True, authority=f"{endpoint.address}:{port.target_port}")
     sni = None if _routed(topology, service) else f"outbound_.{port.port}_._.{service.hostname}"
-    return replace(claim, alpn=ALPN.get(port.protocol, ()), sni=sni)
+    return replace(
+        claim, alpn=ALPN.get(port.protocol, ()), alpn_http2=ALPN_HTTP2.get(port.protocol, ()), sni=sni
+    )
 
 
 def _routed(topology: Topology, service: Service) -> bool:

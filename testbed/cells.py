@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from testbed import effects, eventtable, parity
+from testbed import axistable, effects, eventtable, parity
+from testbed.axis import Sweep
+from testbed.fidelitytable import with_fidelity
 from testbed.model.experiment import Finding, Measurement
 from testbed.stopping import StopRule
 from testbed.table import AA, BASE, Block, Summary, Table, build, digits, summarise
 from testbed.table import Cell as Entry
-
-COSTS = (("CPU of the proxies, ms per 1,000 requests", "cpu_per_1000_requests"),)
 
 
 def of(measurements: Sequence[Measurement], cell: str) -> list[Measurement]:
@@ -29,9 +29,14 @@ def names(info: Mapping[str, Any]) -> list[str]:
 
 
 def table_of(info: Mapping[str, Any], measurements: Sequence[Measurement], findings: Sequence[Finding]) -> Table:
-    """The table of any run: with an axis a block a metric and what was left out, without one what `table` builds."""
+    """The table of any run: with an axis a block a metric and what was left out, without one what `table` builds; then
+    what the trials' certificates say."""
     if info["plan"]["experiment"].get("streams"):
         return eventtable.table_of(info, measurements, findings)
+    return with_fidelity(_figures(info, measurements, findings), measurements, info["plan"]["experiment"]["planes"])
+
+
+def _figures(info: Mapping[str, Any], measurements: Sequence[Measurement], findings: Sequence[Finding]) -> Table:
     order = info["plan"]["experiment"]["planes"]
     rule = info.get("stop_rule")
     cells = names(info)
@@ -43,8 +48,14 @@ def table_of(info: Mapping[str, Any], measurements: Sequence[Measurement], findi
     notes: list[str] = []
     stop = StopRule(**rule) if rule else None
     confidence = stop.confidence if stop else 0.95
-    blocks = [_latency(metric, summaries, planes, confidence, notes) for metric in ("latency_p50", "latency_p99")]
-    blocks += [_cost(title, metric, summaries, planes) for title, metric in COSTS]
+    sweep = Sweep(info, measurements)
+    metrics = sweep.axis.get("metrics") or ("latency_p50", "latency_p99", "cpu_per_1000_requests")
+    blocks = axistable.derived(sweep)
+    for metric in metrics:
+        if metric.startswith("latency_") and BASE in planes:
+            blocks.append(_latency(metric, summaries, planes, confidence, notes))
+        else:
+            blocks.append(axistable.values(sweep, metric))
     blocks.append(_trials(summaries, planes, notes))
     whole = build(summarise(of(measurements, cells[0]), order=order), findings)
     blocks += [_moved(block, whole.notes, notes) for block in whole.blocks if block.title.startswith("Boundaries")]
@@ -92,14 +103,6 @@ def _latency(
     short = metric.removeprefix("latency_")
     title = f"{short} by cell, and its ratio to {BASE} (A/A pair pooled) [95 %]"
     return Block(title=title, head=("", *planes), rows=tuple(rows), numeric=False)
-
-
-def _cost(title: str, metric: str, summaries: Mapping[str, Summary], planes: Sequence[str]) -> Block:
-    rows = []
-    for cell, summary in summaries.items():
-        values = [summary.median(plane, metric, None) for plane in planes]
-        rows.append((Entry(lines=(cell,)), *(Entry(lines=("–" if v is None else digits(v),)) for v in values)))
-    return Block(title=title, head=("", *planes), rows=tuple(rows))
 
 
 def _trials(summaries: Mapping[str, Summary], planes: Sequence[str], notes: list[str]) -> Block:

@@ -10,12 +10,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib import import_module
 
-from testbed import table
+from testbed import stats, table
 from testbed.claimlist import CLAIMS, Claim, said_by
 from testbed.errors import UsageError
-from testbed.model.experiment import Finding, Measurement, Result
+from testbed.model.experiment import Finding, Result
 
 
 class Verdict(StrEnum):
@@ -38,23 +37,12 @@ class Judged:
 Judge = Callable[[Claim, table.Summary, Sequence[Finding]], Judged]
 
 
-def judge(
-    ids: Sequence[str],
-    summary: table.Summary,
-    findings: Sequence[Finding],
-    measurements: Sequence[Measurement] = (),
-) -> list[Judged]:
-    """One verdict for each claim that an experiment names; `measurements` are those of all cells.
-
-    Raises UsageError for one that is not in the list.
-    """
+def judge(ids: Sequence[str], summary: table.Summary, findings: Sequence[Finding]) -> list[Judged]:
+    """One verdict for each claim that an experiment names. Raises UsageError for one that is not in the list."""
     judged = []
     for id_ in ids:
         if id_ not in CLAIMS:
             raise UsageError(f"no claim is called {id_!r}; known: {', '.join(CLAIMS)}")
-        if id_ in OF_EVENTS:
-            judged.append(import_module(OF_EVENTS[id_]).JUDGES[id_](CLAIMS[id_], measurements, findings))
-            continue
         judged.append(JUDGES.get(id_, _not_yet)(CLAIMS[id_], summary, findings))
     return judged
 
@@ -65,18 +53,17 @@ def with_claims(
     summary: table.Summary,
     findings: Sequence[Finding],
     implementations: Mapping[str, Mapping[str, str]],
-    measurements: Sequence[Measurement] = (),
+    judged: Sequence[Judged] | None = None,
 ) -> table.Table:
-    """The table with one more block, a row a claim."""
+    """The table with one more block, a row a claim. `judged` is by other judges (`axisclaims`)."""
     if not ids:
         return built
     rows = []
-    judged = judge([id_ for id_ in ids if id_ in CLAIMS], summary, findings, measurements)
+    judged = judge([id_ for id_ in ids if id_ in CLAIMS], summary, findings) if judged is None else judged
     who = said_by(source for one in judged for source in one.claim.sources)
     tones = {Verdict.REFUTED: "bad", Verdict.NO_EVIDENCE: "weak", Verdict.UNDECIDED: "weak"}
     for one in judged:
-        made = implementations.get(one.plane, {})
-        on = " ".join(filter(None, (one.plane, made.get("implementation", ""), made.get("version", "")))) or "–"
+        on = made_of(one, implementations) or "–"
         texts = (one.claim.id, f"{one.claim.text} ({', '.join(one.claim.sources)})", one.measured, on)
         cells = [table.Cell(lines=(text,)) for text in texts]
         cells[1] = table.Cell(lines=(texts[1],), note=len(built.notes) + 1)
@@ -85,6 +72,12 @@ def with_claims(
     head = ("claim", "what was said (by whom)", "what was seen", "on", "verdict")
     block = table.Block(title="Claims that this experiment speaks to", head=head, rows=tuple(rows), numeric=False)
     return table.Table(blocks=(*built.blocks, block), notes=(*built.notes, *filter(None, [who])))
+
+
+def made_of(one: Judged, implementations: Mapping[str, Mapping[str, str]]) -> str:
+    """The plane and what ran under that name; `implementations` is `planes` of run.json."""
+    made = implementations.get(one.plane, {})
+    return " ".join(filter(None, (one.plane, made.get("implementation", ""), made.get("version", ""))))
 
 
 def _not_yet(claim: Claim, _summary: table.Summary, _findings: Sequence[Finding]) -> Judged:
@@ -146,26 +139,24 @@ def _frames(claim: Claim, summary: table.Summary, findings: Sequence[Finding]) -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """One metric, ambient with a waypoint minus sidecar, paired by round."""
+    """One metric, ambient with a waypoint beside sidecar, paired by round."""
 
     name: str
     unit: str
-    added: table.Added
-    share: float | None
-    """Of the sidecar's value."""
+    added: float
+    """Difference in `unit`: trimmed mean over rounds."""
+    effect: stats.Effect
+    """The ratio, and what the A/A pair of the same rounds shows by chance."""
 
     @property
     def sign(self) -> int:
-        """-1: less for certain, 1: more for certain, 0: the interval covers both."""
-        low, high = self.added.low, self.added.high
-        return 0 if low is None or high is None else -1 if high < 0 else 1 if low > 0 else 0
+        """-1: less, 1: more, each as far as one may claim it; 0: nothing may be claimed (`effect.why_not`)."""
+        return 0 if not self.effect.claimed else 1 if self.effect.ratio.estimate > 1 else -1
 
     @property
     def text(self) -> str:
-        low, high = self.added.low, self.added.high
-        span = "[–]" if low is None or high is None else f"[{table.signed(low)}, {table.signed(high)}]"
-        relative = "" if self.share is None else f" ({self.share:+.0%})".replace("-", "−")
-        return f"{self.name} {table.signed(self.added.value)} {span} {self.unit}{relative}"
+        open_ = f" ({self.effect.why_not})" if self.effect.why_not else ""
+        return f"{self.name} {table.signed(self.added)} {self.unit}, {self.effect.text}{open_}"
 
 
 _METRICS = (
@@ -175,28 +166,30 @@ _METRICS = (
     ("CPU", "cpu_per_1000_requests", "ms/1,000", None),
     ("memory", "memory_pss", "MiB", None),
 )
+APPLICATION = "app"
+"""The A/A pair has no proxies; how well CPU and memory are told apart is seen from its application's."""
 
 
 def compare(summary: table.Summary, names: Sequence[str]) -> list[Compared]:
     """Of the planes `ambient` and `sidecar`; what was not measured under both is not in it."""
     found = []
     for name, metric, unit, component in _METRICS:
-        added = summary.added("ambient", metric, component, base="sidecar") if name in names else None
-        if added is not None:
-            base = summary.median("sidecar", metric, component)
-            share = added.value / base if base else None
-            found.append(Compared(name=name, unit=unit, added=added, share=share))
+        if name not in names:
+            continue
+        mine, theirs = (summary.rounds(plane, metric, component) for plane in ("ambient", "sidecar"))
+        pair = (summary.rounds(plane, metric, component or APPLICATION) for plane in (table.BASE, table.AA))
+        effect = stats.effect(mine, *pair, against=theirs)
+        if effect is not None:
+            added = stats.trimmed_mean(stats.paired_differences(mine, theirs))
+            found.append(Compared(name=name, unit=unit, added=added, effect=effect))
     return found
 
 
-def _unmeasured(claim: Claim, summary: table.Summary, wanted: Sequence[str], got: Sequence[Compared]) -> Judged | None:
+def _unmeasured(claim: Claim, wanted: Sequence[str], got: Sequence[Compared]) -> Judged | None:
     missing = [name for name in wanted if name not in {c.name for c in got}]
     if missing:
         told = f"takes {', '.join(missing)} of ambient and sidecar from the same rounds; this run has not got them"
         return Judged(claim=claim, verdict=Verdict.NO_EVIDENCE, measured=told)
-    if all(c.added.low is None for c in got):
-        told = f"an interval takes {table.MIN_ROUNDS} rounds with both planes; ambient − sidecar: " + _listed(got)
-        return Judged(claim=claim, verdict=Verdict.UNDECIDED, measured=told, plane="ambient")
     return None
 
 
@@ -208,13 +201,13 @@ def _two_l4_one_l7(claim: Claim, summary: table.Summary, _findings: Sequence[Fin
     """Cost less, in latency and in CPU: all of it must be less; refuted where some is more and none less."""
     names = ("p50", "p99", "CPU")
     compared = compare(summary, names)
-    if (judged := _unmeasured(claim, summary, names, compared)) is not None:
+    if (judged := _unmeasured(claim, names, compared)) is not None:
         return judged
     signs = {c.sign for c in compared}
     verdict = (
         Verdict.CONFIRMED if signs == {-1} else Verdict.REFUTED if 1 in signs and -1 not in signs else Verdict.UNDECIDED
     )
-    measured = f"ambient with a waypoint minus sidecar, co-located: {_listed(compared)}"
+    measured = f"ambient with a waypoint beside sidecar, co-located: {_listed(compared)}"
     return Judged(claim=claim, verdict=verdict, measured=measured, plane="ambient")
 
 
@@ -225,7 +218,7 @@ def _ambient_slower(claim: Claim, summary: table.Summary, _findings: Sequence[Fi
     """Worse by nearly every metric: by four of five. Refuted once more than one of five is not worse for certain."""
     names = tuple(name for name, *_ in _METRICS)
     compared = compare(summary, names)
-    if (judged := _unmeasured(claim, summary, names, compared)) is not None:
+    if (judged := _unmeasured(claim, names, compared)) is not None:
         return judged
     worse = sum(c.sign == 1 for c in compared)
     better = sum(c.sign == -1 for c in compared)
@@ -237,7 +230,7 @@ def _ambient_slower(claim: Claim, summary: table.Summary, _findings: Sequence[Fi
         if len(compared) - better < needed
         else Verdict.UNDECIDED
     )
-    told = f"worse in {worse}, better in {better} of {len(compared)} for certain; ambient − sidecar: "
+    told = f"worse in {worse}, better in {better} of {len(compared)} as far as may be claimed; ambient beside sidecar: "
     return Judged(claim=claim, verdict=verdict, measured=told + _listed(compared), plane="ambient")
 
 
@@ -254,12 +247,3 @@ JUDGES: dict[str, Judge] = {
     ),
     "hbone-carries-metadata": _frames,
 }
-
-OF_EVENTS = dict.fromkeys(
-    (
-        "gradual", "interop", "join-without-restart", "plugin-crash-contained", "shared-l4-shared-fate",
-        "upgrade-restarts-pods",
-    ),
-    "testbed.eventclaims",
-)  # fmt: skip
-"""Where the judges are that look at all cells of an experiment with events."""

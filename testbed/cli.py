@@ -18,6 +18,8 @@ from testbed import interrupts, rights
 from testbed.errors import OF_THE_MACHINE, MachineError, TestbedError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
+TEST_PROCESSES = 4
+"""More make the machine so busy that waits run out, and the engine's tests, a third of all, stay with one."""
 
 
 def exit_with(verb: Callable[..., int | None], *args: object, **options: object) -> None:
@@ -55,8 +57,10 @@ def say(line: str) -> None:
 
 
 def test(only: str = "", fast: bool = False) -> int:
-    """pytest over `tests/`; its own summary counts and names what was skipped."""
+    """pytest over `tests/`, on up to TEST_PROCESSES cores; its own summary counts and names what was skipped."""
     argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    if not only:  # what is picked is mostly little, and begins at once
+        argv += ["--dist", "loadgroup", "-n", str(min(TEST_PROCESSES, os.cpu_count() or 1))]
     if fast:
         argv += ["-m", "not root and not docker and not envoy and not qemu"]
     if only:
@@ -296,6 +300,12 @@ def lab_exec(workload: str, words: list[str], name: str = "") -> int:
     if not words:
         raise UsageError("nothing to run; write it behind --: ./inv lab.exec client -- curl http://10.96.0.10:8080/")
     return labs.execute(name, workload, words)
+
+
+def lab_prove(topology: str, client: str, service: str, name: str = "", as_json_text: bool = False) -> int:
+    from testbed import labs, liveproof
+
+    return liveproof.prove(labs.topology_of(topology), client, service, name=name, json_text=as_json_text)
 
 
 def lab_graph(topology: str, as_json_text: bool = False) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from testbed.encoded import as_json
@@ -27,6 +28,54 @@ def differences(was: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
         if was[key] != wanted[key] and wanted[key] != ANY:
             found.append(f"{key}: {_shown(was[key])} → {_shown(wanted[key])}")
     return found + _below("", was["topology"], wanted["topology"])
+
+
+IMPAIRMENTS = ("a_to_b", "b_to_a")
+OF_THE_PLANE = {
+    "workloads": ("namespace", "service_account", "plane", "labels", "waypoint"),
+    "services": ("waypoint", "traffic_distribution"),
+}
+"""Fields of a topology that only proxies are told of, besides policies, the trust domain and the protocols of ports."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What has to be done to a lab that is up, so that it is what is asked for now."""
+
+    rest: tuple[str, ...]
+    """Differences that only a new lab can have, one line each; empty: it can be changed as it is."""
+    links: tuple[str, ...]
+    """Names of links whose impairments are others."""
+    plane: bool
+    """Whether proxies are to be replaced: another plane, or other things that proxies are told."""
+
+
+def change(was: Mapping[str, Any], wanted: Mapping[str, Any]) -> Change:
+    old, new = ({k["a"] + "--" + k["b"]: k for k in made["topology"]["links"]} for made in (was, wanted))
+    links = [
+        name for name in old if name in new and any(old[name][side] != new[name][side] for side in IMPAIRMENTS)
+    ]  # fmt: skip
+    options = differences(was, {**wanted, "topology": was["topology"]})
+    for_proxies = [line for line in options if line.startswith(("plane: ", "keylog: "))]
+    rest = [line for line in options if line not in for_proxies]
+    rest += _below("", _structure(was["topology"]), _structure(wanted["topology"]))
+    of_plane = _without_impairments(was["topology"]) != _without_impairments(wanted["topology"])
+    return Change(rest=tuple(rest), links=tuple(links), plane=bool(for_proxies) or of_plane)
+
+
+def _without_impairments(topology: Mapping[str, Any]) -> dict[str, Any]:
+    links = [{key: value for key, value in link.items() if key not in IMPAIRMENTS} for link in topology["links"]]
+    return {**topology, "links": links}
+
+
+def _structure(topology: Mapping[str, Any]) -> dict[str, Any]:
+    """What namespaces, addresses, routes and applications are made of."""
+    made = {**_without_impairments(topology), "policies": [], "trust_domain": ""}
+    for part, fields in OF_THE_PLANE.items():
+        made[part] = [{key: value for key, value in one.items() if key not in fields} for one in made[part]]
+    for service in made["services"]:
+        service["ports"] = [{**port, "protocol": ""} for port in service["ports"]]
+    return made
 
 
 def told(lines: Sequence[str]) -> str:

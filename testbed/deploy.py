@@ -65,16 +65,19 @@ class Deployment:
     agents: list[NodeAgent] = field(default_factory=list)
     renewer: Process | None = None
     """Renews the certificates for as long as the lab lives; None: they end with their first life."""
+    renewal_job: int | None = None
+    """Descriptor of the memory in which the renewer looks up whose certificates to write."""
+    given: dict[str, list[Identity]] = field(default_factory=dict)
+    """Identities by the name of the proxy that has their keys now."""
+    uids: dict[str, int] = field(default_factory=dict)
+    """User ids by the name of the proxy."""
+    keylog: bool = False
     issued_at: float = 0.0
     leaf_lifetime_s: float = LEAF_LIFETIME_S
     spawns: dict[str, Spawn] = field(default_factory=dict)
     """As which each proxy was started, to be started again."""
     stack: ExitStack = field(default_factory=ExitStack)
     """Ends with the deployment."""
-
-    @property
-    def uids(self) -> dict[str, int]:
-        return {name: spawn.uid for name, spawn in self.spawns.items()}
 
     def folder(self, proxy: str) -> Path:
         return self.lab.folder / "proxies" / proxy
@@ -125,9 +128,11 @@ def start(
     keylog: bool = False,
     leaf_lifetime_s: float = LEAF_LIFETIME_S,
     renewed: bool = False,
+    replacing: bool = False,
     progress: Progress = lambda _line: None,
     stack: ExitStack,
 ) -> Deployment:
+    """As `deploy`, with what must be closed on `stack`. `replacing`: rules of another plane may be there yet."""
     now = time.time()
     deployment = Deployment(
         lab=lab,
@@ -135,30 +140,31 @@ def start(
         authority=CertificateAuthority(now=now, trust_domain=lab.topology.trust_domain),
         issued_at=now,
         leaf_lifetime_s=leaf_lifetime_s,
+        keylog=keylog,
         stack=stack,
     )
     if placement.proxies:
         progress(f"plane {placement.plane}: {len(placement.proxies)} proxies")
-    begin(deployment, placement.proxies, keylog=keylog, stack=stack)
-    uids = deployment.uids
+    begin(deployment, placement.proxies)
     if renewed and any(proxy.identities for proxy in placement.proxies):
-        deployment.renewer = _start_renewing(deployment, uids)
-    for sandbox, batch in capture_batches(lab.topology, placement, uids):
-        nftables.apply(lab.netns(sandbox), batch.for_new_namespace())
+        deployment.renewer = _start_renewing(deployment, stack)
+    for sandbox, batch in capture_batches(lab.topology, placement, deployment.uids):
+        nftables.apply(lab.netns(sandbox), batch if replacing else batch.for_new_namespace())
     return deployment
 
 
-def begin(deployment: Deployment, proxies: Sequence[Proxy], *, keylog: bool = False, stack: ExitStack) -> None:
+def begin(deployment: Deployment, proxies: Sequence[Proxy]) -> None:
     """Starts these beside those that run, each with a user id that no other has had; returns once they are ready."""
     lab, first_uid = deployment.lab, max(deployment.uids.values(), default=PROXY_UID - 1) + 1
-    spawns = [
-        prepare(deployment, proxy, uid=first_uid + number, keylog=keylog) for number, proxy in enumerate(proxies)
-    ]
+    deployment.uids |= {proxy.name: first_uid + number for number, proxy in enumerate(proxies)}
+    spawns = [_prepare(deployment, proxy) for proxy in proxies]
     for proxy, spawn in zip(proxies, spawns, strict=True):
         if proxy.enters:
-            agent = NodeAgent(spawn.folder / "ztunnel.sock", pods(lab, proxy), owner=owner_for(spawn.uid))
+            agent = NodeAgent(
+                spawn.folder / "ztunnel.sock", [pod(lab, name) for name in proxy.enters], owner=owner_for(spawn.uid)
+            )
             agent.start()
-            stack.callback(agent.close)
+            deployment.stack.callback(agent.close)
             deployment.agents.append(agent)
     for proxy, spawn, process in zip(proxies, spawns, lab.running.spawn(spawns), strict=True):
         deployment.proxies[proxy.name] = process
@@ -194,54 +200,30 @@ def capture_batches(
         yield node, nftables.node_capture(sources, topology.node(node).address)
 
 
-def pods(lab: Lab, proxy: Proxy) -> list[PodNetns]:
-    found = []
-    for name in proxy.enters:
-        workload = lab.topology.workload(name)
-        found.append(
-            PodNetns(
-                uid=workload.name,
-                name=workload.name,
-                namespace=workload.namespace,
-                service_account=workload.service_account,
-                open_netns=lambda name=name: lab.running.open_netns(name),
-            )
-        )
-    return found
+def pod(lab: Lab, name: str) -> PodNetns:
+    """A workload as the node agent hands it to a ztunnel."""
+    workload = lab.topology.workload(name)
+    return PodNetns(
+        uid=workload.name,
+        name=workload.name,
+        namespace=workload.namespace,
+        service_account=workload.service_account,
+        open_netns=lambda: lab.running.open_netns(name),
+    )
 
 
-def prepare(deployment: Deployment, proxy: Proxy, *, uid: int, keylog: bool) -> Spawn:
-    folder = deployment.folder(proxy.name)
+def _prepare(deployment: Deployment, proxy: Proxy) -> Spawn:
+    folder, uid = deployment.folder(proxy.name), deployment.uids[proxy.name]
     # A folder of an earlier deployment of the same proxy in this lab holds keys of a CA that is gone.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, mode=0o700)
     if (owner := owner_for(uid)) != os.geteuid():
         os.chown(folder, owner, owner)
-    identities = {}
     for identity in proxy.identities:
-        place = folder / IDENTITIES / file_name(identity)
-        leaf = deployment.authority.issue(
-            identity, lifetime_s=deployment.leaf_lifetime_s, now=deployment.issued_at
-        )
-        write_identity(place, leaf, deployment.authority.bundle, uid=owner)
-        relative = place.relative_to(folder)
-        identities[str(identity)] = {
-            "certificate": str(relative / CERTIFICATE_FILE),
-            "key": str(relative / KEY_FILE),
-            "roots": str(relative / ROOTS_FILE),
-        }
-    config = {
-        "name": proxy.name,
-        "role": proxy.role,
-        "node": proxy.node,
-        "view": "view.json",
-        "identities": identities,
-        **({"uds": "ztunnel.sock"} if proxy.enters else {}),
-        **({"keylog": "keys.log"} if keylog else {}),
-        "options": proxy.options,
-    }
+        _issue(deployment, proxy, identity, now=deployment.issued_at)
+    deployment.given[proxy.name] = list(proxy.identities)
     _write_owned(folder / "view.json", json.dumps(proxy.view), owner=owner)
-    _write_owned(folder / "config.json", json.dumps(config, indent=1), owner=owner)
+    write_config(deployment, proxy, owner=owner)
     return Spawn(
         name=proxy.name,
         sandbox=proxy.sandbox,
@@ -253,9 +235,49 @@ def prepare(deployment: Deployment, proxy: Proxy, *, uid: int, keylog: bool) -> 
     )
 
 
-def _start_renewing(deployment: Deployment, uids: Mapping[str, int]) -> Process:
+def _issue(deployment: Deployment, proxy: Proxy, identity: Identity, *, now: float) -> Path:
+    place = deployment.folder(proxy.name) / IDENTITIES / file_name(identity)
+    leaf = deployment.authority.issue(identity, lifetime_s=deployment.leaf_lifetime_s, now=now)
+    write_identity(place, leaf, deployment.authority.bundle, uid=owner_for(deployment.uids[proxy.name]))
+    return place
+
+
+def hand_out(deployment: Deployment, proxy: Proxy, identity: Identity) -> None:
+    """A proxy that runs gets one identity more, which is renewed with the others."""
+    place = _issue(deployment, proxy, identity, now=time.time())
+    deployment.given[proxy.name].append(identity)
+    if deployment.renewer is not None:
+        entrust(place, owner_for(CA_UID), owner_for(deployment.uids[proxy.name]))
+        tell_renewer(deployment)
+    write_config(deployment, proxy)
+
+
+def write_config(deployment: Deployment, proxy: Proxy, *, owner: int | None = None) -> None:
+    """config.json as of now; `owner` is for one that has not been written yet."""
+    places = {identity: f"{IDENTITIES}/{file_name(identity)}" for identity in deployment.given[proxy.name]}
+    config = {
+        "name": proxy.name,
+        "role": proxy.role,
+        "node": proxy.node,
+        "view": "view.json",
+        "identities": {
+            str(identity): {
+                "certificate": f"{place}/{CERTIFICATE_FILE}",
+                "key": f"{place}/{KEY_FILE}",
+                "roots": f"{place}/{ROOTS_FILE}",
+            }
+            for identity, place in places.items()
+        },
+        **({"uds": "ztunnel.sock"} if proxy.enters else {}),
+        **({"keylog": "keys.log"} if deployment.keylog else {}),
+        "options": proxy.options,
+    }
+    _write_owned(deployment.folder(proxy.name) / "config.json", json.dumps(config, indent=1), owner=owner)
+
+
+def _start_renewing(deployment: Deployment, stack: ExitStack) -> Process:
     """Once the proxies run: as they start, all in their folders becomes their own."""
-    lab, rows, shown = deployment.lab, [], []
+    lab, shown = deployment.lab, []
     for proxy in deployment.placement.proxies:
         if not proxy.identities:
             continue
@@ -263,24 +285,16 @@ def _start_renewing(deployment: Deployment, uids: Mapping[str, int]) -> Process:
         home.chmod(0o711)  # to be passed by who renews, which sees no folder above it
         shown.append(home)
         for identity in proxy.identities:
-            place = home / file_name(identity)
-            entrust(place, owner_for(CA_UID), owner_for(uids[proxy.name]))
-            rows.append([identity.trust_domain, identity.namespace, identity.service_account, str(place)])
-    job = {
-        "path": sys.path,
-        "authority": deployment.authority.handed_over().decode(),
-        "lifetime_s": deployment.leaf_lifetime_s,
-        "identities": rows,
-    }
-    with ExitStack() as stack:
-        memory = os.memfd_create(CA)
-        stack.callback(os.close, memory)
-        os.write(memory, json.dumps(job).encode())
+            entrust(home / file_name(identity), owner_for(CA_UID), owner_for(deployment.uids[proxy.name]))
+    memory = deployment.renewal_job = os.memfd_create(CA)
+    stack.callback(os.close, memory)
+    tell_renewer(deployment)
+    with ExitStack() as handed:
         pidfds = []
         for process in deployment.proxies.values():
             if handles(process.pid, signal.SIGHUP):  # it would end one that does not; that looks at its files itself
                 pidfds.append(os.pidfd_open(process.pid))
-                stack.callback(os.close, pidfds[-1])
+                handed.callback(os.close, pidfds[-1])
         words = [str(memory), str(deployment.issued_at), str(deployment.leaf_lifetime_s), *map(str, pidfds)]
         folder = lab.folder / CA
         (process,) = lab.running.spawn(
@@ -300,6 +314,24 @@ def _start_renewing(deployment: Deployment, uids: Mapping[str, int]) -> Process:
             ]
         )
     return process
+
+
+def tell_renewer(deployment: Deployment) -> None:
+    """Whose certificates to write from the next renewal on. One that reads this half written tries again."""
+    if deployment.renewal_job is None:
+        return
+    job = {
+        "path": sys.path,
+        "authority": deployment.authority.handed_over().decode(),
+        "lifetime_s": deployment.leaf_lifetime_s,
+        "identities": [
+            [i.trust_domain, i.namespace, i.service_account, str(deployment.folder(name) / IDENTITIES / file_name(i))]
+            for name, identities in deployment.given.items()
+            for i in identities
+        ],
+    }
+    text = json.dumps(job).encode()
+    os.pwrite(deployment.renewal_job, text.ljust(os.fstat(deployment.renewal_job).st_size), 0)
 
 
 def file_name(identity: Identity) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed import nftables, stages
-from testbed.deploy import READY_PORT, Deployment, begin, capture_batches, pods, start, wait_ready
+from testbed.deploy import READY_PORT, Deployment, begin, capture_batches, pod, start, wait_ready
 from testbed.errors import PeerError, TrialError, UsageError
 from testbed.lab import http_get, wait_for_port
 from testbed.model.event import Event, Kind
@@ -243,7 +243,7 @@ def _restart_workloads(
     _again(deployment, [p.name for p in known])
     for proxy in known:
         wait_ready(deployment, proxy)
-    begin(deployment, [p for p in started if p not in known], stack=deployment.stack)
+    begin(deployment, [p for p in started if p not in known])
     between()
     _start_apps(deployment, names)
 
@@ -251,8 +251,8 @@ def _restart_workloads(
 def _leave(deployment: Deployment, names: Sequence[str]) -> None:
     """A pod that ends leaves its node's agent, which listens in it where a sidecar is to."""
     for agent in deployment.agents:
-        for pod in [pod for pod in agent.pods if pod.name in names]:
-            agent.remove(pod.uid)
+        for left in [one for one in agent.pods if one.name in names]:
+            agent.remove(left.uid)
 
 
 # -- changes -----------------------------------------------------------------------------------------------------------
@@ -263,12 +263,11 @@ def become(deployment: Deployment, after: Placement, *, began_s: float) -> Done:
     lab = deployment.lab
     what = stages.change(deployment.placement, after, [w.name for w in lab.topology.workloads])
     in_pods = [p for p in what.started if p.sandbox in what.restarted]
-    begin(deployment, [p for p in what.started if p not in in_pods], stack=deployment.stack)
+    begin(deployment, [p for p in what.started if p not in in_pods])
 
     def capture() -> None:
         for name, workload in what.entered:
-            (pod,) = [pod for pod in pods(lab, _proxy(after, name)) if pod.name == workload]
-            _agent(deployment, name).add(pod)
+            _agent(deployment, name).add(pod(lab, workload))
         wanted = {c.workload for c in what.captured}
         for sandbox, batch in capture_batches(lab.topology, after, deployment.uids):
             if sandbox in wanted:
@@ -314,10 +313,6 @@ def push(deployment: Deployment, proxy: Proxy) -> None:
     process = deployment.proxies[proxy.name]
     if handles(process.pid, signal.SIGHUP):  # it would end one that does not; that looks at its file itself
         process.signal(signal.SIGHUP)
-
-
-def _proxy(placement: Placement, name: str) -> Proxy:
-    return next(p for p in placement.proxies if p.name == name)
 
 
 def _agent(deployment: Deployment, proxy: str) -> NodeAgent:

@@ -77,7 +77,8 @@ def run(
     finally:
         drivers.end()
     values: list[tuple[str, str, str, float]] = []
-    reasons = [*trial.links_off(readings), *machine_reasons(done, window_s, max_gap_s)]
+    reasons = [f"link {r.link} is not what was asked" for r in readings if not r.within_tolerance]
+    reasons += machine_reasons(done, window_s, max_gap_s)
     if dead := deployment.dead():
         raise PeerError(f"after the event: {', '.join(dead)}")
     event_s = done[0][1].began_s if done else end_s

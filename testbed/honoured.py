@@ -36,7 +36,9 @@ from testbed.policyfile import OtherResource
 L4_PLANES = ("none", "ambient-l4", "ambient_l4", "ztunnel", "envoy-ambient-l4")
 WAYPOINT_PLANES = ("ambient", "envoy-ambient")
 NODE_PLANES = ("node-l7",)
-SIDECAR_PLANES = ("sidecar", "hybrid", "hybrid-hbone", "envoy-sidecar", *NODE_PLANES)
+SIDECAR_PLANES = (
+    *("sidecar", "hybrid", "hybrid-hbone", "envoy-sidecar", "envoy-hybrid", "envoy-hybrid-hbone"), *NODE_PLANES,
+)  # fmt: skip
 """What their proxies do with routes and rules is the same; a node's is in another place."""
 
 

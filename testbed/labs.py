@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from testbed import (
     lab,
     livecertificates,
     livelinks,
+    liveplane,
     planespec,
     topofile,
 )
@@ -32,6 +34,7 @@ from testbed.links.probe import choose
 from testbed.links.wire import WireLinks, start_in_lab
 from testbed.livelab import (
     ABOUT,
+    CHANGING,
     about_of,
     attach,
     begun,
@@ -43,7 +46,9 @@ from testbed.livelab import (
     link_row,
     links_of,
     state_of,
+    written,
 )
+from testbed.model.placement import Placement
 from testbed.model.topology import Topology
 from testbed.registry import load
 from testbed.runtime import enter, ownership
@@ -66,11 +71,12 @@ def up(
     json_text: bool = False,
 ) -> int:
     """Idempotent: a lab of that name that was asked for in the same words, and a file of the same content, is shown as
-    it is; any other is refused, with what differs.
+    it is. One that differs by its plane or its links' impairments is changed in place, and shown; any other is refused,
+    with what differs.
 
     Until all of it is up the lab ends with this process, so that a kill at any point leaves no half-made lab.
     """
-    topology = _topology(topology_name)
+    topology = topology_of(topology_name)
     name = name or topology.name
     placement = planespec.place(plane, topology)
     made_runtime = load("runtime", planespec.runtime_of(plane) or ("netns" if runtime == "auto" else runtime))()
@@ -80,16 +86,12 @@ def up(
     def shown_as_it_is() -> int | None:
         if _settled(root / name) is None:
             return None
-        about = about_of(root / name)
-        if lines := declared.differences(about["declared"], wanted):
-            raise UsageError(
-                f"a lab called {name!r} is up and differs from what was asked for (it → now asked):\n"
-                f"{declared.told(lines)}\n"
-                f"./inv lab.down --name {name} first, or another --name"
-            )
-        print(f"lab {name} is up already ({plane} on {topology.name})", file=sys.stderr)
+        with ownership.turn(root / name):  # not two at once
+            if not _changed(root / name, topology, placement, wanted, dry_run=dry_run):
+                print(f"lab {name} is up already ({plane} on {topology.name})", file=sys.stderr)
         if dry_run:
             return 0
+        about = about_of(root / name)
         if json_text:
             return inspect(name, True, probes=GLANCE)
         codes = _programs(name, about), _certificates(root / name, about)[1]
@@ -98,8 +100,7 @@ def up(
     if (code := shown_as_it_is()) is not None:
         return code
     links = choose(link)
-    for line in honoured.told(topology.policies, plane):
-        print(f"not honoured under {plane}: {line}", file=sys.stderr)
+    _tell_not_honoured(topology, plane)
     if dry_run:
         print(
             f"would bring up lab {name}: {len(topology.nodes)} nodes, {len(topology.workloads)} workloads, "
@@ -155,6 +156,40 @@ def up(
     return livelinks.verdict(name, running.links, readings)
 
 
+def _changed(
+    folder: Path, topology: Topology, placement: Placement, wanted: Mapping[str, Any], *, dry_run: bool
+) -> bool:
+    """Whether the lab was another until now. Raises UsageError where only a new one will do."""
+    about = written(folder)
+    lines = declared.differences(about["declared"], wanted)
+    half = CHANGING in about
+    if not lines and not half:
+        return False
+    needed = declared.change(about["declared"], wanted)
+    if needed.rest:
+        raise UsageError(
+            f"a lab called {folder.name!r} is up and differs from what was asked for (it → now asked):\n"
+            f"{declared.told(lines)}\n"
+            f"./inv lab.down --name {folder.name} first, or another --name"
+        )
+    told = declared.told(lines) if lines else "  its plane, which was left half done"
+    if dry_run:
+        print(f"would change lab {folder.name} in place:\n{told}")
+        return True
+    print(f"lab {folder.name} is up and is changed in place:\n{told}", file=sys.stderr)
+    if needed.plane:
+        _tell_not_honoured(topology, wanted["plane"])
+    liveplane.become(
+        folder, about, topology, placement, change=replace(needed, plane=needed.plane or half), wanted=wanted
+    )
+    return True
+
+
+def _tell_not_honoured(topology: Topology, plane: str) -> None:
+    for line in honoured.told(topology.policies, plane):
+        print(f"not honoured under {plane}: {line}", file=sys.stderr)
+
+
 def _settled(folder: Path, limit_s: float = 60.0) -> ownership.LabState | None:
     """The lab of this folder once it is all up, waiting for another process that brings it up; None where none is."""
     told = False
@@ -196,7 +231,7 @@ def list_all(json_text: bool) -> int:
     root = ownership.state_root()
     rows = []
     for state in ownership.labs(root):
-        about = about_of(root / state.name) if (root / state.name / ABOUT).exists() else {}
+        about = written(root / state.name) if (root / state.name / ABOUT).exists() else {}
         rows.append(
             {
                 "lab": state.name,
@@ -312,7 +347,7 @@ def execute(name: str, workload: str, words: Sequence[str]) -> int:
 
 
 def graph(topology_name: str, json_text: bool = False) -> int:
-    topology = _topology(topology_name)
+    topology = topology_of(topology_name)
     if json_text:
         print(json.dumps(as_json(topology), indent=1))
         return 0
@@ -333,5 +368,5 @@ def graph(topology_name: str, json_text: bool = False) -> int:
     return 0
 
 
-def _topology(name: str) -> Topology:
+def topology_of(name: str) -> Topology:
     return topofile.load(Path(name) if name.endswith((".yml", ".yaml")) else topofile.find(name))

@@ -23,6 +23,8 @@ from testbed.seams import LinkMaker, RunningLab
 from testbed.store import as_json
 
 ABOUT = "inspect.json"
+CHANGING = "changing"
+"""Stands in it while a process changes the lab's plane: who."""
 
 
 def state_of(name: str) -> ownership.LabState:
@@ -55,6 +57,20 @@ def chosen_up(name: str) -> str:
 
 
 def about_of(folder: Path) -> dict:
+    """Raises PeerError while its plane changes, and where that was left half done."""
+    about = written(folder)
+    if (who := about.get(CHANGING)) is None:
+        return about
+    if ownership.Being(**who).alive:
+        raise PeerError(f"lab {folder.name}: process {who['pid']} is changing its plane; again in a moment")
+    raise PeerError(
+        f"lab {folder.name}: process {who['pid']} died while it changed its plane, so it has half of one; "
+        f"./inv lab.up with the topology and a plane makes it whole, ./inv lab.down {folder.name} ends it"
+    )
+
+
+def written(folder: Path) -> dict:
+    """What is written down of a lab, be it true just now or not."""
     try:
         return json.loads((folder / ABOUT).read_text())
     except (OSError, ValueError) as error:
@@ -99,7 +115,7 @@ def links_of(about: dict) -> list[Link]:
 
 
 def attach(name: str) -> tuple[LinkMaker, RunningLab]:
-    about = about_of(ownership.state_root() / name)
+    about = written(ownership.state_root() / name)
     attached = load("runtime", about["runtime"])().attach(name)
     made = load("link", about["link_kind"])
     maker: LinkMaker = made(start=start_in_lab) if made is WireLinks else made()  # type: ignore[operator]

@@ -18,7 +18,8 @@ from testbed.nftcommit import apply
 from testbed.nftmessages import Batch
 
 __all__ = [
-    "CAPTURE_TABLE", "SERVICE_TABLE", "Batch", "VirtualPort", "apply", "in_pod_capture", "node_capture", "removal",
+    "CAPTURE_TABLE", "SERVICE_TABLE", "Batch", "VirtualPort", "apply", "in_pod_capture", "no_mark_routes",
+    "node_capture", "removal",
     "service_dnat", "sidecar_capture", "virtual_ports",
 ]  # fmt: skip
 
@@ -149,3 +150,8 @@ def service_dnat(services: Iterable[VirtualPort]) -> Batch:
 def removal(table: str) -> Batch:
     """Takes one of our tables away; no error when it is not there."""
     return Batch(tables=nft.Table(table).messages[:2])
+
+
+def no_mark_routes() -> Batch:
+    """Takes away the routes of `in_pod_capture`; no error where there are none."""
+    return Batch(routes=(nft.withdrawn(nft.mark_rule(CONNECTION_MARK)), nft.withdrawn(nft.local_route())))

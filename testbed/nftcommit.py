@@ -17,6 +17,8 @@ from testbed.nftmessages import NFNL_BEGIN, NFNL_END, Batch, Message, frame
 
 _NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
 _CLONE_NEWNET = 0x40000000
+_SO_ALREADY = (errno.EEXIST, errno.ENOENT, errno.ESRCH)
+"""A route or rule that is there when it is to come, or is not there (the last two) when it is to go."""
 
 
 def apply(netns_path: str, batch: Batch) -> None:
@@ -69,7 +71,7 @@ def commit(batch: Batch) -> None:
             else:
                 for message in messages:
                     connection.send(_numbered(message.data, 1))
-                    _acknowledged(connection, {1: message}, already_there_is_fine=True)
+                    _acknowledged(connection, {1: message}, so_already_is_fine=True)
 
 
 def _send_transaction(connection: socket.socket, messages: Sequence[Message]) -> None:
@@ -91,7 +93,7 @@ def _numbered(data: bytes, number: int) -> bytes:
 
 
 def _acknowledged(
-    connection: socket.socket, pending: dict[int, Message], *, already_there_is_fine: bool = False
+    connection: socket.socket, pending: dict[int, Message], *, so_already_is_fine: bool = False
 ) -> None:
     waiting = dict(pending)
     refused: list[tuple[Message | None, int]] = []
@@ -116,7 +118,7 @@ def _acknowledged(
             if kind == 2:
                 code = -struct.unpack_from("=i", data, offset + 16)[0]
                 message = waiting.pop(number, None)
-                if code and not (already_there_is_fine and code == errno.EEXIST):
+                if code and not (so_already_is_fine and code in _SO_ALREADY):
                     refused.append((message, code))
                     if message is None:  # about the transaction as a whole: nothing more will come
                         waiting.clear()

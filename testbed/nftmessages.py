@@ -228,3 +228,10 @@ def mark_rule(connection_mark: int) -> Message:
     return Message(
         f"rule fwmark {connection_mark:#x} to table {ROUTE_TABLE}", route_frame(_NEW_FIB_RULE, header, attributes)
     )
+
+
+def withdrawn(made: Message) -> Message:
+    """Takes away what a route or rule message made."""
+    (kind,) = struct.unpack_from("=H", made.data, 4)
+    head = made.data[:4] + struct.pack("=HH", kind + 1, _REQUEST | _ACK)
+    return Message(f"no more {made.what}", head + made.data[8:])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -86,6 +86,16 @@ class CertificateAuthority:
     def bundle(self) -> bytes:
         """The trust bundle: the root as PEM."""
         return self._root.public_bytes(serialization.Encoding.PEM)
+
+    def revocation_list(self, serials: Iterable[int], *, now: float) -> bytes:
+        """A CRL of leaves that this authority takes back, as PEM."""
+        moment = datetime.fromtimestamp(now, UTC)
+        builder = x509.CertificateRevocationListBuilder(issuer_name=self._name)
+        builder = builder.last_update(moment).next_update(moment + timedelta(seconds=ROOT_LIFETIME_S))
+        for serial in serials:
+            one = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(moment).build()
+            builder = builder.add_revoked_certificate(one)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
     def issue(self, identity: Identity, *, now: float, lifetime_s: float = LEAF_LIFETIME_S) -> Leaf:
         """A leaf with a key of its own. The identity may be of another trust domain: tests need such wrong ones."""

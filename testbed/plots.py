@@ -15,7 +15,7 @@ from testbed.table import digits
 from testbed.typeset import clean
 
 WIDTH = 760
-_LEFT, _RIGHT, _ROW = 190, 24, 26
+LEFT, RIGHT, _ROW = 190, 24, 26
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ def dots(rows: Sequence[DotRow], *, unit: str, title: str) -> str:
     body = [axis.draw(height - 36, unit)]
     for i, row in enumerate(rows):
         y = 10 + i * _ROW + _ROW / 2
-        body.append(text(_LEFT - 10, y + 4, row.label, "end"))
+        body.append(text(LEFT - 10, y + 4, row.label, "end"))
         if row.asked is not None:
             x = axis.x(row.asked)
             body.append(f'<line class="asked" x1="{x:.1f}" x2="{x:.1f}" y1="{y - 9:.1f}" y2="{y + 9:.1f}"/>')
@@ -66,7 +66,7 @@ def dots(rows: Sequence[DotRow], *, unit: str, title: str) -> str:
                 f'<circle class="s{row.series % 8}" cx="{axis.x(row.value):.1f}" cy="{y:.1f}" r="5">{tip}</circle>'
             )
         elif not row.points:
-            body.append(text(_LEFT + 6, y + 4, "not measured", "start", "dim"))
+            body.append(text(LEFT + 6, y + 4, "not measured", "start", "dim"))
     return svg(height, body, title)
 
 
@@ -81,12 +81,12 @@ def curves(series: Mapping[str, Sequence[float]], *, unit: str, title: str) -> s
     body = [axis.draw(bottom, unit)]
     for share in (0.0, 0.5, 0.9, 0.99):
         y = bottom - share * (bottom - top)
-        body.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        body.append(text(_LEFT - 10, y + (2 if share == 0.99 else 12 if share == 0.9 else 4), f"{share:.0%}", "end"))
+        body.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        body.append(text(LEFT - 10, y + (2 if share == 0.99 else 12 if share == 0.9 else 4), f"{share:.0%}", "end"))
     for i, (name, values) in enumerate(kept.items()):
         steps = sorted({round(k * (len(values) - 1) / 240) for k in range(241)})
         points = [(axis.x(values[k]), bottom - (k + 1) / len(values) * (bottom - top)) for k in steps]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points if x <= WIDTH - _RIGHT + 0.5)
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points if x <= WIDTH - RIGHT + 0.5)
         body.append(f'<polyline class="s{i % 8} curve" points="{path}"><title>{escape(clean(name))}</title></polyline>')
     return svg(height, body, title) + legend(list(kept))
 
@@ -98,7 +98,7 @@ def bars(rows: Sequence[BarRow], *, names: Sequence[str], unit: str, title: str)
     body = [axis.draw(height - 36, unit)]
     for i, row in enumerate(rows):
         y, at = 10 + i * _ROW, 0.0
-        body.append(text(_LEFT - 10, y + 17, row.label, "end"))
+        body.append(text(LEFT - 10, y + 17, row.label, "end"))
         for name, value in row.parts.items():
             x, end = axis.x(at), axis.x(at + max(0.0, value))
             tip = f"<title>{escape(clean(row.label))}, {escape(clean(name))}: {digits(value)} {escape(unit)}</title>"
@@ -110,7 +110,7 @@ def bars(rows: Sequence[BarRow], *, names: Sequence[str], unit: str, title: str)
         if row.parts:
             body.append(text(axis.x(at) + 6, y + 17, digits(at), "start"))
         else:
-            body.append(text(_LEFT + 6, y + 17, "none measured", "start", "dim"))
+            body.append(text(LEFT + 6, y + 17, "none measured", "start", "dim"))
     return svg(height, body, title) + legend(names, [name for row in rows for name in row.parts])
 
 
@@ -136,7 +136,7 @@ class Axis:
             self.high = self.low + self.step
 
     def x(self, value: float) -> float:
-        return _LEFT + (value - self.low) / (self.high - self.low) * (WIDTH - _LEFT - _RIGHT)
+        return LEFT + (value - self.low) / (self.high - self.low) * (WIDTH - LEFT - RIGHT)
 
     def draw(self, bottom: float, unit: str) -> str:
         out, count = [], round((self.high - self.low) / self.step)
@@ -146,11 +146,11 @@ class Axis:
             x, kind = self.x(value), "zero" if abs(value) < self.step / 1e6 else "grid"
             out.append(f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{bottom:.1f}"/>')
             out.append(text(x, bottom + 16, f"{value:.{decimals}f}".replace("-", "−"), "middle", "dim"))
-        return "".join(out) + text(WIDTH - _RIGHT, bottom + 31, unit, "end", "dim")
+        return "".join(out) + text(WIDTH - RIGHT, bottom + 31, unit, "end", "dim")
 
 
-def text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{escape(clean(text))}</text>'
+def text(x: float, y: float, words: str, anchor: str, kind: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{escape(clean(words))}</text>'
 
 
 def svg(height: float, body: Sequence[str], title: str) -> str:

@@ -34,6 +34,8 @@ from testbed.verify.segments import Layout, capture_points, lay_out
 
 REQUESTS = 32
 """Canary requests, each over a connection of its own: enough to see pooling, few enough to read packet by packet."""
+EVERY_NTH_BY_HTTP2 = 4
+"""Where the application is known to speak it: there a canary is an HPACK field, found by decoding and in no byte."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,22 +45,31 @@ class Errand:
     service: Service
     port: ServicePort
     kind: str
-    """`http` or `tcp`."""
+    """`http`; `tcp`: what is sent comes back; `line`: one line, which any answer will do for."""
     token: str
+    by_http2: bool = False
+    """Whether some requests go by HTTP/2."""
 
     def attempts(self) -> list[dict]:
         return [
             {
                 "name": f"{self.token}-{number}",
-                "kind": self.kind,
+                "kind": self._kind(number),
                 "address": self.service.address,
                 "port": self.port.port,
-                "canary": f"{self.token}-{number}",
+                "canary": f"{self.token}-{number}" + ("\r\n" if self.kind == "line" else ""),
             }
             for number in range(REQUESTS)
         ]
 
+    def _kind(self, number: int) -> str:
+        if self.by_http2 and number % EVERY_NTH_BY_HTTP2 == EVERY_NTH_BY_HTTP2 - 1:
+            return "http2"
+        return "http" if self.kind == "http" else "tcp"
+
     def succeeded(self, outcome: dict) -> bool:
+        if self.kind == "line":
+            return bool(outcome["bytes_received"])
         return outcome["status"] == 200 if self.kind == "http" else bool(outcome["echoed"])
 
     def shares(self, tries: Mapping[str, Sequence[dict]]) -> dict[str, frozenset[str]]:
@@ -88,7 +99,9 @@ def errand(topology: Topology, target: str, token: str) -> Errand:
             f"proof: service {name} has {len(service.endpoints)} endpoints of kind tcp-echo, which do not say who "
             "answered; prove an http-echo, or give it one endpoint"
         )
-    return Errand(service=service, port=port, kind="tcp" if kinds == {"tcp-echo"} else "http", token=token)
+    foreign = kinds == {"image"} and port.protocol == "tcp"  # whose protocol we do not speak: it will say so
+    kind = "tcp" if kinds == {"tcp-echo"} else "line" if foreign else "http"
+    return Errand(service=service, port=port, kind=kind, token=token, by_http2=kinds == {"http-echo"})
 
 
 def prove(deployment: Deployment, *, client: str, target: str, captures: Path) -> list[Finding]:

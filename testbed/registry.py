@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from testbed.errors import UsageError
 
-_SWEPT = ("arrival", "churn", "payload", "protocol", "rate")
+_SWEPT = ("arrival", "churn", "footprint", "neighbour", "payload", "placement", "policies", "protocol", "rate")
 _EVENTFUL = ("disruption", "joining", "migration", "policy_change")
 
 BUILT_IN: dict[str, dict[str, str]] = {
@@ -32,6 +32,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "envoy-ambient-l4": "planes.catalog:envoy_ambient_l4",
         "envoy-ambient": "planes.catalog:envoy_ambient",
         "envoy-sidecar": "planes.catalog:envoy_sidecar",
+        "envoy-hybrid": "planes.catalog:envoy_hybrid",
+        "envoy-hybrid-hbone": "planes.catalog:envoy_hybrid_hbone",
     },
     "load": {"open": "testbed.load.locust:OpenLoop", "closed": "testbed.load.locust:ClosedLoop"},
     "app": {"http-echo": "testbed.apps.web", "tcp-echo": "testbed.apps.echo"},
@@ -40,6 +42,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "runtime_parity": "experiments.runtime_parity:EXPERIMENT",
         **{name: f"experiments.{name}:EXPERIMENT" for name in (*_SWEPT, *_EVENTFUL)},
         **{f"{name}-full": f"experiments.{name}:FULL" for name in (*_SWEPT, *_EVENTFUL)},
+        "policies-l7": "experiments.policies:L7",
+        "policies-l7-full": "experiments.policies:L7_FULL",
     },
 }
 

@@ -14,7 +14,22 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from testbed import cells, claims, drawing, plots, table, timelines, typeset
+from testbed import (
+    axisclaims,
+    axisplots,
+    cells,
+    claims,
+    drawing,
+    fidelity,
+    fidelitytable,
+    plots,
+    stats,
+    table,
+    timelines,
+    typeset,
+)
+from testbed.axis import Sweep
+from testbed.claimlist import CLAIMS
 from testbed.errors import UsageError
 from testbed.model.experiment import Finding, Measurement, Result
 from testbed.store import Run, write_whole
@@ -26,17 +41,19 @@ def build(run_path: Path | str) -> Path:
     """Writes both files and returns the report's path. The run may still be unfinished; the page then says so."""
     run = Run.open(run_path)
     measurements, findings = run.measurements(), run.findings()
+    named = run.info["plan"]["experiment"].get("claims", ())
+    judged = axisclaims.judge([id_ for id_ in named if id_ in CLAIMS], run.info, measurements, findings)
+    over_axis = axisplots.page(Sweep(run.info, measurements))
     built = cells.table_of(run.info, measurements, findings)
-    swept, everything = cells.names(run.info), measurements
-    # Plots and judges look at one cell, the table above them has all; what happens in one is drawn for each.
+    swept = cells.names(run.info)
+    # Plots look at one cell, the table above them has all; what happens in one is drawn for each.
     if swept and not run.info["plan"]["experiment"].get("streams"):
         measurements = cells.of(measurements, swept[0])
     summary = table.summarise(measurements, order=run.info["plan"]["experiment"]["planes"])
-    named = run.info["plan"]["experiment"].get("claims", ())
-    built = claims.with_claims(built, named, summary, findings, run.info.get("planes", {}), everything)
+    built = claims.with_claims(built, named, summary, findings, run.info.get("planes", {}), judged)
     heading = f"{run.info['experiment']} {run.info['run']}"
     write_whole(run.path / "table.md", typeset.as_markdown(built, heading=heading).encode())
-    page = _page(run, measurements, findings, summary, built)
+    page = _page(run, measurements, findings, summary, built, over_axis)
     write_whole(run.path / "report.html", page.encode())
     return run.path / "report.html"
 
@@ -60,6 +77,7 @@ def _page(
     findings: Sequence[Finding],
     summary: table.Summary,
     built: table.Table,
+    over_axis: str,
 ) -> str:
     info = run.info
     experiment = info["plan"]["experiment"]
@@ -70,6 +88,7 @@ def _page(
         + (f", resumed {len(info['resumed'])} times" if info["resumed"] else "")
         + "</p>",
         _warnings(run, summary),
+        over_axis,
         *(_block(b) for b in built.blocks),
         _notes(built.notes),
         "<p class=dim>Absolute figures are those of the implementations named below on this machine. What carries over "
@@ -139,7 +158,8 @@ def _block(block: table.Block) -> str:
     head = "".join(f"<th scope=col>{_e(h)}</th>" for h in block.head)
     rows = []
     for row in block.rows:
-        cells = [f"<th scope=row>{_e(' '.join(row[0].lines))}</th>"]
+        note = f"<sup>{row[0].note}</sup>" if row[0].note else ""
+        cells = [f"<th scope=row>{_e(' '.join(row[0].lines))}{note}</th>"]
         for cell in row[1:]:
             note = f"<sup>{cell.note}</sup>" if cell.note else ""
             cells.append(f"<td class='{cell.tone}'>{'<br>'.join(_e(t) for t in cell.lines)}{note}</td>")
@@ -158,7 +178,7 @@ def _latency(run: Run, summary: table.Summary, measurements: Sequence[Measuremen
         for metric in LATENCIES:
             values = list(summary.rounds(plane, metric).values())
             low, high = table.interval(values)
-            middle = statistics.median(values) if values else None
+            middle = stats.trimmed_mean(values) if values else None
             label = f"{plane} {metric.removeprefix('latency_')}"
             absolute.append(plots.DotRow(label=label, points=values, value=middle, low=low, high=high, series=i))
         for metric in ("latency_p50", "latency_p99"):
@@ -168,7 +188,7 @@ def _latency(run: Run, summary: table.Summary, measurements: Sequence[Measuremen
     if not absolute:
         return "<p class=dim>Nothing was measured.</p>"
     parts = [
-        plots.dots(absolute, unit="ms", title="Latency by plane: one dot a round, median and 95 % interval over rounds")
+        plots.dots(absolute, unit="ms", title="Latency by plane: a dot a round, trimmed mean and 95 % interval")
     ]
     if added:
         parts.append(plots.dots(added, unit="ms", title="Added latency against none, paired by round"))
@@ -259,14 +279,42 @@ def _fidelity(info: Mapping[str, Any], measurements: Sequence[Measurement], summ
     )
     if any(r.points for r in lags):
         parts.append(plots.dots(lags, unit="ms", title="Send lag p99 of every trial, left-out ones too"))
+    parts.append(_causes(measurements))
     if info.get("gate"):
-        limits = "; ".join(f"{k} {v}" for k, v in info["gate"].items())
-        parts.append(f"<p class=dim>Limits fixed before the run: {_e(limits)}.</p>")
+        rows = "".join(
+            f"<tr><th scope=row>{_e(name)}</th><td>{_e(limit)}</td><td>{_e(fidelity.why(name))}</td></tr>"
+            for name, limit in info["gate"].items()
+        )
+        head = "<tr><th scope=col>limit</th><th scope=col>value</th><th scope=col>why</th></tr>"
+        table_ = f"<div class=scroll><table class=words><thead>{head}</thead><tbody>{rows}</tbody></table></div>"
+        parts.append(f"<details><summary>Limits, fixed before the run</summary>{table_}</details>")
     return "".join(parts) or "<p class=dim>Neither links nor send lag were measured.</p>"
 
 
+def _causes(measurements: Sequence[Measurement]) -> str:
+    """All of what certificates say; the table above has the worst of each plane only."""
+    rows = []
+    for plane, one in fidelitytable.certified(measurements).items():
+        for level, count, cause in one.causes:
+            tone = "bad" if level is fidelity.Level.FAIL else "weak"
+            cells = f"<td class={tone}>{level.name}</td><td>{count}</td><td>{_e(cause)}</td>"
+            rows.append(f"<tr><th scope=row>{_e(plane)}</th>{cells}</tr>")
+        rows += [
+            f"<tr><th scope=row>{_e(plane)}</th><td>–</td><td></td><td>{_e(text)}</td></tr>" for text in one.missing
+        ]
+    if not rows:
+        return ""
+    head = "".join(f"<th scope=col>{h}</th>" for h in ("plane", "level", "trials", "cause"))
+    body = f"<table class=words><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    title = f"{len(rows)} causes in the certificates of all trials"
+    return f"<details><summary>{title}</summary><div class=scroll>{body}</div></details>"
+
+
 def _left_out(measurements: Sequence[Measurement]) -> str:
-    reasons = {(m.trial, m.plane): m.reason or "no reason given" for m in measurements if not m.valid}
+    # Reversed: the first row of a trial bears all of its reasons, those of its certificate one each.
+    broken = [m for m in measurements if not m.valid]
+    reasons = dict.fromkeys((m.trial, m.plane) for m in broken)
+    reasons |= {(m.trial, m.plane): m.reason or "no reason given" for m in reversed(broken)}
     if not reasons:
         return "<p>No trial was left out.</p>"
     items = "".join(f"<li>{_e(trial)} ({_e(plane)}): {_e(why)}</li>" for (trial, plane), why in reasons.items())

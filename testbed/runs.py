@@ -15,21 +15,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from testbed import cells, claims, honoured, planespec, report, runnames, sweep, table, typeset
+from testbed import axisclaims, cells, claims, honoured, planespec, report, runnames, sweep, table, typeset
 from testbed.claimlist import CLAIMS, SOURCES, said_by
 from testbed.errors import MachineError, TestbedError, UsageError
+from testbed.fidelity import PREFIX, Gates, Level
 from testbed.links.probe import choose
 from testbed.machine import describe
 from testbed.model.experiment import Experiment, Finding, Measurement, Result
 from testbed.model.topology import Topology
 from testbed.program import CHECKOUT
 from testbed.progress import Progress
-from testbed.registry import load
+from testbed.registry import load, names
 from testbed.runtime import ownership
 from testbed.stopping import StopRule
 from testbed.store import Plan, Run, as_json, translated
 from testbed.store import runs as stored_runs
-from testbed.trial import Gates
 
 
 def run(
@@ -186,7 +186,7 @@ def show(path: Path, *, as_json_text: bool = False) -> int:
     code = verdict(measurements, findings)
     if as_json_text:
         named = stored.info["plan"]["experiment"].get("claims", ())
-        judged = claims.judge(named, _summary(stored, measurements), findings, measurements)
+        judged = axisclaims.judge(named, stored.info, measurements, findings)
         rows = {
             "run": stored.info,
             "exit_code": code,
@@ -205,53 +205,81 @@ def show(path: Path, *, as_json_text: bool = False) -> int:
     built = cells.table_of(stored.info, measurements, findings)
     if swept := cells.names(stored.info):
         summary = _summary(stored, cells.of(measurements, swept[0]))
-    made = claims.with_claims(built, named, summary, findings, stored.info.get("planes", {}), measurements)
+    judged = axisclaims.judge([i for i in named if i in CLAIMS], stored.info, measurements, findings)
+    made = claims.with_claims(built, named, summary, findings, stored.info.get("planes", {}), judged)
     print(typeset.as_text(made, colour=typeset.wants_colour(sys.stdout)))
     return code
 
 
 def newest_claims(root: Path, *, as_json_text: bool = False) -> int:
-    """Every claim with the verdict of the newest run that speaks of it."""
-    newest: dict[str, tuple[claims.Judged, str]] = {}
+    """Every claim with its experiments and the verdict of the newest run that speaks of it."""
+    newest: dict[str, tuple[claims.Judged, Path, str]] = {}
     for path in stored_runs(root):
         try:
             stored = Run.open(path)
             named = [id_ for id_ in stored.info["plan"]["experiment"].get("claims", ()) if id_ in CLAIMS]
-            measurements = stored.measurements()
-            judged = claims.judge(named, _summary(stored, measurements), stored.findings(), measurements)
+            judged = axisclaims.judge(named, stored.info, stored.measurements(), stored.findings())
         except TestbedError as error:
             print(f"passed over: {error}", file=sys.stderr)
             continue
-        newest |= {one.claim.id: (one, str(path)) for one in judged}
-    none = claims.Verdict.NO_EVIDENCE
+        made = stored.info.get("planes", {})
+        newest |= {one.claim.id: (one, path, claims.made_of(one, made)) for one in judged}
+    speaking = experiments_by_claim()
+    rows = []
+    for id_, claim in CLAIMS.items():
+        one, path, on = newest.get(id_, (None, None, ""))
+        rows.append(
+            asdict(claim)
+            | {
+                "experiments": speaking.get(id_, []),
+                "verdict": (one.verdict if one else claims.Verdict.NO_EVIDENCE).value,
+                "measured": one.measured if one else "",
+                "on": on,
+                "run": str(path) if path else None,
+            }
+        )
     if as_json_text:
-        rows = []
-        for id_, claim in CLAIMS.items():
-            one, path = newest.get(id_, (None, None))
-            verdict_of = one.verdict if one else none
-            rows.append({**asdict(claim), "verdict": verdict_of, "measured": one.measured if one else "", "run": path})
         print(json.dumps(rows, indent=1))
         return 0
-    for id_, claim in CLAIMS.items():
-        one, path = newest.get(id_, (None, ""))
-        print(f"{id_:<28} {one.verdict if one else none:<12} {claim.text} ({', '.join(claim.sources)})")
-        if one and one.verdict is not none:
-            print(f"{'':<41} {one.measured}; {path}")
-    print(f"\n{said_by(SOURCES)}")
+    for row in rows:
+        print(f"{row['id']:<28} {row['verdict']:<12} {row['text']} ({', '.join(row['sources'])})")
+        asked = ", ".join(row["experiments"])
+        if row["run"] and row["verdict"] != claims.Verdict.NO_EVIDENCE:
+            print(f"{'':<41} {row['measured']}\n{'':<41} on {row['on'] or '–'}; {row['run']}")
+        elif row["run"]:
+            print(f"{'':<41} {row['measured']}; {row['run']}")
+        elif asked:
+            print(f"{'':<41} no run yet: ./inv experiment.run {row['experiments'][0]}")
+        else:
+            print(f"{'':<41} not yet: no experiment speaks to it; it takes: {row['decided_by']}")
+    judged_of = sum(row["verdict"] != claims.Verdict.NO_EVIDENCE for row in rows)
+    silent = sum(not row["experiments"] for row in rows)
+    print(f"\n{judged_of} of {len(rows)} claims judged, {silent} without experiment")
+    print(said_by(SOURCES))
     return 0
+
+
+def experiments_by_claim() -> dict[str, list[str]]:
+    """Claim → experiments that speak to it, quick forms first."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(names("experiment"), key=lambda n: (n.endswith("-full"), n)):
+        for id_ in load("experiment", name).claims:
+            found.setdefault(id_, []).append(name)
+    return found
 
 
 def verdict(measurements: Sequence[Measurement], findings: Sequence[Finding]) -> int:
     """1: a plane does not do what it claims; packets or a probe showed it, whatever the figures are.
 
-    4: a plane has no valid trial (of a cell, where there are several). 3: trials were left out, or a claim has no
-    evidence. 0: nothing to say.
+    4: a plane has no valid trial (of a cell, where there are several). 3: trials were left out, a certificate warns, or
+    a claim has no evidence. 0: nothing to say.
     """
     if any(f.result is Result.BROKEN for f in findings):
         return 1
     if {(m.plane, m.cell) for m in measurements} - {(m.plane, m.cell) for m in measurements if m.valid}:
         return 4
-    return 3 if any(not m.valid for m in measurements) or any(f.result is Result.NO_EVIDENCE for f in findings) else 0
+    warned = any(not m.valid or (m.metric.startswith(PREFIX) and m.value >= Level.WARN) for m in measurements)
+    return 3 if warned or any(f.result is Result.NO_EVIDENCE for f in findings) else 0
 
 
 @contextlib.contextmanager

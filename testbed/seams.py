@@ -105,6 +105,20 @@ class RunningLab(Protocol):
         ...
 
 
+class Refitted(Protocol):
+    """What a running lab also has where its plane can be changed while it is up."""
+
+    def programs(self) -> Mapping[str, Process]:
+        """All that was started in it, by name, whoever started it; one that has ended may be among them."""
+        ...
+
+    def refit(self, *, ended: Sequence[str], extra: Sequence[tuple[str, str, str]]) -> None:
+        """Ends these programs, and makes the sandboxes of proxies those of `extra` (as `Runtime.up` has it): one that
+        is the same stays, others go and come. Nodes, workloads, links and all other programs are not touched.
+        """
+        ...
+
+
 class Runtime(Protocol):
     name: str
 

@@ -256,15 +256,17 @@ def effect(
     first: Mapping[int, float],
     second: Mapping[int, float],
     *,
+    against: Mapping[int, float] | None = None,
     seed: int = 0,
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
 ) -> Effect | None:
-    """What `plane` adds to the A/A pair's two halves pooled; None when no round has a value of both.
+    """What `plane` adds to the A/A pair's two halves pooled, or to `against` with that pair's resolution; None when no
+    round has a value of both.
 
     Ratios are averaged as logarithms: twice as slow and twice as fast cancel out.
     """
-    base = pooled(first, second)
+    base = pooled(first, second) if against is None else against
     logs = _log_ratios(plane, base)
     if not logs:
         return None

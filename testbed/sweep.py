@@ -14,14 +14,30 @@ import os
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from testbed import boundaries, deploy, effects, eventtrial, interrupts, lab, planespec, proof, topofile, trial
+from testbed import (
+    boundaries,
+    deploy,
+    effects,
+    eventtrial,
+    interrupts,
+    lab,
+    planespec,
+    points,
+    proof,
+    standing,
+    trial,
+    variants,
+)
 from testbed.capacity import Capacity, Goal, Probe, Try, decide
-from testbed.deploy import extra_sandboxes
+from testbed.deploy import Deployment, extra_sandboxes
 from testbed.errors import MachineError, PeerError, TrialError, UsageError
+from testbed.fidelity import Gates
 from testbed.links.gauge import measure
 from testbed.model.experiment import Experiment, LinkReading, Load, Result
 from testbed.model.placement import Placement
@@ -82,13 +98,14 @@ def plan_blocks(experiment: Experiment, planes: Sequence[str], seed: int) -> lis
 
 def resolve(experiment: Experiment) -> Topology:
     """The experiment's topology with its links overridden."""
-    topology = topofile.load(topofile.find(experiment.topology))
+    topology = variants.resolve(experiment.topology)
     workloads, services = [w.name for w in topology.workloads], [s.name for s in topology.services]
-    targets = [experiment.target, *(cell.target for cell in experiment.cells if cell.target)]
-    targets += [stream.target for stream in experiment.streams]
+    here = [cell for cell in experiment.cells if not cell.topology]
+    beside = [cell.beside for cell in here if cell.beside is not None]
+    targets = [experiment.target, *(one.target for one in (*here, *beside, *experiment.streams) if one.target)]
+    clients = [experiment.client, *(one.client for one in (*beside, *experiment.streams))]
     for what, name, known in (
-        ("client", experiment.client, workloads),
-        *(("client", stream.client, workloads) for stream in experiment.streams),
+        *(("client", name, workloads) for name in clients),
         *(("target", target.partition(":")[0], services) for target in targets),
     ):
         if name not in known:
@@ -102,6 +119,39 @@ def resolve(experiment: Experiment) -> Topology:
     return topology
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What every step of a run is given: the question, where its answers go, and what it is asked on."""
+
+    experiment: Experiment
+    into: Run
+    topology: Topology
+    placements: Mapping[str, Placement]
+    """By plane, as `runtimes`."""
+    runtimes: Mapping[str, Runtime]
+    links: LinkMaker
+    gates: Gates
+    say: Progress
+
+    @contextmanager
+    def deployed(
+        self, plane: str, logs: str, *, keylog: bool = False, extra: Sequence[tuple[str, str, str]] = ()
+    ) -> Iterator[Deployment]:
+        """A plane on a fresh lab, with sandboxes for what is to come (`extra`); what its programs print goes to `logs`
+        in the run's folder."""
+        folder = self.into.path / "logs" / logs
+        folder.mkdir(parents=True, exist_ok=True)
+        placement = self.placements[plane]
+        with (
+            lab.up(
+                self.topology, runtime=self.runtimes[plane], links=self.links, name=lab_name(self.into), logs=folder,
+                extra=extra or extra_sandboxes(placement),
+            ) as running,
+            deploy.deploy(running, placement, keylog=keylog) as deployment,
+        ):  # fmt: skip
+            yield deployment
+
+
 def run(
     experiment: Experiment,
     into: Run,
@@ -111,7 +161,7 @@ def run(
     runtime: Runtime,
     links: LinkMaker,
     seed: int,
-    gates: trial.Gates,
+    gates: Gates,
     progress: Progress,
     say: Progress = lambda _line: None,
     rule: StopRule | None = None,
@@ -121,8 +171,16 @@ def run(
 
     `others` are the runtimes of those planes that are not deployed on `runtime`.
     """
-    runtimes = {plane: others.get(plane, runtime) for plane in planes}
-    placements = {plane: planespec.place(plane, topology) for plane in planes}
+    setting = Setting(
+        experiment=experiment,
+        into=into,
+        topology=topology,
+        placements={plane: planespec.place(plane, topology) for plane in planes},
+        runtimes={plane: others.get(plane, runtime) for plane in planes},
+        links=links,
+        gates=gates,
+        say=say,
+    )
     blocks = plan_blocks(experiment, planes, seed)
     done = into.whole_trials()
     failures = 0
@@ -132,9 +190,9 @@ def run(
         if plane not in proven:
             interrupts.check()
             progress(f"proof of {plane}")
-            _prove(experiment, into, placements[plane], topology, runtimes[plane], links, say)
+            _prove(setting, plane)
     if experiment.rate_share is not None:
-        experiment = _at_share(experiment, into, placements, topology, runtimes, links, gates, progress, say)
+        setting = replace(setting, experiment=_at_share(setting, progress))
     rule = rule or StopRule(most_rounds=experiment.rounds)
     begun_s, round_number = time.monotonic(), 1
     for block in blocks:
@@ -149,9 +207,8 @@ def run(
         interrupts.check()
         progress(f"round {block.round} of {experiment.rounds}, {block.label}")
         failures += 1
-        deployed = (topology, runtimes[block.plane], links)
-        for outcome in _measured(experiment, into, block, left, placements, *deployed, gates, say):
-            failures = 0 if outcome.requests else failures
+        for outcome in _measured(setting, block, left):
+            failures = 0 if outcome.requests or not outcome.reasons else failures
             into.append_trial(outcome.measurements, outcome.requests)
             if outcome.reasons:
                 say(f"{outcome.measurements[0].trial} does not count: {'; '.join(outcome.reasons)}")
@@ -191,106 +248,83 @@ def lab_name(into: Run) -> str:
     return f"{into.info['experiment'][:12]}-{os.getpid()}-{int(time.monotonic() * 1000) % 100000:05d}"
 
 
-def _measured(
-    experiment: Experiment,
-    into: Run,
-    block: Block,
-    cells: Sequence[str],
-    placements: Mapping[str, Placement],
-    topology: Topology,
-    runtime: Runtime,
-    links: LinkMaker,
-    gates: trial.Gates,
-    say: Progress,
-) -> Iterator[trial.Outcome]:
+def _measured(setting: Setting, block: Block, cells: Sequence[str]) -> Iterator[trial.Outcome]:
     """One outcome a cell; where the deployment or a cell's load fails, what is left has failed with it."""
-    left = list(cells)
-    try:
-        for outcome in _measure(
-            experiment, into, block, cells, placements[block.plane], topology, runtime, links, gates, say
-        ):
-            left.pop(0)
-            yield outcome
-    except (PeerError, TrialError) as error:
-        blame_a_full_disk(error, into.path, ownership.state_root())
-        for cell in left:
-            yield trial.failed(str(error), plane=block.label, round_number=block.round, block=block.number, cell=cell)
-
-
-def _measure(
-    experiment: Experiment,
-    into: Run,
-    block: Block,
-    cells: Sequence[str],
-    placement: Placement,
-    topology: Topology,
-    runtime: Runtime,
-    links: LinkMaker,
-    gates: trial.Gates,
-    say: Progress,
-) -> Iterator[trial.Outcome]:
-    logs = into.path / "logs" / f"r{block.round:02d}-b{block.number:02d}-{block.plane}"
-    logs.mkdir(parents=True, exist_ok=True)
-    of = {cell.name: cell for cell in experiment.cells}
-    if experiment.streams:
-        extra = eventtrial.sandboxes(experiment, topology, block.plane)
-        placement = eventtrial.begins_as(experiment, of[cells[0]], topology, block.plane)
-    else:
-        extra = extra_sandboxes(placement)
-    with (
-        lab.up(topology, runtime=runtime, links=links, name=lab_name(into), logs=logs, extra=extra) as running,
-        deploy.deploy(running, placement) as deployment,
-    ):
-        readings: list[LinkReading] = measure(running.running, running.links)
-        say(asked_and_measured(readings))
-        for number, cell in enumerate(cells):
-            if experiment.streams:
-                yield eventtrial.run(
-                    deployment,
-                    experiment,
-                    of[cell],
-                    plane=block.label,
-                    deployed=block.plane,
-                    round_number=block.round,
-                    block=block.number,
-                    folder=running.folder / f"load-{number}",
-                    readings=readings,
+    for own, names in points.deployments(setting.experiment, cells).items():
+        here = setting
+        if own:
+            topology, placement = points.placed(block.plane, own)
+            here = replace(setting, topology=topology, placements={block.plane: placement})
+        left = list(names)
+        try:
+            for outcome in _measure(here, block, names):
+                left.pop(0)
+                yield outcome
+        except (PeerError, TrialError) as error:
+            blame_a_full_disk(error, setting.into.path, ownership.state_root())
+            for cell in left:
+                yield trial.failed(
+                    str(error), plane=block.label, round_number=block.round, block=block.number, cell=cell
                 )
-                continue
-            yield trial.run(
-                deployment,
-                of_cell(experiment, cell),
-                plane=block.label,
-                round_number=block.round,
-                block=block.number,
-                seed=block.seed,
-                folder=running.folder / f"load-{number}",
+
+
+def _eventful(setting: Setting, block: Block, cells: Sequence[str]) -> Iterator[trial.Outcome]:
+    """Trials in which something happens, one after another in one lab."""
+    experiment, topology = setting.experiment, setting.topology
+    first = eventtrial.begins_as(experiment, points.find(experiment, cells[0]), topology, block.plane)
+    here = replace(setting, placements={**setting.placements, block.plane: first})
+    extra = eventtrial.sandboxes(experiment, topology, block.plane)
+    logs = f"r{block.round:02d}-b{block.number:02d}-{block.plane}"
+    with here.deployed(block.plane, logs, extra=extra) as deployment:
+        running = deployment.lab
+        readings = measure(running.running, running.links)
+        setting.say(asked_and_measured(readings))
+        for number, cell in enumerate(cells):
+            yield eventtrial.run(
+                deployment, experiment, points.find(experiment, cell), plane=block.label, deployed=block.plane,
+                round_number=block.round, block=block.number, folder=running.folder / f"load-{number}",
                 readings=readings,
-                gates=gates,
-                cell=cell,
+            )  # fmt: skip
+
+
+def _measure(setting: Setting, block: Block, cells: Sequence[str]) -> Iterator[trial.Outcome]:
+    experiment = setting.experiment
+    if experiment.streams:
+        yield from _eventful(setting, block, cells)
+        return
+    with setting.deployed(block.plane, f"r{block.round:02d}-b{block.number:02d}-{block.plane}") as deployment:
+        running = deployment.lab
+        stands = standing.rows(deployment) if experiment.axis.name else []
+        rest: trial.AtRest | None = None
+        for number, cell in enumerate(cells):
+            point, folder = of_cell(experiment, cell), running.folder / f"load-{number}"
+            if points.set_links(deployment, experiment, cell) or (rest is None and not points.is_idle(point, cell)):
+                probes = trial.probes(running.links)
+                rest = trial.at_rest(
+                    deployment, point, lambda n=probes: measure(running.running, running.links, probes=n)
+                )
+                setting.say(asked_and_measured(rest.readings))
+            which = {"plane": block.label, "round_number": block.round, "block": block.number, "seed": block.seed}
+            under_load = partial(
+                trial.run, deployment, point, **which, folder=folder, rest=rest, gates=setting.gates, cell=cell
             )
+            outcome = points.measured(deployment, point, cell, under_load, stands=stands, **which, folder=folder)
+            if rest is not None and outcome.links_after:
+                rest = replace(rest, readings=outcome.links_after)
+            yield outcome
 
 
-def _at_share(
-    experiment: Experiment,
-    into: Run,
-    placements: Mapping[str, Placement],
-    topology: Topology,
-    runtimes: Mapping[str, Runtime],
-    links: LinkMaker,
-    gates: trial.Gates,
-    progress: Progress,
-    say: Progress,
-) -> Experiment:
+def _at_share(setting: Setting, progress: Progress) -> Experiment:
     """With the same absolute rate for every plane: a share of what the slowest one holds. Kept in run.json, so that a
     resumed run does not search again. Raises TrialError where a plane holds no rate at all."""
+    experiment, into, say = setting.experiment, setting.into, setting.say
     known: dict[str, float] = dict(into.info.get("capacity_rps", {}))
-    for plane, placement in placements.items():
+    for plane in setting.placements:
         if plane in known:
             continue
         interrupts.check()
         progress(f"capacity of {plane}")
-        found, probes = _search(experiment, into, placement, topology, runtimes[plane], links, gates)
+        found, probes = _search(setting, plane)
         say(f"capacity of {plane}: {found.rate_rps:g}/s after {len(probes)} probes; {found.why}")
         known[plane] = found.rate_rps
         searched = {**into.info.get("capacity_probes", {}), plane: probes}
@@ -316,26 +350,13 @@ def at_rate(experiment: Experiment, rate_rps: float) -> Experiment:
     return replace(experiment, load=scaled(experiment.load), cells=cells)
 
 
-def _search(
-    experiment: Experiment,
-    into: Run,
-    placement: Placement,
-    topology: Topology,
-    runtime: Runtime,
-    links: LinkMaker,
-    gates: trial.Gates,
-) -> tuple[Capacity, list[Probe]]:
+def _search(setting: Setting, plane: str) -> tuple[Capacity, list[Probe]]:
     """On one deployment; each probe is a short trial judged by the same gates."""
+    experiment = setting.experiment
     goal = Goal(p99_ms=experiment.hold_p99_ms, begin_rps=experiment.load.rate_rps, budget_s=SEARCH_BUDGET_S)
     goal.check()
-    logs = into.path / "logs" / f"capacity-{placement.plane}"
-    logs.mkdir(parents=True, exist_ok=True)
-    extra = extra_sandboxes(placement)
     probes: list[Probe] = []
-    with (
-        lab.up(topology, runtime=runtime, links=links, name=lab_name(into), logs=logs, extra=extra) as running,
-        deploy.deploy(running, placement) as deployment,
-    ):
+    with setting.deployed(plane, f"capacity-{plane}") as deployment:
         begun_s = time.monotonic()
         while isinstance(step := decide(goal, probes, elapsed_s=time.monotonic() - begun_s), Try):
             interrupts.check()
@@ -344,13 +365,12 @@ def _search(
                 tried = trial.run(
                     deployment,
                     replace(experiment, load=load),
-                    plane=placement.plane,
+                    plane=plane,
                     round_number=0,
                     block=0,
                     seed=len(probes),
-                    folder=running.folder / f"probe-{len(probes)}",
-                    readings=(),
-                    gates=gates,
+                    folder=deployment.lab.folder / f"probe-{len(probes)}",
+                    gates=setting.gates,
                 )
             except PeerError as error:
                 probes.append(Probe(rate_rps=step.rate_rps, p99_ms=NO_ANSWER_MS, reasons=(str(error),)))
@@ -361,34 +381,21 @@ def _search(
     return step, probes
 
 
-def _prove(
-    experiment: Experiment,
-    into: Run,
-    placement: Placement,
-    topology: Topology,
-    runtime: Runtime,
-    links: LinkMaker,
-    say: Progress,
-) -> None:
-    logs = into.path / "logs" / f"proof-{placement.plane}"
-    logs.mkdir(parents=True, exist_ok=True)
-    extra = extra_sandboxes(placement)
-    with (
-        lab.up(topology, runtime=runtime, links=links, name=lab_name(into), logs=logs, extra=extra) as running,
-        deploy.deploy(running, placement, keylog=True) as deployment,
-    ):
+def _prove(setting: Setting, plane: str) -> None:
+    experiment, into = setting.experiment, setting.into
+    with setting.deployed(plane, f"proof-{plane}", keylog=True) as deployment:
         try:
             findings = proof.prove(
                 deployment, client=experiment.client, target=experiment.target, captures=into.path / "captures"
             )
         except (PeerError, TrialError) as error:
             blame_a_full_disk(error, into.path, ownership.state_root())
-            raise type(error)(f"proof of {placement.plane}: {error}") from error
+            raise type(error)(f"proof of {plane}: {error}") from error
         findings += boundaries.try_all(deployment, client=experiment.client, packets=findings)
     into.append_findings(findings)
     for finding in findings:
         if finding.result is Result.BROKEN:
-            say(f"BROKEN under {finding.plane}: {finding.statement} ({finding.segment}: {finding.value})")
+            setting.say(f"BROKEN under {finding.plane}: {finding.statement} ({finding.segment}: {finding.value})")
 
 
 LEAST_FREE_BYTES = 64 * 1024

@@ -2,13 +2,14 @@
 
 `summarise` makes numbers, `build` makes blocks of cells; `typeset` sets them for a terminal or as Markdown, `report` as
 HTML. A trial with any invalid row is left out whole and counted. Latency across rounds is the median of the rounds'
-percentiles; what a plane adds is paired: its value minus that of `none` in the same round, median over rounds, with a
-bootstrap interval over rounds (requests inside a trial depend on each other, rounds do not). Nothing is filled in: what
+percentiles; what a plane adds is paired: its value minus that of `none` in the same round, trimmed mean over rounds,
+with `stats.block_interval` (requests inside a trial depend on each other, rounds do not). Nothing is filled in: what
 was not measured is `–` with a note.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import statistics
@@ -24,7 +25,7 @@ from testbed.model.experiment import DOCUMENTED, Finding, Measurement, Result
 
 BASE = "none"
 AA = "none (A/A)"
-NOT_PROXIES = ("client", "app", "wire", "host", "testbed")
+NOT_PROXIES = ("client", "app", "wire", "kernel", "host", "testbed")
 """Components that are no part of a data plane; every other one counts as a proxy."""
 BOUNDARIES = {
     "boundary.identities-held": "identities held",
@@ -42,13 +43,11 @@ BOUNDARIES = {
 }
 MIN_ROUNDS = 3
 """Below this an interval over rounds says nothing and is not printed."""
-FULL_ROUNDS = 5
-"""Below this it is printed with what it can promise (all rounds lie on one side of the median once in 2^(n-1))."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Added:
-    """A paired difference to `none`: median over rounds and its 95 % interval (None below MIN_ROUNDS)."""
+    """A paired difference to `none`: trimmed mean over rounds and its 95 % interval (None where it has no end)."""
 
     value: float
     low: float | None
@@ -92,7 +91,7 @@ class Summary:
             return None
         differences = list(per_round.values())
         low, high = interval(differences)
-        return Added(value=statistics.median(differences), low=low, high=high, per_round=per_round)
+        return Added(value=stats.trimmed_mean(differences), low=low, high=high, per_round=per_round)
 
     def components(self, metric: str) -> tuple[str, ...]:
         """Proxies first, then the rest in a fixed order."""
@@ -138,21 +137,21 @@ def summarise(measurements: Sequence[Measurement], order: Sequence[str] = ()) ->
 def _folded(m: Measurement) -> str:
     """CPU and memory of `ztunnel.node-a` and `ztunnel.node-b` are one column, and those of a real Envoy stand in that
     of the role it has; a link keeps its whole name."""
-    if m.metric not in ("cpu_per_1000_requests", "memory_pss"):
+    if m.metric not in ("cpu_per_1000_requests", "memory_pss", "cpu_idle"):
         return m.component
     role = m.component.partition(".")[0]
     return "ztunnel" if role == "envoy" else role.removeprefix("envoy-")
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """95 % bootstrap of the median over rounds; always the same seed, so that a table can be made again."""
+    """`stats.block_interval` over rounds; always the same seed, so that a table can be made again."""
     return _interval(tuple(values)) if len(values) >= MIN_ROUNDS else (None, None)
 
 
 @cache
-def _interval(values: tuple[float, ...]) -> tuple[float, float]:
-    found = stats.bootstrap_interval(values, draw=random.Random(0).random)
-    return found.low, found.high
+def _interval(values: tuple[float, ...]) -> tuple[float, float] | tuple[None, None]:
+    found = stats.block_interval(values)
+    return (found.low, found.high) if math.isfinite(found.low + found.high) else (None, None)
 
 
 def unpaired_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
@@ -208,7 +207,7 @@ class _Notes:
 
 def build(summary: Summary, findings: Sequence[Finding]) -> Table:
     notes = _Notes()
-    blocks = [_latency(summary, notes), _cost(summary, notes)]
+    blocks = [_latency(summary, notes), _cost(summary, notes), _machine(summary)]
     if findings:
         blocks.append(_boundaries(summary, findings, notes))
     return Table(blocks=tuple(b for b in blocks if b.rows), notes=tuple(notes.texts))
@@ -229,14 +228,14 @@ def _latency(summary: Summary, notes: _Notes) -> Block:
 
 
 def _few_rounds(summary: Summary, plane: str, notes: _Notes) -> int | None:
-    """What an interval over so few rounds can promise at most, where that is less than its head says."""
+    """That an interval over so few rounds is no claim, where there is one."""
     added = summary.added(plane, "latency_p50")
     rounds = len(added.per_round) if added else 0
-    if not MIN_ROUNDS <= rounds < FULL_ROUNDS:
+    if not MIN_ROUNDS <= rounds < stats.MIN_ROUNDS_TO_CLAIM:
         return None
     return notes.number(
-        f"{rounds} rounds pair with {BASE}: an interval over so few is at most their whole range, which misses the "
-        f"true median in {2 ** (1 - rounds):.0%} of cases, not in 5 %"
+        f"{rounds} rounds pair with {BASE}; a claim takes {stats.MIN_ROUNDS_TO_CLAIM}: with fewer, even signs that all "
+        f"agree come by chance once in {2 ** (rounds - 1)}"
     )
 
 
@@ -295,23 +294,63 @@ def _cost(summary: Summary, notes: _Notes) -> Block:
         proxies = [c for c in components if c not in NOT_PROXIES]
         columns.append((f"{short}: proxies", metric, None))
         columns += [(f"{short}: {c}", metric, c) for c in proxies] if len(proxies) > 1 else []  # one kind is the sum
-        columns += [(f"{short}: {c}", metric, c) for c in components if c in NOT_PROXIES] if short == "CPU" else []
+        whole = ("app",) if summary.components(MACHINE) else NOT_PROXIES  # the others have a block of their own
+        columns += [(f"{short}: {c}", metric, c) for c in components if c in whole] if short == "CPU" else []
+    edges = max((summary.median(p, "edges") or 0 for p in summary.planes), default=0)
+    if edges > 1:
+        columns.insert(1, ("CPU: per edge", "cpu_per_1000_requests", None))
+    if summary.components("cpu_idle"):
+        columns.append(("idle: proxies", "cpu_idle", None))
     rows = []
     for plane in summary.planes:
         row = [Cell(lines=(plane,))]
-        for _, metric, component in columns:
+        for title, metric, component in columns:
             value = summary.median(plane, metric, component)
             if value is not None:
-                row.append(_number(value))
+                row.append(_number(value / edges if "per edge" in title else value))
             elif summary.valid[plane]:
                 row.append(notes.missing(f"nothing of that kind was measured under that plane; {BASE} has no proxies"))
             else:
                 row.append(notes.missing(_why(summary, plane, metric)))
         rows.append(tuple(row))
     head = ("plane", *(title for title, _, _ in columns))
-    return Block(
-        title="Cost: CPU ms per 1,000 requests, memory PSS MiB", head=head, rows=tuple(rows) if cpu or memory else ()
-    )
+    title = "Cost: CPU ms per 1,000 requests, memory PSS MiB"
+    title += ", idle ms of CPU a second" if summary.components("cpu_idle") else ""
+    return Block(title=title, head=head, rows=tuple(rows) if cpu or memory else ())
+
+
+MACHINE = "cpu_machine_per_1000_requests"
+WHOLE = (
+    ("proxies", "cpu_per_1000_requests", None),
+    *((who, "cpu_per_1000_requests", who) for who in ("app", "client", "wire", "kernel", "testbed")),
+    ("other programs", "cpu_others_per_1000_requests", "host"),
+)
+"""Whoever spends CPU while load runs. `kernel` are its threads: soft interrupts, such as veth forwarding, mostly run in
+whoever sent the frame and are charged to it."""
+
+
+def _machine(summary: Summary) -> Block:
+    """Everybody's CPU beside that of the whole machine: what nobody is charged with may belong to a plane."""
+    rows = []
+    for plane in summary.planes:
+        machine = summary.rounds(plane, MACHINE, "host")
+        if not machine:
+            continue
+        spent = {title: summary.rounds(plane, metric, component) for title, metric, component in WHOLE}
+        known = {n: sum(values.get(n, 0.0) for values in spent.values()) for n in machine}
+        row = [Cell(lines=(plane,))]
+        row += [_number(statistics.median(its.values())) if its else Cell(lines=("",)) for its in spent.values()]
+        row.append(_number(statistics.median(machine.values())))
+        softirq = summary.median(plane, "cpu_softirq_per_1000_requests", "host")
+        row.append(Cell(lines=("",)) if softirq is None else _number(softirq))
+        share = statistics.median(min(1.0, known[n] / machine[n]) if machine[n] else 1.0 for n in machine)
+        row.append(Cell(lines=(f"{share:.0%}",), tone="weak" if share < LEAST_EXPLAINED else ""))
+        rows.append(tuple(row))
+    head = ("plane", *(title for title, _, _ in WHOLE), "whole machine", "of it softirq", "explained")
+    return Block(title="The whole machine's CPU under load, ms per 1,000 requests", head=head, rows=tuple(rows))
+
+
+LEAST_EXPLAINED = 0.9
 
 
 def _why(summary: Summary, plane: str, metric: str) -> str:

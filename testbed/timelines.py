@@ -12,7 +12,7 @@ from testbed.errors import UsageError
 from testbed.eventseen import EVENT, OF_STREAMS
 from testbed.load.streamplan import CONNECTIONS_A_STREAM
 from testbed.model.experiment import Measurement
-from testbed.plots import Axis, svg, text
+from testbed.plots import LEFT, Axis, svg, text
 
 if TYPE_CHECKING:
     from testbed.store import Run
@@ -72,6 +72,6 @@ def draw(rows: Sequence[tuple[float, float, int, int, str]], measured: Sequence[
                 paths["lost"].append(f"M{start:.1f} {y + 3}v10M{start:.1f} {y + 8}H{end:.1f}")
             else:
                 paths["served"].append(f"M{start:.1f} {y + 5}v6")
-        body.append(text(180, y + 12, name, "end"))
+        body.append(text(LEFT - 10, y + 12, name, "end"))
         body += [f'<path class="{kind}" d="{"".join(found)}"/>' for kind, found in paths.items() if found]
     return svg(bottom + 36, body, title)

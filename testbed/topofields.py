@@ -35,6 +35,7 @@ def _as_fraction(value: float) -> str:
     return f"it is a probability from 0 to 1; did you mean {value / 100:g}?" if value <= 100 else "give 0 to 1"
 
 
+_DNS_NAME = r"^(?=.{1,253}$)[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)+$"
 _FOLDER = "write an absolute path without colons and commas"
 _PORT = Number(what="port", minimum=1, maximum=65535, integer=True)
 _IMPAIRMENT: dict[str, Shape] = {
@@ -73,6 +74,11 @@ _WAYPOINT = Record(
     required=("node",),
 )
 
+_ACCOUNT = Record(what="service account", fields={"waypoint": _WAYPOINT}, required=("waypoint",))
+_NAMESPACE = Record(
+    what="namespace",
+    fields={"waypoint": _WAYPOINT, "serviceAccounts": Table(what="serviceAccounts", of=_ACCOUNT)},
+)
 _WORKLOAD = Record(
     what="workload",
     fields={
@@ -99,6 +105,9 @@ _WORKLOAD = Record(
         "plane": Text(what="plane of a workload", choices=("ambient", "none", "sidecar")),
         "labels": Table(what="labels", of=Text(what="label value"), key=r"^\S+$"),
         "waypoint": _WAYPOINT,
+        "hostname": Text(
+            what="host name of a workload", pattern=_DNS_NAME, mend="write a whole one, such as files.example.com"
+        ),
     },
     one_of=("node", "nodes"),
 )
@@ -155,7 +164,7 @@ DOCUMENT = Record(
         "trustDomain": Text(what="trust domain", pattern=r"^[a-z0-9]([-a-z0-9._]{0,253}[a-z0-9])?$"),
         "zones": Sequence(what="zones", of=_name("name of a zone")),
         "nodes": Table(what="nodes", of=Record(what="node", fields={"zone": Text(what="name of a zone")}), minimum=1),
-        "namespaces": Table(what="namespaces", of=Record(what="namespace", fields={"waypoint": _WAYPOINT})),
+        "namespaces": Table(what="namespaces", of=_NAMESPACE),
         "workloads": Table(what="workloads", of=_WORKLOAD),
         "services": Table(what="services", of=_SERVICE),
         "links": Sequence(

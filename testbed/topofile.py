@@ -28,16 +28,15 @@ from testbed.model.topology import (
     Service,
     ServicePort,
     Topology,
-    WaypointRef,
     Workload,
     link_addresses,
     node_network,
     service_address,
-    waypoint_sandboxes,
     workload_address,
 )
 from testbed.seams import end_name
 from testbed.topofields import DOCUMENT, json_schema
+from testbed.topowaypoints import Waypoints
 from testbed.yamlpos import Item, Reader, suggestion
 
 __all__ = ["DOCUMENT", "FOLDER", "find", "json_schema", "load", "parse", "shipped"]
@@ -121,7 +120,7 @@ class _Builder:
         self.workload_names = tuple(self._known("workloads"))
         self.service_names = tuple(self._known("services"))
         self.sandboxes: dict[str, str] = {}
-        self.waypoints: dict[tuple[str, str], WaypointRef] = {}
+        self.waypoints = Waypoints(item, self.problem, self._refer_node, self._claim)
 
     def _known(self, key: str) -> Iterable[str]:
         child = self.item.child(key)
@@ -153,6 +152,9 @@ class _Builder:
             return item is not None
         self.problem(item.mark, f"no {kind} of that name ({item.value!r})", suggestion(item.value, known))
         return False
+
+    def _refer_node(self, item: Item | None) -> bool:
+        return self._refer(item, "node", self.node_names)
 
     def _refer_all(self, items: Iterable[Item], kind: str, known: Iterable[str]) -> bool:
         """Each is looked up, so that each unknown one is told."""
@@ -195,7 +197,7 @@ class _Builder:
             if not spread or not self._refer_all(spread, "node", self.node_names):
                 continue
             app = self._app(item.child("app"))
-            waypoint = self._waypoint("workload", group, item)
+            waypoint = self.waypoints.of_workload(group, item)
             replicas = item.get("replicas", 1)
             for index in range(replicas):
                 name = group if replicas == 1 else f"{group}-{index}"
@@ -220,6 +222,7 @@ class _Builder:
                         plane=item.get("plane"),
                         labels=tuple(sorted(labels.items())),
                         waypoint=waypoint,
+                        hostname=item.get("hostname", ""),
                     )
                 )
         return tuple(workloads)
@@ -286,7 +289,7 @@ class _Builder:
                     address=service_address(index),
                     ports=self._ports(item, behind),
                     endpoints=tuple(dict.fromkeys(w.name for w in behind)),
-                    waypoint=self._waypoint("service", name, item),
+                    waypoint=self.waypoints.of_service(name, item, [w.service_account for w in behind]),
                     traffic_distribution=item.get("trafficDistribution", "any"),
                 )
             )
@@ -309,45 +312,6 @@ class _Builder:
                     break
             ports[port] = ServicePort(port=port, target_port=target, protocol=entry.get("protocol", "tcp"))
         return tuple(ports.values())
-
-    def _waypoint(self, kind: str, name: str, item: Item) -> WaypointRef | None:
-        """The service's or workload's own, else its namespace's if that is for its kind of traffic."""
-        namespace, own = item.get("namespace", "default"), item.child("waypoint")
-        whole = dict(self.item.items("namespaces")).get(namespace)
-        wanted = own if own is not None else whole.child("waypoint") if whole is not None else None
-        if wanted is None or not self._refer(wanted.child("node"), "node", self.node_names):
-            return None
-        waypoint = WaypointRef(
-            name=wanted.get("name", "waypoint" if own is None else f"{name}-waypoint"),
-            node=wanted.get("node"),
-            replicas=wanted.get("replicas", 1),
-            handles=wanted.get("for", "service"),
-        )
-        if waypoint.handles not in ("all", kind):
-            if own is not None:
-                what = f"waypoint {waypoint.name} is for traffic to a {waypoint.handles} ({kind} {name})"
-                self.problem(own.mark, what, f"give it for: {kind} or for: all")
-            return None
-        return self._described(waypoint, namespace, wanted)
-
-    def _described(self, waypoint: WaypointRef, namespace: str, item: Item) -> WaypointRef:
-        seen = self.waypoints
-        if (namespace, waypoint.name) not in seen:
-            again = sum(name == waypoint.name for _, name in seen)
-            seen[namespace, waypoint.name] = waypoint
-            services = {(n, i.get("namespace", "default")) for n, i in self.item.items("services")}
-            if (waypoint.name, namespace) in services:
-                what = f"a service of namespace {namespace} has the waypoint's name ({waypoint.name!r})"
-                self.problem(item.mark, what, "a waypoint is a service, too; rename one")
-            for sandbox in waypoint_sandboxes(waypoint, namespace, first=not again):
-                self._claim(sandbox, "waypoint", item.mark)
-        elif seen[namespace, waypoint.name] != waypoint:
-            what = (
-                f"waypoint {waypoint.name} is described in two ways (node {waypoint.node}, replicas "
-                f"{waypoint.replicas}, for {waypoint.handles})"
-            )
-            self.problem(item.mark, what, "give it the same node, replicas and for everywhere, or another name")
-        return seen[namespace, waypoint.name]
 
     def _links(self) -> list[tuple[Link, yaml.Mark]]:
         links: list[tuple[Link, yaml.Mark]] = []

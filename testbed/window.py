@@ -1,15 +1,14 @@
-"""CPU and memory of every component over exactly the measured window.
+"""CPU and memory of every component, and whatever else is counted, over exactly the measured window.
 
-Components are sampled ten times a second with the clock the load generator uses, and the window's edges are
-interpolated between
-samples: the generator alone knows when its window began, and asking it to signal would cost it wake-ups.
+All is sampled ten times a second with the clock the load generator uses, and the window's edges are interpolated
+between samples: the generator alone knows when its window began, and asking it to signal would cost it wake-ups.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -19,6 +18,10 @@ from testbed.runtime.cgroups import Trees, trees
 from testbed.seams import Process
 
 PERIOD_S = 0.1
+SLOW_EVERY = 2
+"""Readers that look at the whole machine, half a millisecond each, are asked at every so many samples only."""
+Reader = Callable[[], Mapping[str, float]]
+"""Names and values of counters that only grow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,14 +33,18 @@ class Usage:
 
 @dataclass(slots=True)
 class Sampler:
-    """Started before the load, stopped after it; then `usage(start, end)`."""
+    """Started before the load, stopped after it; then `usage(start, end)` and `counted(start, end)`."""
 
     components: Mapping[str, Process]
+    readers: Sequence[Reader] = ()
+    slow: Sequence[Reader] = ()
     _samples: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
+    _counters: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     _memory: dict[str, int | None] = field(default_factory=dict)
     _trees: Trees = field(default_factory=trees)
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
+    _number: int = 0
 
     def start(self) -> None:
         self._samples = {name: [] for name in self.components}
@@ -49,13 +56,18 @@ class Sampler:
         while not self._stop.wait(PERIOD_S):
             self._sample()
 
-    def _sample(self) -> None:
+    def _sample(self, *, last: bool = False) -> None:
         for name, process in self.components.items():
             try:
                 used = self._cpu_ns(process)
             except OSError:
                 continue  # it ended; the trial's own check names it
             self._samples[name].append((time.monotonic(), used))
+        asked = (*self.readers, *self.slow) if last or self._number % SLOW_EVERY == 0 else self.readers
+        for reader in asked:
+            for name, value in reader().items():
+                self._counters.setdefault(name, []).append((time.monotonic(), value))
+        self._number += 1
 
     def _cpu_ns(self, process: Process) -> int:
         found = cgroup_cpu(self._trees, process.cgroup) if process.cgroup else None
@@ -65,7 +77,7 @@ class Sampler:
         self._stop.set()
         if self._thread:
             self._thread.join()
-        self._sample()
+        self._sample(last=True)
         for name, process in self.components.items():
             try:
                 self._memory[name] = read(process, now=time.monotonic(), found=self._trees).pss_bytes
@@ -82,8 +94,19 @@ class Sampler:
             if samples
         }
 
+    def counted(self, start_s: float, end_s: float) -> dict[str, float]:
+        """By how much each reader's counters grew; one that began anew, its process having ended, grew by nothing."""
+        return {
+            name: max(0.0, interpolate(samples, end_s) - interpolate(samples, start_s))
+            for name, samples in self._counters.items()
+        }
 
-def interpolate(samples: list[tuple[float, int]], at_s: float) -> float:
+    def latest(self, name: str) -> float:
+        """The last value that a reader gave under a name; 0 where none did."""
+        return self._counters[name][-1][1] if name in self._counters else 0.0
+
+
+def interpolate(samples: Sequence[tuple[float, float]], at_s: float) -> float:
     """The value at a time between two samples, linearly; before the first and after the last, that sample."""
     if at_s <= samples[0][0]:
         return samples[0][1]

@@ -1,18 +1,57 @@
-"""What every run of the tests ends with: how many of each tier really ran, so that a tier left out is seen."""
+"""How the tests are shared out among processes, and what every run ends with: how many of each tier really ran, so that
+a tier left out is seen.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+from testbed.runtime.ownership import default_root
 
 TIERS = ("root", "docker", "envoy", "qemu")
+NAMESPACED = Path(__file__).parent / "namespaced"
+
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")  # how long an example takes says how busy the machine is
+
+_state: Path | None = None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Each of several processes has labs of its own, as two users of this machine would."""
+    global _state
+    if worker := getattr(config, "workerinput", {}).get("workerid"):
+        root = os.environ.get("MESHBED_STATE") or default_root()
+        _state = Path(f"{root}-{worker}-{os.getpid()}")
+        os.environ["MESHBED_STATE"] = str(_state)
+
+
+def pytest_unconfigure() -> None:
+    """What a failed test left up stays, with what `lab.gc` needs for it."""
+    if _state and not any(_state.glob("*/lab.json")):
+        shutil.rmtree(_state, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """By its marks: a report's keywords hold names of folders, too, so that a checkout in `docker/` would be a tier."""
     for item in items:
         item.user_properties += [("tier", tier) for tier in TIERS if item.get_closest_marker(tier)]
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+def _group(item: pytest.Item) -> str:
+    """What one process does alone: all that uses the engine, whose image they share; the namespaced cases, which share
+    labs; of the others a file.
+    """
+    if item.get_closest_marker("docker"):
+        return "docker"
+    return "namespaced" if NAMESPACED in item.path.parents else item.path.stem
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

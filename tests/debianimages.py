@@ -1,91 +1,25 @@
-"""Images of programs that are none of ours, for tests: a Debian package, with what it depends on, unpacked.
-
-Fetched by apt as it would install them on an empty system, without the packages that only scripts of packages need.
-"""
+"""Images of programs that are none of ours, for tests; skipped where Debian's archive cannot be reached."""
 
 from __future__ import annotations
 
-import io
-import os
-import re
-import shutil
-import subprocess
-import tarfile
-import tempfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-
 import pytest
 
-from testbed.docker import archive, offlinebase
+from examples.own_programs import images
 from testbed.docker.engine import Engine
-from testbed.docker.layer import Entry
-
-FOR_SCRIPTS = re.compile(
-    r"^(perl.*|libperl.*|debconf|dpkg|tar|adduser|passwd|usrmerge|init-system-helpers|sysvinit-utils|lsb-base|"
-    r"libpam.*|libsemanage.*|libsepol.*|libaudit.*|lib(file-find|number|text-glob).*perl)$"
-)
-NGINX = b"""
-worker_processes 1; daemon off; pid /tmp/nginx.pid; error_log stderr;
-events {}
-http {
-  access_log off; client_body_temp_path /tmp/b; proxy_temp_path /tmp/p; fastcgi_temp_path /tmp/f;
-  uwsgi_temp_path /tmp/u; scgi_temp_path /tmp/s;
-  server { listen 80; location / { return 200 "nginx itself\\n"; } }
-}
-"""
+from testbed.errors import MachineError
 
 
 def nginx(engine: Engine) -> str:
     """Answers any GET at port 80; may run as any user, with /tmp to write to."""
-    return make(
-        engine,
-        "nginx",
-        command=["/usr/sbin/nginx", "-c", "/etc/meshbed-nginx.conf"],
-        more=[Entry(path="etc/meshbed-nginx.conf", content=NGINX), Entry(path="var/log/nginx")],
-    )
+    try:
+        return images.nginx(engine)
+    except MachineError as error:
+        pytest.skip(str(error))
 
 
 def redis(engine: Engine) -> str:
     """Listens at port 6379, keeps nothing, asks for no password."""
-    command = ["/usr/bin/redis-server", "--save", "", "--protected-mode", "no", "--bind", "0.0.0.0"]
-    return make(engine, "redis-server", command=command)
-
-
-def make(engine: Engine, package: str, *, command: Sequence[str], more: Sequence[Entry] = ()) -> str:
-    """The image's name. Skips the test where the archive cannot be reached."""
-    tag = f"meshbed-test-{package}:1"
-    if archive.present(engine, tag) is None:
-        entries = [*more, *unpacked(package)]
-        entries += offlinebase.added(entries)
-        settings = {"Cmd": list(command), "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}
-        archive.load(engine, entries, tag=tag, settings=settings)
-    return tag
-
-
-def unpacked(package: str) -> list[Entry]:
-    if not all(map(shutil.which, ("apt-get", "dpkg-deb"))):
-        pytest.skip(f"needs apt, to fetch {package}")
-    with tempfile.TemporaryDirectory(prefix="meshbed-apt-") as folder:
-        os.chmod(folder, 0o755)  # apt fetches as a user of its own
-        return list(_fetched(package, Path(folder)))
-
-
-def _fetched(package: str, folder: Path) -> Iterator[Entry]:
-    (folder / "status").write_text("")
-    options = [f"Dir::State::status={folder}/status", f"Dir::Cache::archives={folder}", "Debug::NoLocking=1"]
-    words = [word for option in options for word in ("-o", option)]
-    said = _run(["apt-get", "install", "-qq", "-y", "--no-install-recommends", "--print-uris", *words, package], folder)
-    names = [line.split()[1].partition("_")[0] for line in said.splitlines() if line.startswith("'")]
-    _run(["apt-get", "download", "-qq", *(name for name in names if not FOR_SCRIPTS.search(name))], folder)
-    for file in sorted(folder.glob("*.deb")):
-        done = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(file)], capture_output=True, check=True)
-        with tarfile.open(fileobj=io.BytesIO(done.stdout)) as tar:
-            yield from offlinebase.kept(tar)
-
-
-def _run(argv: Sequence[str], folder: Path) -> str:
-    done = subprocess.run(argv, capture_output=True, text=True, cwd=folder, timeout=300, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"needs Debian's archive: {' '.join(argv[:2])} said {done.stderr.strip()[-200:]}")
-    return done.stdout
+    try:
+        return images.redis(engine)
+    except MachineError as error:
+        pytest.skip(str(error))

@@ -77,7 +77,7 @@ def _converse(connection: socket.socket, answers: Mapping[str, bytes] | bytes) -
                 connection.sendall(answers)
                 connection.shutdown(socket.SHUT_RDWR)
                 return
-            path = head.split(b" ")[1].decode().rpartition("/")[2]
+            path = head.split(b" ")[1].decode().partition("?")[0].rpartition("/")[2]
             connection.sendall(answers.get(path, answer(404, {"message": f"page not found: {path}"})))
     except OSError:
         return

@@ -10,7 +10,7 @@ from planes import catalog
 from testbed import calls, topofile
 from testbed.model.experiment import DOCUMENTED, Result
 from testbed.model.placement import Placement
-from testbed.verify.probe import Try
+from testbed.verify.attempt import Try
 
 TWO_ZONES = topofile.load(topofile.find("two-zones"))
 
@@ -86,6 +86,7 @@ def test_a_refusal_where_a_pass_is_documented_is_broken_too() -> None:
         ("envoy_sidecar", "sidecar", True, True),
         ("envoy_ambient_l4", "ambient", False, False),
         ("envoy_ambient", "ambient", True, False),
+        ("envoy_hybrid", "ambient", False, False),
     ],
 )
 def test_who_reads_http_on_the_way_decides(plane: str, kind: str, l7: bool, by_pod: bool) -> None:
@@ -98,4 +99,4 @@ def test_who_reads_http_on_the_way_decides(plane: str, kind: str, l7: bool, by_p
     assert {b.name: b.stopped for b in trial.l7_boundaries()} == {"l7-denied": l7, "l7-denied-pod-ip": by_pod}
     tried = {a["name"]: a["kind"] for a in trial._outside()}
     assert tried["right"] == ("mtls" if kind == "sidecar" else "hbone")
-    assert ("waypoint-wrong" in tried) == (plane in ("ambient", "hybrid", "envoy_ambient"))
+    assert ("waypoint-wrong" in tried) == (plane in ("ambient", "hybrid", "envoy_ambient", "envoy_hybrid"))

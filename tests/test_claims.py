@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -90,14 +91,22 @@ class TestAgainstSidecars:
 
     METRICS = ("latency_p50", "latency_p90", "latency_p99", "cpu_per_1000_requests", "memory_pss")
 
-    def summary(self, *differences: tuple[float, ...], rounds: int = 5) -> table.Summary:
-        """One (difference, spread) per metric; the sidecar's values drift and ambient's with them."""
+    def summary(self, *differences: tuple[float, ...], rounds: int = 8, aa: float = 0.01) -> table.Summary:
+        """One (difference, spread) per metric; the sidecar's values drift and ambient's with them. `aa`: by how much
+        the halves of the A/A pair differ, now one more, now the other."""
         rows = []
         for number in range(rounds):
             for metric, (difference, spread) in zip(self.METRICS, differences, strict=True):
                 component = "client" if metric.startswith("latency") else "{}.x"
+                for plane, value in (("none", 10.0), ("none (A/A)", 10.0 + aa * (-1) ** number)):
+                    rows.append(
+                        dataclasses.replace(
+                            MEASURED, round=number, trial=f"{plane}{number}", plane=plane, metric=metric, value=value,
+                            component=component.format("app"),
+                        )
+                    )  # fmt: skip
                 for plane, role in (("sidecar", "sidecar"), ("ambient", "waypoint")):
-                    extra = difference + spread * (number - 2) if plane == "ambient" else 0.0
+                    extra = difference + spread * (number - 3.5) / 2 if plane == "ambient" else 0.0
                     rows.append(
                         dataclasses.replace(
                             MEASURED, round=number, trial=f"{plane}{number}", plane=plane, metric=metric,
@@ -133,9 +142,19 @@ class TestAgainstSidecars:
         mixed = [(2.0, 0.1), (2.0, 0.1), (2.0, 0.1), (-2.0, 0.1), (-2.0, 0.1)]
         assert self.verdicts(*mixed) == (Verdict.UNDECIDED, Verdict.REFUTED)
 
-    def test_two_rounds_are_too_few(self) -> None:
+    @pytest.mark.parametrize(("rounds", "decided"), [(2, False), (5, False), (6, True)])
+    def test_a_claim_takes_six_rounds(self, rounds: int, decided: bool) -> None:
         """However clear the figures look."""
-        assert self.verdicts(*[(2.0, 0.0)] * 5, rounds=2) == (Verdict.UNDECIDED, Verdict.UNDECIDED)
+        verdicts = self.verdicts(*[(2.0, 0.0)] * 5, rounds=rounds)
+
+        assert (verdicts == (Verdict.REFUTED, Verdict.CONFIRMED)) is decided
+        assert decided or set(verdicts) == {Verdict.UNDECIDED}
+
+    def test_nothing_is_claimed_below_the_resolution(self) -> None:
+        """A steady difference of 15 %, where the A/A pair of the same rounds is 30 % apart."""
+        assert self.verdicts(*[(2.0, 0.0)] * 5, aa=3.0) == (Verdict.UNDECIDED, Verdict.UNDECIDED)
+        (judged, _) = claims.judge(["two-l4-one-l7", "ambient-slower"], self.summary(*[(2.0, 0.0)] * 5, aa=3.0), [])
+        assert "below the resolution" in judged.measured
 
     def test_without_both_planes_there_is_no_evidence(self) -> None:
         """A run of `none` alone."""
@@ -146,7 +165,7 @@ class TestAgainstSidecars:
         """A verdict without it would have to be believed."""
         (judged,) = claims.judge(["two-l4-one-l7"], self.summary(*[(-2.0, 0.1)] * 5), [])
 
-        assert "p50 −2.00 [−2.20, −1.80] ms (−17%)" in judged.measured
+        assert re.search(r"p50 −2.00 ms, −1\d.\d % \[−1\d.\d, −1\d.\d\], A/A within ±0.1 %", judged.measured)
         assert judged.plane == "ambient"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from testbed import topofile
-from testbed.declared import declaration, differences, told
+from testbed.declared import Change, change, declaration, differences, told
 
 TEXT = """
 name: t
@@ -93,3 +93,32 @@ def test_options_count_too(asked: dict[str, Any], says: str) -> None:
 def test_a_long_list_is_cut_and_counted() -> None:
     """Two topologies of one name may have nothing in common."""
     assert told([f"part {n}" for n in range(20)]).splitlines()[-1] == "  and 12 more"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "asked", "needs"),
+    [
+        ("delayMs: 5", "delayMs: 6", {}, Change(rest=(), links=("node-a--node-b",), plane=False)),
+        ("delayMs: 5", "delayMs: 6", {"plane": "sidecar"}, Change(rest=(), links=("node-a--node-b",), plane=True)),
+        ("mode: STRICT", "mode: PERMISSIVE", {}, Change(rest=(), links=(), plane=True)),
+        ("serviceAccount: client", "serviceAccount: other", {}, Change(rest=(), links=(), plane=True)),
+        ("protocol: http", "protocol: tcp", {}, Change(rest=(), links=(), plane=True)),
+        ("name: t", "name: t", {"keylog": True}, Change(rest=(), links=(), plane=True)),
+        ("name: t", "name: t", {"link": "auto", "runtime": "auto"}, Change(rest=(), links=(), plane=False)),
+        ("name: t", "name: t", {"runtime": "docker"}, "runtime: netns → docker"),
+        ("name: t", "name: t", {"link": "netem"}, "link kind: wire → netem"),
+        ("kind: http-echo", "kind: tcp-echo", {}, "workloads server: app: kind: http-echo → tcp-echo"),
+        ("port: 80,", "port: 81,", {}, "services default/server: ports: "),
+        ("client: {node: node-a", "client: {node: node-b", {}, "workloads client: node: "),
+    ],
+)  # fmt: skip
+def test_what_a_lab_that_is_up_can_become(old: str, new: str, asked: dict[str, Any], needs: Change | str) -> None:
+    """Other delays and other proxies; what namespaces, addresses and applications are made of stays."""
+    changed = TEXT.replace(old, new)
+    assert (changed == TEXT) == (old == new)
+    needed = change(made(), made(changed, **asked))
+
+    if isinstance(needs, Change):
+        assert needed == needs
+    else:
+        assert any(line.startswith(needs) for line in needed.rest), needed

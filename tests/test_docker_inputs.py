@@ -81,17 +81,22 @@ def test_the_packages_key_is_of_their_records(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_package_with_a_plane_of_its_own_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Found by its entry point: its programs run in the lab, though it is none of our packages."""
+    """Found by its entry point: its programs run in the lab, though it is none of our packages; with what it requires.
+    """
     (tmp_path / "ownplane").mkdir()
     (tmp_path / "ownplane" / "__init__.py").write_text("def place(topology, options): ...\n")
     info = tmp_path / "ownplane-1.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ownplane\nVersion: 1\n")
+    requires = "Requires-Dist: invoke>=1\nRequires-Dist: nowhere; extra == 'x'\n"
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: ownplane\nVersion: 1\n{requires}")
     (info / "entry_points.txt").write_text("[testbed.plane]\nown = ownplane\n")
     before = inputs.packages_key()
+    assert not inputs.has("ownplane.proxy") and not inputs.has("invoke")
     monkeypatch.syspath_prepend(tmp_path)
 
-    assert f"{inputs.PACKAGES}/ownplane/__init__.py" in set(_paths())
+    paths = set(_paths())
+    assert {f"{inputs.PACKAGES}/ownplane/__init__.py", f"{inputs.PACKAGES}/invoke/__init__.py"} <= paths
+    assert all(map(inputs.has, ("ownplane.proxy", "invoke", "planes.ztunnel", "http.server", "locust")))
     assert inputs.packages_key() != before
 
 

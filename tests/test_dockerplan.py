@@ -99,12 +99,38 @@ def test_without_words_an_image_runs_its_own_command() -> None:
 def test_labs_of_two_state_folders_share_no_name_and_no_owner() -> None:
     """Two clones, or two users, may each have a lab `pair` in one engine."""
     usual = Path("/run/meshbed")
-    ours = dockerplan.of(lab="pair", root=usual, default_root=usual, uid=0, topology="pair")
-    other = dockerplan.of(lab="pair", root=Path("/elsewhere"), default_root=usual, uid=0, topology="pair")
+    asked = {"lab": "pair", "default_root": usual, "uid": 0, "topology": "pair"}
+    ours = dockerplan.of(root=usual, key="aa", **asked)
+    other = dockerplan.of(root=Path("/elsewhere"), key="bb", **asked)
 
     assert ours.name("client") == "meshbed-pair-client"
     assert other.name("client") != ours.name("client")
-    assert other.owner != ours.owner != dockerplan.owner(usual, 1000)
+    assert other.owner != ours.owner != dockerplan.owner(usual, 1000, "aa")
+
+
+def test_labs_of_two_machines_share_no_name_and_no_owner_in_one_engine() -> None:
+    """Same user, same path: the key differs, and the second one sees that the name is taken."""
+    usual = Path("/run/meshbed")
+    asked = {"lab": "pair", "root": usual, "default_root": usual, "uid": 0, "topology": "pair"}
+    first, second = dockerplan.of(key="aa", **asked), dockerplan.of(key="bb", crowded=True, **asked)
+
+    assert first.owner == "0:/run/meshbed:aa" != second.owner
+    assert first.name("client") == "meshbed-pair-client" != second.name("client")
+
+
+def test_only_our_own_labs_are_removed_while_they_run() -> None:
+    """Of another machine at the same path, and of labels without a key, those of which nothing runs any more."""
+    rows = [
+        {"Id": name, "State": state, "Labels": {dockerplan.OWNER: owner, dockerplan.LAB: lab}}
+        for name, owner, lab, state in [
+            ("ours", "0:/r:aa", "x", "running"), ("theirs", "0:/r:bb", "x", "running"),
+            ("theirs, ended", "0:/r:bb", "x", "exited"), ("ours of before", "0:/r:cc", "x", "exited"),
+            ("old", "0:/r", "y", "running"), ("old, ended", "0:/r", "z", "exited"),
+            ("another's", "0:/r2:dd", "x", "exited"), ("another user's", "1:/r", "x", "exited"),
+        ]
+    ]  # fmt: skip
+    found = dockerplan.removable(rows, ours="0:/r:aa", like_ours="0:/r")
+    assert [one["Id"] for one in found] == ["ours", "ours of before", "old, ended"]
 
 
 def test_leftovers_are_containers_of_labs_that_are_not_there() -> None:

@@ -54,7 +54,7 @@ pytestmark = [
 ]
 TOPOLOGIES = sorted((Path(__file__).parents[1] / "topologies").glob("*.yml"))
 SHIPPED = [file.stem for file in TOPOLOGIES if not file.stem.endswith(".policies")]
-PLANES = [catalog.envoy_ambient, catalog.envoy_sidecar, catalog.envoy_ambient_l4]
+PLANES = [catalog.envoy_ambient, catalog.envoy_sidecar, catalog.envoy_ambient_l4, catalog.envoy_hybrid_hbone]
 
 
 @pytest.mark.parametrize("plane", PLANES, ids=lambda plane: plane.name)
@@ -264,16 +264,17 @@ def test_tls_that_is_not_spoken_gets_no_plain_bytes_instead(mode: TlsMode) -> No
     assert any(f"tls.mode {mode}" in line for line in undone)
 
 
-def test_a_waypoint_of_a_workloads_own_address_is_told_undone() -> None:
-    """By the waypoint, which does not serve it, and by the ztunnel role, which goes round it."""
+@pytest.mark.parametrize("handles", ["workload", "all"])
+def test_a_waypoint_of_a_workloads_own_address_is_taken(handles: str, tmp_path: Path) -> None:
+    """By the waypoint and by the ztunnel role, with nothing left undone."""
     shipped = topofile.load("two-zones")
     reference = next(s.waypoint for s in shipped.services if s.waypoint is not None)
     named = next(w.name for w in shipped.workloads if w.app.ports)
-    wanted = dataclasses.replace(reference, name="own", handles="workload")
+    wanted = dataclasses.replace(reference, name="own", handles=handles)
     workloads = tuple(dataclasses.replace(w, waypoint=wanted) if w.name == named else w for w in shipped.workloads)
     placement = catalog.envoy_ambient.place(dataclasses.replace(shipped, workloads=workloads), {})
 
-    told = {line for proxy in placement.proxies for line in built(proxy)[1]}
-
-    assert sum(named in line and "not served" in line for line in told) == 1
-    assert sum(named in line and "go direct" in line for line in told) == 1
+    for proxy in [*placement.proxies[:2], *(p for p in placement.proxies if p.role == "envoy-waypoint")]:
+        made, undone = built(proxy)
+        assert undone == []
+        assert not refusal(made, tmp_path)

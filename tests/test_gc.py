@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import random
 import signal
@@ -14,11 +16,13 @@ from pathlib import Path
 import pytest
 
 from testbed import labs
-from testbed.runtime import cgroups, ownership
+from testbed.errors import MachineError
+from testbed.runtime import cgroups, dockerplan, dockersocket, enter, ownership
 from testbed.runtime.keeper import MARK
 from testbed.runtime.netns import PROJECT, NetnsRuntime
 from testbed.runtime.ownership import Being, LabState, Left
 from testbed.seams import Spawn
+from tests.fakeengine import answer, listening
 from tests.labs import line, needs_root
 
 NAME = f"g{os.getpid()}"
@@ -205,3 +209,46 @@ def settle(condition: object, timeout_s: float = 10.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition() and time.monotonic() < deadline:  # type: ignore[operator]
         time.sleep(0.01)
+
+
+def test_an_engine_that_never_answers_is_told_once_all_else_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers may be there; but neither a lab's name nor other leftovers wait for it."""
+    monkeypatch.setattr(dockersocket, "HEARD_WITHIN_S", 0.2)
+    half_made = tmp_path / ".half.1.1"
+    half_made.mkdir()
+    with listening(tmp_path, None) as host:
+        monkeypatch.setenv("DOCKER_HOST", host)
+        with pytest.raises(MachineError, match=r"not looked for: engine .*: it does not answer"):
+            ownership.gc(root=tmp_path)
+    assert not half_made.exists()
+    assert MachineError.exit_code == 5
+
+
+def test_the_engine_of_a_context_is_the_one_that_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the docker program finds it, not by DOCKER_HOST alone; one that is not there is told."""
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setenv("DOCKER_CONTEXT", "mine")
+    with pytest.raises(MachineError, match="there is no Docker context 'mine'"):
+        ownership.gc(root=tmp_path)
+    row = {"Id": "c1", "State": "running", "Labels": {
+        dockerplan.OWNER: dockerplan.owner(tmp_path, enter.user_id(), ownership.key(tmp_path)), dockerplan.LAB: "gone",
+    }}  # fmt: skip
+    answers = {"_ping": answer(200, "OK"), "json": answer(200, [row])}
+    with listening(tmp_path, answers) as host:
+        meta = tmp_path / "contexts" / "meta" / hashlib.sha256(b"mine").hexdigest() / "meta.json"
+        meta.parent.mkdir(parents=True)
+        meta.write_text(json.dumps({"Name": "mine", "Endpoints": {"docker": {"Host": host}}}))
+        assert [(left.kind, left.name) for left in ownership.gc(root=tmp_path, dry_run=True)] == [
+            ("containers", "1 of gone")
+        ]
+
+
+def test_a_state_root_has_one_key_for_good(tmp_path: Path) -> None:
+    """Drawn once; another root's is another, though its path may be the same elsewhere."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert ownership.key(tmp_path / "a") == ownership.key(tmp_path / "a") != ownership.key(tmp_path / "b")
+    assert [p.name for p in (tmp_path / "a").iterdir()] == [ownership.KEY]

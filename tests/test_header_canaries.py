@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ from tests.test_judge import CANARY, CLIENT_ID, EVERYWHERE, LAYOUT, MESH, SEGMEN
 
 Say = Callable[[str, bytes], bytes]
 BETWEEN_SIDECARS = Claim(source="client", destination="server", segment=WIRE, encryption=Encryption.MTLS)
+ISTIO = dataclasses.replace(
+    BETWEEN_SIDECARS, alpn=("istio-http/1.1", "istio", "http/1.1"), alpn_http2=("istio-h2", "istio", "h2")
+)
 PLAIN = Claim(source="client", destination="server", segment=WIRE, encryption=Encryption.CLEAR)
 HEAD = [(b":method", b"GET"), (b":scheme", b"http"), (b":authority", b"web"), (b":path", b"/")]
 
@@ -65,12 +69,11 @@ def secured(tmp_path: Path) -> Iterator[Callable[..., tuple[Exchange, str]]]:
     """What crossed between two sidecars, and its keys."""
     authority = Authority(tmp_path)
 
-    def make(**how: object) -> tuple[Exchange, str]:
+    def make(offer: tuple[str, ...] = ("h2",), **how: object) -> tuple[Exchange, str]:
         key_log = tmp_path / "keys.txt"
-        pair = Pair(
-            authority.context(ssl.PROTOCOL_TLS_CLIENT, authority.leaf(CLIENT_ID), key_log),
-            authority.context(ssl.PROTOCOL_TLS_SERVER, authority.leaf(SERVER_ID)),
-        )
+        client = authority.context(ssl.PROTOCOL_TLS_CLIENT, authority.leaf(CLIENT_ID), key_log)
+        client.set_alpn_protocols(list(offer))
+        pair = Pair(client, authority.context(ssl.PROTOCOL_TLS_SERVER, authority.leaf(SERVER_ID)))
         requests(pair.say, **how)  # type: ignore[arg-type]
         return pair.wire, key_log.read_text()
 
@@ -101,6 +104,25 @@ def test_between_sidecars_each_request_is_counted_inside(secured: Callable, wher
     assert found["to-node-b/delivered"].value == "8 of 8 inside"
     assert found["to-node-b/delivered"].packets
     assert found["to-node-b/hidden"].value == "0 of 8 readable"
+
+
+@pytest.mark.parametrize(
+    ("offer", "keyed", "result"),
+    [
+        (("istio-h2", "istio", "h2"), True, Result.HOLDS),
+        (("istio-h2", "istio", "h2"), False, Result.HOLDS),
+        (("istio-http/1.1", "istio", "http/1.1"), True, Result.BROKEN),
+        (("istio-http/1.1", "istio", "http/1.1"), False, Result.HOLDS),
+        (("h2",), False, Result.BROKEN),
+    ],
+)
+def test_the_offer_is_that_of_what_is_inside(
+    secured: Callable, offer: tuple[str, ...], keyed: bool, result: Result
+) -> None:
+    """HTTP/2 under the name of HTTP/1.1 is told where it could be opened; what could not may be either."""
+    wire, keys = secured(offer)
+
+    assert findings(wire, ISTIO, keys=keys if keyed else "")["to-node-b/offer"].result is result
 
 
 @pytest.mark.parametrize("count", [7, 9])

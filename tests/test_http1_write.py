@@ -109,6 +109,7 @@ class TestSplitting:
             lambda: write_request(get(fields=LENGTH_5)),
             lambda: write_request(get(fields=LENGTH_5, has_body=True)),
             lambda: write_request(get(fields=LENGTH_5, has_body=True, content_length=6)),
+            lambda: write_request(get(fields=[*LENGTH_5, (b"content-length", b"6")], has_body=True, content_length=5)),
             lambda: write_request(get(content_length=6)),
             lambda: response(200, LENGTH_5, content_length=5),
             lambda: response(200, [], content_length=5),

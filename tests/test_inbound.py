@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from planes.ztunnel import inbound
+from planes.ztunnel.decisions import InboundTarget
 from testbed.model.l4policy import Verdict
 
 
@@ -34,7 +35,7 @@ def test_policy_is_asked_again_once_the_connection_is_registered(allowed: bool, 
     )  # fmt: skip
     record = SimpleNamespace(source=("10.0.1.2", 1), source_identity="spiffe://cluster.local/ns/default/sa/client")
 
-    inbound._go_on(proxy, held, tunnel, 8080, record)
+    inbound._go_on(proxy, held, tunnel, InboundTarget(status=200, port=8080), record)
 
     assert answered == [status]
     assert len(proxy.live) == allowed

@@ -72,9 +72,10 @@ def test_between_sidecars_the_hello_says_istio_and_the_service() -> None:
     (claim,) = of(SIDECAR, SIDECAR)
 
     assert (claim.alpn, claim.sni) == (ALPN["http"], "outbound_.8080_._.server.default.svc.cluster.local")
+    assert claim.alpn_http2 == ("istio-h2", "istio", "h2")
     assert (claim.hbone, claim.authority) == (False, None)
     tcp = next(c for c in claims(TWO_ZONES, {"client": SIDECAR, "tcp": SIDECAR}) if c.destination == "tcp" and c.sni)
-    assert tcp.alpn == ("istio",)
+    assert (tcp.alpn, tcp.alpn_http2) == (("istio",), ())
 
 
 def test_every_replica_of_a_waypoint_is_a_way_of_its_own() -> None:

@@ -103,6 +103,7 @@ class TestLiveLab:
         [
             (("lab.up", "chain3", "--plane", "ambient-l4"), "would bring up lab chain3: 3 nodes"),
             (("lab.down", "pair"), "would take down lab pair: 5 sandboxes"),
+            (("lab.up", "pair", "--plane", "sidecar"), "would change lab pair in place:\n  plane: "),
             (("link.set", "node-a", "node-b", "--delay-ms", "7"), "would set node-a → node-b of lab pair: delay_ms"),
             (("capture.start", "pair", "client"), "would capture at node-a:w-client into"),
             (("lab.gc", "--all"), "would remove lab pair"),
@@ -123,11 +124,11 @@ class TestLiveLab:
         assert not (state.parent / "results").exists()
 
     def test_up_again_shows_the_same_lab(self, verb: Verb, lab: Path) -> None:
-        """And another plane under that name is refused with the mend."""
+        """And another topology under that name is refused with the mend, another plane or not."""
         before = ownership.read(lab)
 
         again = verb("lab.up", "pair", "--plane", "ambient-l4", "--keylog")
-        other = verb("lab.up", "pair")
+        other = verb("lab.up", "chain3", "--name", "pair")
 
         assert again.returncode in (0, 3) and "is up already" in again.stderr and "node-a--node-b" in again.stdout
         assert other.returncode == 2 and "lab.down --name pair" in other.stderr

@@ -78,6 +78,22 @@ def test_every_claim_is_the_hop_that_the_view_gives(name: str) -> None:
     assert {promised[key].destination for key in set(promised) - reached} <= preferring
 
 
+def test_ztunnels_know_a_workload_with_a_host_name_by_no_address() -> None:
+    """They are told what the name stands for beside the view; its identity and its services stay."""
+    name = "files.example.com"
+    workloads = tuple(dataclasses.replace(w, hostname=name) if w.name == "server" else w for w in TWO_ZONES.workloads)
+    placement = catalog.ambient.place(dataclasses.replace(TWO_ZONES, workloads=workloads), {})
+    address = TWO_ZONES.workload("server").address
+
+    for proxy in placement.proxies:
+        (entry,) = [w for w in proxy.view["workloads"] if w["name"] == "server"]
+        if proxy.role == "ztunnel":
+            assert (entry["workloadIps"], entry["hostname"]) == ([], name)
+            assert proxy.options["hosts"] == {name: [address]}
+        else:
+            assert entry["workloadIps"] == [address] and "hostname" not in entry
+
+
 def test_a_labelled_workload_is_left_out_of_the_capture() -> None:
     """Its traffic is plain both ways, and no ztunnel holds its identity."""
     topology = labelled(TWO_ZONES, "server", "none")

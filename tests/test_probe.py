@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from testbed.errors import UsageError
-from testbed.verify.probe import Attempt, make, parse_attempts
+from testbed.verify.attempt import Attempt, parse_attempts
+from testbed.verify.probe import make
 from tests.loopback import ENV, app
 
 NOW = datetime.datetime.now(datetime.UTC)
@@ -279,6 +280,55 @@ def test_http_carries_the_canary_and_tells_who_answered(tmp_path: Path) -> None:
     assert len({line["peer_port"] for line in seen}) == 2
 
 
+def test_http2_tells_what_the_answer_says_of_who_gave_it() -> None:
+    """Streams of two connections, to the real app, told as of HTTP/1.1."""
+    with app("testbed.apps.web", "--name", "web-7") as web:
+        attempt = Attempt(
+            name="h", kind="http2", address="127.0.0.1", port=web.port, times=4, connections=2, canary="c-9",
+            path="/p?size=6&status=403",
+        )  # fmt: skip
+        tries = make(attempt)
+
+    assert [(t.status, t.bytes_received, t.answered_by, t.seen_as, t.error) for t in tries] == [
+        (403, 6, "web-7", "127.0.0.1", "")
+    ] * 4
+
+
+@pytest.mark.parametrize(("method", "body"), [("GET", b""), ("POST", b"c-9")])
+def test_http2_carries_the_canary_in_a_coded_field(method: str, body: bytes) -> None:
+    """Huffman's table has coded it: its bytes stand in the body only."""
+    sent, fields = b"", {}
+
+    def answer(peer: socket.socket) -> None:
+        nonlocal sent
+        made = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="utf-8"))
+        made.initiate_connection()
+        while data := peer.recv(65536):
+            sent += data
+            for event in made.receive_data(data):
+                if isinstance(event, h2.events.RequestReceived):
+                    fields.update(event.headers)
+                if isinstance(event, h2.events.StreamEnded):
+                    made.send_headers(event.stream_id, [(":status", "204")], end_stream=True)
+            peer.sendall(made.data_to_send())
+
+    with serving(answer) as port:
+        (outcome,) = make(
+            Attempt(name="h", kind="http2", address="127.0.0.1", port=port, canary="c-9", method=method)
+        )
+
+    assert (outcome.status, outcome.error) == (204, "")
+    assert (fields[":method"], fields["x-canary"], sent.count(b"c-9")) == (method, "c-9", bool(body))
+
+
+def test_a_server_that_speaks_no_http2_is_told() -> None:
+    with serving(lambda peer: peer.recv(1000) and peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as port:
+        (outcome,) = make(Attempt(name="h", kind="http2", address="127.0.0.1", port=port))
+
+    assert outcome.connected and outcome.status is None
+    assert outcome.error
+
+
 def test_tcp_to_the_echo_with_a_banner() -> None:
     """Server-first: the banner is read, then what was sent comes back."""
     with app("testbed.apps.echo", "--banner", "hi") as echo:
@@ -337,7 +387,7 @@ def test_the_program_reads_stdin_and_refuses_nonsense_with_code_2() -> None:
     done = subprocess.run(command, input=text, capture_output=True, text=True, env=ENV, timeout=60)
 
     assert done.returncode == 2
-    assert "attempt 'a': kind 'udp' is not known; known: tcp, http, tls, mtls, hbone" in done.stderr
+    assert "attempt 'a': kind 'udp' is not known; known: tcp, http, http2, tls, mtls, hbone" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from testbed.links.probe import choose
 from testbed.model.experiment import Finding, Result
 from testbed.model.placement import Encryption, Placement
 from testbed.model.topology import Topology
+from testbed.observe import pcapng
 from testbed.runtime.netns import NetnsRuntime
 from tests.labs import needs_root
 
@@ -50,6 +52,12 @@ class TestErrand:
 
         with pytest.raises(PeerError, match="answered by store"):
             errand.shares(answers(errand, ["store"]))
+
+    def test_some_go_by_http2_where_the_application_speaks_it(self) -> None:
+        """An image of the user's, or bytes that are no HTTP, may not."""
+        kinds = [attempt["kind"] for attempt in proof.errand(shipped("shop"), "frontend", "t").attempts()]
+        assert kinds == ["http", "http", "http", "http2"] * 8
+        assert {a["kind"] for a in proof.errand(shipped("pair"), "tcp", "t").attempts()} == {"tcp"}
 
     def test_a_lone_endpoint_needs_not_say_that_it_was_it(self) -> None:
         """A TCP echo cannot."""
@@ -128,6 +136,11 @@ def test_cleartext_is_found_at_each_endpoint_of_a_service(deployed: Deployment, 
 
     assert broken(findings) == []
     assert {f.id.rpartition("/")[2] for f in findings} == {"readable", "way"}
+    in_bytes = re.compile(rb"canary-[0-9a-f]{16}-([0-9]+)")
+    packets = pcapng.read(tmp_path / "none.pcapng").packets
+    numbers = {int(number) for packet in packets for number in in_bytes.findall(packet.data)}
+    # the rest went by HTTP/2 and was found by decoding its fields
+    assert numbers == {n for n in range(proof.REQUESTS) if n % 4 != 3}
 
 
 @pytest.mark.root
@@ -164,6 +177,8 @@ def test_every_segment_and_every_boundary_of_the_l7_planes(deployed: Deployment,
 
     assert broken([*packets, *tried.values()]) == []
     assert {f.id.rpartition("/")[2] for f in packets} == L7_PLANES[plane]
+    offers = {f.value for f in packets if f.id.endswith("/offer")}
+    assert offers == ({"istio-h2, istio, h2; istio-http/1.1, istio, http/1.1"} if plane == "sidecar" else set())
     legs = {f.id.split("/")[1] for f in packets}
     assert ("waypoint>server" in legs) == (plane == "ambient")
     secret = {name: tried[name].value for name in ("l7-denied", "l7-denied-pod-ip")}

@@ -19,6 +19,7 @@ from testbed.runtime import ownership
 from testbed.store import Run
 from testbed.store import runs as stored_runs
 from tests.labs import needs_root
+from tests.loose import gates
 
 pytestmark = [pytest.mark.root, needs_root]
 
@@ -49,7 +50,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(registry.BUILT_IN["experiment"], "tiny", f"{__name__}:TINY")
     monkeypatch.setitem(registry.BUILT_IN["plane"], "uncaptured", f"{__name__}:UNCAPTURED")
     # A busy test machine may be late; what is tested here is the way, not the figures.
-    loose = runs.Gates(send_lag_p99_ms=1e6, generator_cpu_share=10.0)
+    loose = gates()
     monkeypatch.setattr(runs, "Gates", lambda: loose)
     return tmp_path / "results"
 

@@ -207,7 +207,7 @@ def test_bars_begin_at_zero_and_are_as_long_as_their_values() -> None:
     )  # fmt: skip
     (x1, w1), (x2, w2) = re.findall(r'<rect class="s0" x="([\d.]+)" y="\d+" width="([\d.]+)"', svg)
 
-    assert float(x1) == float(x2) == plots._LEFT
+    assert float(x1) == float(x2) == plots.LEFT
     assert float(w2) == pytest.approx(2 * float(w1), abs=0.2)
 
 

@@ -222,6 +222,52 @@ def test_every_draw_reaches_an_endpoint(draw: float) -> None:
     assert hop(("127.0.0.3", 80), workloads=pods, services=[DEFINED], draw=draw).kind is HopKind.TCP
 
 
+# -- workloads known by host name
+
+NAMED = "files.example.com"
+
+
+def named_hop(names: dict[str, tuple[str, ...]], *, to: str = "127.0.0.3", draw: float = 0.5, **extra: object) -> Hop:
+    pod = workload("p", hostname=NAMED, protocol="HBONE", **behind("s"))
+    mesh = view([SOURCE, pod], [service("s", "127.0.0.3", "::3", **extra)])
+    return next_hop(mesh, mesh.local("default", "source"), (to, 80), draw, names=names)
+
+
+def test_a_host_name_is_asked_for_before_there_is_a_hop() -> None:
+    """Whoever resolves names asks again with the addresses; a name without any is refused for good."""
+    asked = named_hop({})
+    assert (asked.kind, asked.unresolved) == (HopKind.REFUSE, NAMED)
+
+    found = named_hop({NAMED: ("10.0.0.9",)})
+    assert brief(found) == ("hbone", ("10.0.0.9", 15008), "10.0.0.9:8080")
+    assert found.expected == ("spiffe://cluster.local/ns/default/sa/sa-p",)
+
+    nothing = named_hop({NAMED: ()})
+    assert (nothing.kind, nothing.unresolved) == (HopKind.REFUSE, "") and "has no address" in nothing.reason
+
+
+def test_any_of_a_names_addresses_is_taken_of_the_callers_family() -> None:
+    """By chance, each as often; the other family only where there is none."""
+    addresses = ("10.0.0.1", "10.0.0.2", "fd00::1")
+    taken = [named_hop({NAMED: addresses}, draw=d / 1000).dial[0] for d in range(1000)]
+
+    assert set(taken) == {"10.0.0.1", "10.0.0.2"} and 400 < taken.count("10.0.0.1") < 600
+    assert named_hop({NAMED: addresses}, to="::3").dial == ("fd00::1", 15008)
+    assert named_hop({NAMED: ("fd00::1",)}).dial == ("fd00::1", 15008)
+
+
+@pytest.mark.parametrize("addresses", [(), ("127.0.0.40",)])
+def test_a_waypoint_may_be_a_workload_named_by_its_host_name(addresses: tuple[str, ...]) -> None:
+    """With addresses these count and nothing is resolved, as in ztunnel; the authority is what was called."""
+    wp = workload("wp", *addresses, hostname=NAMED)
+    pod = workload("p", POD, waypoint=gateway(f"default/{NAMED}"))
+    mesh = view([SOURCE, wp, pod])
+    names = {} if addresses else {NAMED: ("127.0.0.40",)}
+    found = next_hop(mesh, mesh.local("default", "source"), (POD, 80), 0.5, names=names)
+
+    assert brief(found) == ("hbone", ("127.0.0.40", 15008), f"{POD}:80")
+
+
 # -- inbound
 
 CLIENT_IP, SERVER_IP, WAYPOINT_IP = "10.0.0.1", "10.0.0.2", "10.0.0.3"

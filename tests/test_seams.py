@@ -31,6 +31,8 @@ def registered() -> list[tuple[type, type]]:
 HANDED_OUT = [
     (seams.RunningLab, NetnsLab),
     (seams.RunningLab, DockerLab),
+    (seams.Refitted, NetnsLab),
+    (seams.Refitted, DockerLab),
     (seams.Process, LabProcess),
     (seams.Process, ContainerProcess),
     (seams.LiveLink, NetemLink),

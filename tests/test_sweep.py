@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from experiments.quickstart import EXPERIMENT
-from testbed import sweep
+from testbed import sweep, variants
 from testbed.errors import UsageError
 from testbed.load.schedule import check
 from testbed.model.experiment import Cell, Measurement
@@ -141,13 +141,22 @@ def test_a_resumed_run_takes_no_look_that_the_rule_did_not_foresee() -> None:
 
 
 @pytest.mark.parametrize("form", ["", "-full"])
-@pytest.mark.parametrize("name", ["arrival", "churn", "payload", "protocol", "rate"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("arrival", "churn", "footprint", "neighbour", "payload"),
+        *("placement", "policies", "policies-l7", "protocol", "rate"),
+    ],
+)
 def test_every_experiment_can_be_planned(name: str, form: str) -> None:
     """Its topology has what it calls, its loads are possible, its cells are told apart, and a claim is in reach."""
     experiment = load("experiment", name + form)
     sweep.resolve(experiment)
     for cell in experiment.cells:
-        check(cell.load)
+        if cell.load.kind != "idle":
+            check(cell.load)
+        if cell.topology:
+            variants.resolve(cell.topology)
 
     assert experiment.name == name + form
     assert len({cell.name for cell in experiment.cells}) == len(experiment.cells) > 1

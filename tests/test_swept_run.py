@@ -14,6 +14,7 @@ from testbed.runtime import ownership
 from testbed.store import Run
 from testbed.store import runs as stored_runs
 from tests.labs import needs_root
+from tests.loose import gates
 
 pytestmark = [pytest.mark.root, needs_root]
 
@@ -41,7 +42,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sweep, "PROBE_S", 0.5)
     monkeypatch.setattr(sweep, "SEARCH_BUDGET_S", 7.0)
     # A busy test machine may be late; what is tested here is the way, not the figures.
-    loose = runs.Gates(send_lag_p99_ms=1e6, generator_cpu_share=10.0)
+    loose = gates()
     monkeypatch.setattr(runs, "Gates", lambda: loose)
     return tmp_path / "results"
 

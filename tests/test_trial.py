@@ -8,8 +8,9 @@ import math
 import pytest
 
 from experiments.quickstart import EXPERIMENT
-from testbed import trial
-from testbed.model.experiment import LinkReading, LoadRecord, RequestRow
+from testbed import topofile, trial
+from testbed.fidelity import Certificate, Check, Level
+from testbed.model.experiment import LoadRecord, RequestRow
 from testbed.window import Usage
 
 
@@ -42,7 +43,6 @@ def test_a_clean_trial_counts() -> None:
     ("made", "said"),
     [
         (record(()), "no request was sent"),
-        (record(rows(lag_s=0.006)), "send lag p99 6.00 ms"),
         (record(rows(), cpu_s=4.5), "generator used 90% of a core"),
         (record(rows(998) + rows(2, status=503)), r"2 of 1000 requests failed \(first: 503\)"),
         (record(rows(998) + rows(2, error="reset", status=0)), "first: reset"),
@@ -58,17 +58,31 @@ def test_each_gate_says_what_it_saw(made: LoadRecord, said: str) -> None:
     assert re.search(said, reasons(made))
 
 
-@pytest.mark.parametrize("within", [True, False])
-def test_a_link_that_is_not_what_was_asked_is_a_reason(within: bool) -> None:
-    """Asked and measured stand beside each other."""
-    reading = LinkReading(
-        link="a--b", asked_rtt_ms=2.0, rtt_p50_ms=3.5, rtt_p90_ms=4.0, asked_loss=0.0, loss=0.25, probes=20,
-        within_tolerance=within,
-    )  # fmt: skip
+def test_a_row_for_each_check_with_its_cause() -> None:
+    """Levels as numbers; what is not available has none, and says why. Who passed in a trial that does not count bears
+    the trial's reason, as its other rows do."""
+    checks = (
+        Check(name="busy", level=Level.WARN, cause="host 90% busy"),
+        Check(name="steal", level=Level.PASS, cause="the hypervisor stole 0.0% of the cores"),
+        Check(name="psi", level=None, cause="psi: not available: this kernel has no /proc/pressure"),
+    )
+    labels = {"round": 1, "trial": "t", "block": 1, "plane": "none", "cell": "", "valid": False}
 
-    said = trial.links_off([reading])
+    found = trial.certificate_rows(Certificate(checks=checks), labels, "link gone")
 
-    assert said == ([] if within else ["link a--b: RTT 3.500 ms for 2 asked, loss 0.250 for 0.000"])
+    assert [(m.metric, m.reason) for m in found] == [
+        ("fidelity.busy", "host 90% busy"), ("fidelity.steal", "link gone"), ("fidelity.psi", checks[2].cause)
+    ]  # fmt: skip
+    assert [m.value for m in found[:2]] == [1.0, 0.0] and math.isnan(found[2].value)
+
+
+@pytest.mark.parametrize(("topology", "target", "calls"), [("two-zones", "server", 1), ("chain3", "", 3)])
+def test_edges_are_all_calls_that_a_request_makes(topology: str, target: str, calls: int) -> None:
+    """CPU of all proxies over them is what an edge costs."""
+    found = topofile.load(topofile.find(topology))
+    first = next(s.name for s in found.services if target in s.name)
+
+    assert trial.edges(found, first) == calls
 
 
 def test_latency_counts_from_the_intended_time() -> None:

@@ -50,6 +50,72 @@ def test_those_that_name_one_waypoint_share_it() -> None:
     }
 
 
+ACCOUNTS = f"""{HEAD}
+namespaces:
+  default:
+    waypoint: {{node: node-b, for: all}}
+    serviceAccounts:
+      web: {{waypoint: {{node: node-a, for: all, replicas: 2}}}}
+      job: {{waypoint: {{name: jobs, node: node-b, for: workload}}}}
+      twin: {{waypoint: {{name: shared, node: node-a}}}}
+      pair: {{waypoint: {{name: shared, node: node-a}}}}
+  other: {{}}
+workloads:
+  web-1: {{node: node-a, serviceAccount: web, {APP}}}
+  web-2: {{node: node-b, serviceAccount: web, {APP}}}
+  own: {{node: node-b, serviceAccount: web, {APP}, waypoint: {{name: apart, node: node-a, for: all}}}}
+  job: {{node: node-b, serviceAccount: job, {APP}}}
+  twin: {{node: node-b, serviceAccount: twin, {APP}}}
+  pair: {{node: node-b, serviceAccount: pair, {APP}}}
+  rest: {{node: node-b, {APP}}}
+  far: {{node: node-b, namespace: other, serviceAccount: web, {APP}}}
+services:
+  both: {{{PORTS}, workloads: [web-1, web-2]}}
+  mine: {{{PORTS}, workloads: [web-1, rest], waypoint: {{name: apart, node: node-a, for: all}}}}
+  jobs-of: {{{PORTS}, workloads: [job]}}
+  twins: {{{PORTS}, workloads: [twin, pair]}}
+  rest: {{{PORTS}, workloads: [rest]}}
+  far: {{namespace: other, {PORTS}, workloads: [far]}}
+"""
+
+
+def test_a_service_account_has_a_waypoint() -> None:
+    """For what runs under it and services of nothing else; it goes before the namespace's and after an own one."""
+    topology = parsed(ACCOUNTS)
+    found = {(w.namespace, w.name): w for w in waypoints(topology)}
+
+    assert {
+        key: ([s.name for s in w.services], [v.name for v in w.workloads], len(w.pods)) for key, w in found.items()
+    } == {
+        ("default", "web-waypoint"): (["both"], ["web-1", "web-2"], 2),
+        ("default", "apart"): (["mine"], ["own"], 1),
+        ("default", "jobs"): ([], ["job"], 1),
+        ("default", "shared"): (["twins"], [], 1),
+        ("default", "waypoint"): (["jobs-of", "rest"], ["twin", "pair", "rest"], 1),
+    }
+    assert topology.service("far").waypoint is None and topology.workload("far").waypoint is None
+
+
+@pytest.mark.parametrize(
+    ("accounts", "told"),
+    [
+        ("web: {waypoint: {node: node-a}}", "stands for service accounts of different waypoints .default: none, web: "),
+        ("web: {waypoint: {node: node-a}}, default: {waypoint: {node: node-a}}", "default: default-way.*, web: web-"),
+        ("wbe: {waypoint: {node: node-a}}", "no workload of namespace default runs under .*'wbe'.*did you mean.*web"),
+        ("web: {waypoint: {node: node-c}}", "no node of that name"),
+        ("web: {waypoints: {node: node-a}}", "did you mean.*waypoint"),
+        ("web: {}", "waypoint"),
+        ("web: {waypoint: {node: node-a, for: account}}", "what a waypoint is for"),
+    ],
+)
+def test_contradictions_of_accounts_are_told_at_the_door(accounts: str, told: str) -> None:
+    """A waypoint that would see some of a service's calls is none of today's."""
+    workloads = f"  web: {{node: node-a, serviceAccount: web, {APP}}}\n  rest: {{node: node-a, {APP}}}\n"
+    text = f"{HEAD}namespaces: {{default: {{serviceAccounts: {{{accounts}}}}}}}\nworkloads:\n{workloads}"
+    with pytest.raises(TopologyError, match=told):
+        parsed(f"{text}services: {{s: {{{PORTS}, workloads: [web, rest]}}}}\n")
+
+
 def test_every_replica_has_a_name_and_an_address_of_its_own() -> None:
     """Also where two namespaces call theirs alike; none is a workload's."""
     pods = [pod for w in waypoints(parsed()) for pod in w.pods]

@@ -398,12 +398,16 @@ def test_a_calibrated_wire_learns_how_late_it_is(lab: ScratchLab) -> None:
     """It samples when frames really left: what it takes off is neither the guess it began with nor the most allowed."""
     with contextlib.closing(WireLinks()) as maker:
         live = maker.join(lab, [link("a", "b", 0, Impairment(delay_ms=2), Impairment(delay_ms=2))])
-        gauge.probe(lab, [live[0].link], probes=100)
-        (status,) = maker.status()
-    taken_off = [status["early_ns"][way] for way in WAYS]
 
-    assert status["calibrated"]
-    assert any(its not in (guess, cap) for its, guess, cap in zip(taken_off, FIRST_GUESS_NS, EARLY_CAP_NS, strict=True))
+        def has_learned() -> bool:
+            """Of one way at least: in a busy minute it is later than the most allowed."""
+            gauge.probe(lab, [live[0].link], probes=100)
+            (status,) = maker.status()
+            assert status["calibrated"]
+            taken_off = [status["early_ns"][way] for way in WAYS]
+            return any(its not in both for its, *both in zip(taken_off, FIRST_GUESS_NS, EARLY_CAP_NS, strict=True))
+
+        assert any(has_learned() for _ in range(20))
 
 
 def test_an_uncalibrated_wire_takes_nothing_off(lab: ScratchLab, wires: WireLinks) -> None:
@@ -418,12 +422,12 @@ def test_an_uncalibrated_wire_takes_nothing_off(lab: ScratchLab, wires: WireLink
 def test_answers_to_somebody_elses_probes_are_no_answers(lab: ScratchLab, wires: WireLinks) -> None:
     """Two gauges may look at one link: the mark tells whose an echo is."""
     live = wires.join(lab, [link("a", "b")])
-    with inside(lab, "a", lambda: gauge._open(live[0].link.b_address)) as sock:
+    with inside(lab, "a", lambda: gauge.open_prober(live[0].link.b_address)) as sock:
         for number in range(4):
-            sock.send(gauge._echo(7 if number % 2 else 8, number))
+            sock.send(gauge.echo(7 if number % 2 else 8, number))
         time.sleep(0.1)
 
-        assert len(gauge._replies(sock, 7, dict.fromkeys(range(4), time.time_ns()))) == 2
+        assert len(gauge.replies(sock, 7, dict.fromkeys(range(4), time.time_ns()))) == 2
 
 
 def test_a_gone_node_makes_only_its_links_dead(lab: ScratchLab, wires: WireLinks) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from experiments.quickstart import EXPERIMENT
+from tests.loose import gates
 
 ROOT = Path(__file__).parent.parent
 TINY = dataclasses.replace(
@@ -61,7 +62,7 @@ def main() -> None:
 
     registry.BUILT_IN["experiment"]["tiny"] = "tests.tiny:TINY"
     # A busy test machine may be late; what is tested with this is the way, not the figures.
-    loose = runs.Gates(send_lag_p99_ms=1e6, generator_cpu_share=10.0)
+    loose = gates()
     runs.Gates = lambda: loose  # type: ignore[assignment, misc]
     lab.start = announced("bring-up", lab.start)
     deploy.start = announced("deploy", deploy.start)

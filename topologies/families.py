@@ -16,6 +16,7 @@ from testbed.model.topology import (
     Service,
     ServicePort,
     Topology,
+    WaypointRef,
     Workload,
     link_addresses,
     node_network,
@@ -123,3 +124,46 @@ def _links(nodes: tuple[Node, ...], pairs: Iterable[tuple[int, int]], delay_ms: 
 def _at_least(n: int, minimum: int, what: str) -> None:
     if n < minimum:
         raise UsageError(f"{what} of {n} cannot be; give at least {minimum}")
+
+
+def crowd(per_node: int = 4, *, nodes: int = 2, services: int = 0) -> Topology:
+    """`per_node` idle workloads on each of `nodes` nodes: each a service with a waypoint of its own, or, where
+    `services` says how many, replicas of so many. For what stands there while nobody calls.
+    """
+    _at_least(per_node, 1, "a crowd")
+    _at_least(nodes, 2, "a crowd's nodes")
+    made, total = _nodes(nodes), per_node * nodes
+    count = services or total
+    if count > total:
+        raise UsageError(f"{count} services of {total} workloads leave some without any; give at most {total}")
+    workloads = tuple(
+        Workload(
+            name=f"app-{i}",
+            group=f"svc-{i % count}",
+            namespace="default",
+            service_account=f"svc-{i % count}",
+            node=made[i % nodes].name,
+            address=workload_address(i % nodes + 1, i // nodes),
+            app=App(kind="idle"),
+            labels=(("app", f"svc-{i % count}"),),
+        )
+        for i in range(total)
+    )
+    port = ServicePort(port=_HTTP_PORT, target_port=_HTTP_PORT, protocol="http")
+    offered = tuple(
+        Service(
+            name=f"svc-{number}",
+            namespace="default",
+            address=service_address(number),
+            ports=(port,),
+            endpoints=tuple(w.name for w in workloads if w.group == f"svc-{number}"),
+            waypoint=WaypointRef(name=f"waypoint-{number}", node=made[number % nodes].name),
+        )
+        for number in range(count)
+    )
+    links = _links(made, ((i, i + 1) for i in range(nodes - 1)), 0.0)
+    return Topology(name=f"crowd-{per_node}", nodes=made, workloads=workloads, services=offered, links=links)
+
+
+BY_NAME = {"star": star, "line": line, "mesh": mesh, "hosts": hosts, "crowd": crowd}
+"""As a cell of a sweep names them (`testbed.variants`)."""

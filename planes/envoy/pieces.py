@@ -231,16 +231,30 @@ def router() -> Json:
 
 def connect_terminator(
     stat_prefix: str, *, domains: Sequence[str], cluster_name: str, filters: Sequence[Json],
-    refusals: Mapping[int, int] | None = None,
+    refusals: Mapping[int, int] | None = None, others: Sequence[Json] = (),
 ) -> Json:  # fmt: skip
     """An HBONE server: CONNECT for an authority among `domains`, to `cluster_name`; any other is answered 404.
 
     All of it is needed: the upgrade at the manager and at the route, the matcher, `allow_connect`.
-    `refusals` are statuses of Envoy's own answers and what is said instead.
+    `refusals` are statuses of Envoy's own answers and what is said instead; `others` are more `connect_host`s.
     """
     extra: Json = {}
     if refusals:
         extra["local_reply_config"] = {"mappers": [_said_instead(*pair) for pair in refusals.items()]}
+    served = [connect_host(stat_prefix, domains, cluster_name)] if domains else []
+    return connection_manager(
+        stat_prefix,
+        codec="HTTP2",
+        virtual_hosts=[*served, *others],
+        filters=filters,
+        extra={
+            "http2_protocol_options": http2(connect=True), "upgrade_configs": [{"upgrade_type": "CONNECT"}], **extra,
+        },
+    )  # fmt: skip
+
+
+def connect_host(name: str, domains: Sequence[str], cluster_name: str | None) -> Json:
+    """CONNECT for one of `domains`; without a cluster it is answered 404, which an exact name needs beside `host:*`."""
     route: Json = {
         "match": {"connect_matcher": {}},
         "route": {
@@ -249,15 +263,7 @@ def connect_terminator(
             "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}],
         },
     }
-    return connection_manager(
-        stat_prefix,
-        codec="HTTP2",
-        virtual_hosts=[{"name": stat_prefix, "domains": list(domains), "routes": [route]}],
-        filters=filters,
-        extra={
-            "http2_protocol_options": http2(connect=True), "upgrade_configs": [{"upgrade_type": "CONNECT"}], **extra,
-        },
-    )  # fmt: skip
+    return {"name": name, "domains": list(domains), "routes": [route] if cluster_name is not None else []}
 
 
 def _said_instead(status: int, other: int) -> Json:

@@ -130,8 +130,7 @@ class Routes:
             for names, chosen in self._table.foreign():
                 add(names[0], names, lambda c=chosen: [self._written(route) for route in c])
         if self.view.config.outbound_any:
-            action: Json = {"cluster": "passthrough", "timeout": "0s", **_retries(DEFAULT_RETRY)}
-            unknown: Json = {"name": "allow_any", "match": {"prefix": "/"}, "route": action}
+            unknown = any_request("passthrough", name="allow_any")
         else:
             unknown = {"name": "block_all", "match": {"prefix": "/"}, "direct_response": {"status": 502}}
         add(str(unknown["name"]), ["*"], lambda: [unknown])
@@ -213,6 +212,12 @@ def virtual_host(name: str, names: Sequence[str], routes: Sequence[Json]) -> Jso
     return {
         "name": name, "domains": list(names), "routes": list(routes), "include_request_attempt_count": True,
     }  # fmt: skip
+
+
+def any_request(cluster: str, *, name: str = "default") -> Json:
+    """What no resource says anything of: to this cluster, sent again as Istio's default has it."""
+    action: Json = {"cluster": cluster, "timeout": "0s", **_retries(DEFAULT_RETRY)}
+    return {"name": name, "match": {"prefix": "/"}, "route": action}
 
 
 def fault_filter() -> Json:

@@ -14,7 +14,7 @@ from planes.envoy.parts import Parts, Subject
 from planes.envoy.pieces import PASSTHROUGH_SOURCE, Json
 from planes.envoy.routes import Routes, fault_filter, virtual_host
 from planes.envoy.tunnels import Tunnels, inwards, remember_peer, server_tls
-from planes.envoy.upstreams import ALPN_HTTP1, ALPN_HTTP2, Upstreams
+from planes.envoy.upstreams import ALPN_HTTP1, ALPN_HTTP2, Upstreams, either_protocol
 from planes.l7.settings import Ports
 from planes.mesh import baggage
 from planes.mesh.route import join
@@ -30,17 +30,11 @@ _ANY_PORT: Json = {}
 
 
 def build(subject: Subject, parts: Parts) -> None:
-    parts.cluster(pieces.original_destination_cluster("passthrough", http=_either_protocol()))
+    parts.cluster(pieces.original_destination_cluster("passthrough", http=either_protocol()))
     parts.listeners.append(_outbound(subject, parts))
     parts.listeners.append(_Inbound(subject, parts).listener())
     if subject.listens_hbone:
         parts.listeners += _Inbound(subject, parts).tunnelled()
-
-
-def _either_protocol() -> Json:
-    return {
-        "use_downstream_protocol_config": {"http_protocol_options": {}, "http2_protocol_options": pieces.http2()}
-    }
 
 
 def _black_hole(parts: Parts) -> str:
@@ -108,7 +102,7 @@ class _Inbound:
         self._by_tunnel = Authorization(policies=policies, trust_domain=config.trust_domain, name=by_filter_state)
         self._by_certificate.tell_undone(parts)
         parts.cluster(
-            pieces.original_destination_cluster("inbound", source=PASSTHROUGH_SOURCE, http=_either_protocol())
+            pieces.original_destination_cluster("inbound", source=PASSTHROUGH_SOURCE, http=either_protocol())
         )
 
     def listener(self) -> Json:

@@ -95,11 +95,37 @@ def raw() -> Json:
     }
 
 
-def inwards(parts: Parts, listener: str) -> str:
-    """A cluster to one of the own internal listeners; where a tunnel led and whose it is goes along as filter state."""
-    internal = {"envoy_internal_address": {"server_listener_name": listener}}
+def inwards(parts: Parts, listener: str, *, at: str = "") -> str:
+    """A cluster to one of the own internal listeners; where a tunnel led and whose it is goes along as filter state.
+
+    `at`: as if it had led there, `address:port`, where the authority was a name.
+    """
+    internal: Json = {"server_listener_name": listener}
+    endpoint: Json = {"endpoint": {"address": {"envoy_internal_address": internal}}}
+    if at:
+        internal["endpoint_id"] = at
+        endpoint["metadata"] = {"filter_metadata": {ORIGINAL_DST: {"local": at}}}
+    name = f"{listener}|{at}" if at else listener
+    return parts.cluster(pieces.cluster(name, [endpoint], transport=internal_transport()))
+
+
+def onwards(parts: Parts, name: str, listener: str, http: Json) -> str:
+    """A cluster to an internal listener that tunnels on to where the connection was going (Istio's `encap`)."""
+    internal = {"envoy_internal_address": {"server_listener_name": listener, "endpoint_id": name}}
     endpoints = [{"endpoint": {"address": internal}}]
-    return parts.cluster(pieces.cluster(listener, endpoints, transport=internal_transport()))
+    return parts.cluster(pieces.cluster(name, endpoints, transport=internal_transport(), http=http))
+
+
+def remember_destination() -> Json:
+    """A network filter before what leaves by `onwards`: Istio's filter state goes one internal listener far only."""
+    said = (f"{ORIGINAL_DST}.local_ip", None, "%DOWNSTREAM_LOCAL_ADDRESS%")
+    return {
+        "name": "remember_destination",
+        "typed_config": {
+            "@type": f"{TYPE}.extensions.filters.network.set_filter_state.v3.Config",
+            "on_new_connection": [pieces.filter_state(*said, shared=True)],
+        },
+    }
 
 
 def remember_peer() -> Json:

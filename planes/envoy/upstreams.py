@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from planes.envoy import pieces
 from planes.envoy.parts import Parts, Subject
 from planes.envoy.pieces import Json
-from planes.envoy.tunnels import Tunnels, internal_transport, raw, through
+from planes.envoy.tunnels import Tunnels, internal_transport, onwards, raw, through
 from planes.l7.balance import Host, hosts
 from planes.l7.view import Cluster
 from planes.mesh.view import Protocol, WorkloadView
@@ -33,6 +33,14 @@ class Upstreams:
     tunnels: Tunnels
     subject: Subject | None = None
 
+    def own_address(self, workload: WorkloadView) -> str:
+        """To one workload, at whatever port the connection was going to: by a tunnel if it takes any."""
+        name = f"encap|{workload.namespace}/{workload.name}"
+        if self._way(workload, 0, None) != "hbone":
+            return self.parts.cluster(pieces.original_destination_cluster(name, http=either_protocol()))
+        inside = self.tunnels.opener(self.parts, name, [str(workload.identity)])
+        return onwards(self.parts, name, inside, either_protocol())
+
     def of(self, subject: Subject, cluster: Cluster) -> str:
         """The Envoy cluster of one of ours, by its name."""
         service = subject.mesh.service_by_key(cluster.service_key)
@@ -42,11 +50,8 @@ class Upstreams:
         if cluster.name in self.parts.clusters:
             return cluster.name
         name = self.cluster(
-            cluster.name, members, http={"use_downstream_protocol_config": {
-                "http_protocol_options": {}, "http2_protocol_options": pieces.http2(),
-            }},
-            server_name=cluster.sni, tls=cluster.policy.tls,
-        )  # fmt: skip
+            cluster.name, members, http=either_protocol(), server_name=cluster.sni, tls=cluster.policy.tls
+        )
         self._apply(self.parts.clusters[name], cluster)
         return name
 
@@ -167,6 +172,13 @@ class Upstreams:
             self.parts.leave_undone(f"{where}: connectionPool.http.h2UpgradePolicy UPGRADE")
         if pool.idle_timeout_s is not None:
             self.parts.leave_undone(f"{where}: connectionPool.tcp.idleTimeout")
+
+
+def either_protocol() -> Json:
+    """Upstream by the version that came downstream."""
+    return {
+        "use_downstream_protocol_config": {"http_protocol_options": {}, "http2_protocol_options": pieces.http2()}
+    }
 
 
 def _endpoint(member: Host, way: str, inside: str, even: bool) -> Json:

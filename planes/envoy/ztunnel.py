@@ -16,7 +16,7 @@ from planes.envoy.upstreams import Upstreams
 from planes.l7.balance import hosts
 from planes.mesh import baggage
 from planes.mesh.route import join
-from planes.mesh.view import HBONE_PORT, MeshView, Protocol, ServiceView, WorkloadView
+from planes.mesh.view import HBONE_PORT, GatewayAddress, MeshView, Protocol, ServiceView, WorkloadView
 
 OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006
@@ -40,13 +40,16 @@ def _outbound(view: MeshView, local: WorkloadView, tunnels: Tunnels, parts: Part
             for _, vip in service.vips:
                 chains.append(pieces.chain([into(vip)], match=pieces.to_address(vip, port)))
     for workload in view.workloads:
+        if workload.uid == local.uid:
+            continue
+        proxy = None
         if workload.waypoint is not None:
-            parts.leave_undone(f"waypoint of workload {workload.namespace}/{workload.name}: calls of its own address "
-                               "go direct")  # fmt: skip
+            proxy = _to_waypoint(view, workload.waypoint, "%DOWNSTREAM_LOCAL_ADDRESS%", tunnels, parts)
         for host in workload.addresses:
-            if workload.protocol is Protocol.HBONE and workload.uid != local.uid:
+            if workload.waypoint is None and workload.protocol is Protocol.HBONE:
                 cluster = tunnels.to(parts, host, [(host, HBONE_PORT)], [str(workload.identity)])
                 proxy = tunnels.proxy(cluster, "%DOWNSTREAM_LOCAL_ADDRESS%")
+            if proxy is not None:
                 chains.append(pieces.chain([proxy], match=pieces.to_address(host)))
     return pieces.listener(
         "outbound", "0.0.0.0", OUTBOUND_PORT, chains,
@@ -60,23 +63,27 @@ def _to_service(
     """Given the address that was called: the filter that takes a connection there."""
     waypoint = service.waypoint
     if waypoint is not None:
-        found = view.destination(waypoint)
-        pods = [e.workload for e in view.endpoints(found)] if isinstance(found, ServiceView) else [found]
-        reached = [w for w in pods if w is not None and w.addresses]
-        if reached:
-            cluster = tunnels.to(
-                parts, f"waypoint|{waypoint}", [(w.addresses[0], waypoint.hbone_port) for w in reached],
-                sorted({str(w.identity) for w in reached}),
-            )  # fmt: skip
-            return lambda vip: tunnels.proxy(cluster, join(vip, port))
-        # A waypoint that is named and not known: traffic does not go round it (facts/hbone 7, row 4).
-        nowhere = parts.cluster(pieces.cluster(f"no-waypoint|{service.hostname}", []))
-        return lambda vip: pieces.tcp_proxy(nowhere)
+        return lambda vip: _to_waypoint(view, waypoint, join(vip, port), tunnels, parts)
     members = hosts(view.endpoints(service), service, port, local)
     cluster = Upstreams(parts=parts, tunnels=tunnels).cluster(
         f"service|{service.hostname}|{port}", members, policy="RANDOM"
     )
     return lambda vip: pieces.tcp_proxy(cluster)
+
+
+def _to_waypoint(view: MeshView, waypoint: GatewayAddress, authority: str, tunnels: Tunnels, parts: Parts) -> Json:
+    """The waypoint is told what was called. One that is named and not known ends the connection: traffic does not go
+    round it (facts/hbone 7, row 4)."""
+    found = view.destination(waypoint)
+    pods = [e.workload for e in view.endpoints(found)] if isinstance(found, ServiceView) else [found]
+    reached = [w for w in pods if w is not None and w.addresses]
+    if not reached:
+        return pieces.tcp_proxy(parts.cluster(pieces.cluster(f"no-waypoint|{waypoint}", [])))
+    cluster = tunnels.to(
+        parts, f"waypoint|{waypoint}", [(w.addresses[0], waypoint.hbone_port) for w in reached],
+        sorted({str(w.identity) for w in reached}),
+    )  # fmt: skip
+    return tunnels.proxy(cluster, authority)
 
 
 def _inbound(view: MeshView, local: WorkloadView, identity: Identity, keylog: str | None, parts: Parts) -> list[Json]:

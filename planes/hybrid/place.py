@@ -6,13 +6,14 @@ sidecar, so that an unlabelled topology shows the mixed path: clients with sidec
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 
 from planes.claims import claims
 from planes.sidecar.place import sidecars
 from planes.waypoint import place as waypoint
 from planes.waypoint.place import State
-from planes.ztunnel.place import ztunnels
+from planes.ztunnel.place import ztunnels as our_ztunnels
 from testbed.errors import UsageError
 from testbed.model.placement import Placement
 from testbed.model.topology import Topology
@@ -34,11 +35,13 @@ def kinds(topology: Topology) -> dict[str, Kind]:
 
 
 def place(
-    topology: Topology, *, listens_hbone: str = "no", waypoint_node: str | None = None, waypoints: str = State.READY
-) -> Placement:
+    topology: Topology, *, listens_hbone: str = "no", waypoint_node: str | None = None, waypoints: str = State.READY,
+    name: str = "hybrid", ztunnels: Callable[..., Placement] = our_ztunnels,
+    as_made: Callable[[Placement], Placement] = lambda placed: placed,
+) -> Placement:  # fmt: skip
     """`listens_hbone=yes`: sidecars take tunnels, and are published as such (PILOT_ENABLE_SIDECAR_LISTENING_HBONE).
 
-    Raises UsageError for another value.
+    `as_made` says who plays sidecars and waypoints. Raises UsageError for another value.
     """
     if listens_hbone not in ("yes", "no"):
         raise UsageError(f"plane hybrid: listens_hbone cannot be {listens_hbone!r}; it is yes or no")
@@ -49,12 +52,12 @@ def place(
     placed, view = waypoint.mesh_with_waypoints(topology, captured=ambient, node=waypoint_node, state=waypoints)
     if listens:
         view = _with_native_tunnels(view, {(w.namespace, w.name) for w in topology.workloads if w.name in injected})
-    plane = "hybrid-hbone" if listens else "hybrid"
+    plane = f"{name}-hbone" if listens else name
     return (
         Placement(plane=plane)
         + ztunnels(topology, captured=ambient, view=view)
-        + sidecars(topology, injected=injected, view=view, listens_hbone=listens)
-        + waypoint.proxies(topology, placed, view)
+        + as_made(sidecars(topology, injected=injected, view=view, listens_hbone=listens))
+        + as_made(waypoint.proxies(topology, placed, view))
         + Placement(plane=plane, claims=claims(topology, of, waypoints=placed, listens_hbone=listens))
     )
 

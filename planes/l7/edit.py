@@ -69,9 +69,12 @@ def stamp(
     `secure`. `client_cert` is an entry for x-forwarded-client-cert (`certificate_entry`); None drops the field.
     `sampled` None: no tracing, trace fields pass; else a trace is continued, or begun with that flag.
     """
-    watched = _WATCHED
-    kept = [f for f in fields if f[0] not in watched]
-    found = {name: value for name, value in fields if name in watched} if len(kept) != len(fields) else {}
+    watched, kept, found = _WATCHED, [], {}
+    for pair in fields:
+        if pair[0] in watched:
+            found[pair[0]] = pair[1]
+        else:
+            kept.append(pair)
     identifier = b"" if edge else found.get(b"x-request-id", b"")
     proto = b"" if edge else found.get(b"x-forwarded-proto", b"")
     kept.append((b"x-request-id", identifier or new_request_id(random_bits)))
@@ -94,8 +97,8 @@ def stamp(
 def new_request_id(random_bits: RandomBits) -> bytes:
     """A random UUID (version 4) as text."""
     bits = random_bits(128) & ~(0xF << 76 | 0x3 << 62) | 0x4 << 76 | 0x2 << 62
-    text = b"%032x" % bits
-    return b"%b-%b-%b-%b-%b" % (text[:8], text[8:12], text[12:16], text[16:20], text[20:])
+    text = bits.to_bytes(16, "big").hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}".encode()
 
 
 def certificate_entry(own_uri: str, certificate_sha256: str, peer_uri: str) -> bytes:

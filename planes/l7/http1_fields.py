@@ -257,11 +257,8 @@ def read_request(head: bytes, scheme: bytes) -> tuple[Request, bool]:
         path = target
     else:
         scheme, host, path = _other_form(method, target, scheme, host)
-    request = Request(
-        method, host, path, fields, scheme=scheme, version=minor, has_body=bool(content_length) or coding is not None,
-        content_length=content_length, upgrade=upgrade, expects_continue=bool(expect),
-    )  # fmt: skip
-    return request, close
+    has_body = bool(content_length) or coding is not None
+    return Request(method, host, path, fields, scheme, minor, has_body, content_length, upgrade, bool(expect)), close
 
 
 def _read_request_line(start: bytes) -> tuple[bytes, bytes, str]:
@@ -352,11 +349,8 @@ def read_response(head: bytes, method: bytes) -> tuple[Response, bool, bool]:
         has_body = content_length != 0 and status != 304 and method != b"HEAD"
         if has_body and content_length is None and coding is None:
             close = True
-    response = Response(
-        status, fields, version=minor, has_body=has_body, content_length=content_length,
-        upgrade=upgrade.lower() if status == 101 else b"",
-    )  # fmt: skip
-    return response, coding is not None, close
+    upgrade = upgrade.lower() if status == 101 else b""
+    return Response(status, fields, minor, has_body, content_length, upgrade), coding is not None, close
 
 
 def _status(line: bytes) -> tuple[int, str]:

@@ -36,6 +36,8 @@ STREAMS_BEFORE_SETTINGS = 100
 
 
 class Http2Server(L7Connection):
+    __slots__ = ("_take",)
+
     def __init__(
         self,
         on_request: Callable[[L7ServerStream, Request], None],
@@ -94,6 +96,8 @@ class Http2Server(L7Connection):
 
 
 class Http2Client(L7Connection):
+    __slots__ = ("extended_connect",)
+
     def __init__(self, wake: Callable[[], None], *, limits: Limits = CLIENT_LIMITS) -> None:
         super().__init__(client=True, limits=limits, wake=wake)
         self.extended_connect = False
@@ -131,7 +135,7 @@ class Http2Client(L7Connection):
         known = self._decoder.known.get(block) if len(block) <= KNOWN_BLOCK_BYTES else None
         if known is not None and stream is not None and not stream.answered and not stream.tunnel:
             status, fields, length = known  # type: ignore[misc]
-            response = Response(status, fields, version="2", has_body=not self._block_ends, content_length=length)
+            response = Response(status, fields, "2", not self._block_ends, length)
             try:
                 self._fit(stream, response, ended=self._block_ends)
             except Malformed as malformed:

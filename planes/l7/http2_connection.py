@@ -35,6 +35,11 @@ class L7Connection(Http2Connection):
     abort = half_close = unread = False
     """HTTP/2 has its own ways to say these."""
 
+    __slots__ = (
+        "_decoder", "_distrusts", "_draining", "_encoder", "_fault", "_receiving", "_reflexes", "_wake", "closing",
+        "encode", "reading_held", "write_blocked",
+    )  # fmt: skip
+
     def __init__(self, *, client: bool, limits: Limits, wake: Callable[[], None]) -> None:
         super().__init__(client=client, limits=limits)
         self.write_blocked = False

@@ -83,7 +83,7 @@ def request_of(listed: list[Field], *, ended: bool) -> Request:
             (first, second, third, fourth) == _USUAL and _is_plain(map(_name_of, fields)) and authority and scheme
             and path[:1] == b"/" and method != b"CONNECT"
         ):  # fmt: skip
-            return Request(method, authority, path, fields, scheme=scheme, version="2", has_body=not ended)
+            return Request(method, authority, path, fields, scheme, "2", not ended)
     return _unusual_request(listed, ended=ended)
 
 

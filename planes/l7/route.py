@@ -270,7 +270,7 @@ class _VirtualHost:
 
     def decide(self, request: Request, draw: Draw) -> Decision:
         path = request.path
-        if b"?" in path:
+        if 0x3F in path:
             path = path[: path.index(b"?")]
         for route in self.routes:
             if route.test is None or route.test(request, path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections.abc import Callable
 
 from planes.mesh import frames, net, tls
 from planes.mesh.hbone import Stream
@@ -22,16 +23,19 @@ async def open_session(
     *,
     expected: frozenset[str],
     sessions: set[HboneSession],
+    revoked: Callable[[bytes], str | None] | None = None,
 ) -> HboneSession:
     """`sock` (taken over) becomes a session, which stands in `sessions` for as long as it is open.
 
-    Raises OSError (ConnectionError, ssl.SSLError), TimeoutError.
+    `revoked` is asked of the peer's certificate, and again before the session counts. Raises OSError (ConnectionError,
+    ssl.SSLError), TimeoutError.
     """
 
     def made() -> HboneSession:
         return HboneSession(
-            loop, client=True, refusal_of=lambda uris: tls.client_refusal(uris, expected), on_closed=sessions.discard
-        )
+            loop, client=True, refusal_of=lambda uris: tls.client_refusal(uris, expected), on_closed=sessions.discard,
+            revoked=revoked,
+        )  # fmt: skip
 
     session = await net.connect(loop, made, sock, destination, context)
     assert isinstance(session, HboneSession)
@@ -44,6 +48,10 @@ async def open_session(
     except TimeoutError as cause:
         session.abort()
         raise ConnectionError(f"{destination[0]}:{destination[1]} sent no SETTINGS") from cause
+    # A list that came since the handshake cut those in `sessions`, and this was not in there yet.
+    if revoked is not None and (refusal := revoked(session.peer_certificate)) is not None:
+        session.abort()
+        raise ConnectionError(f"tls: {refusal}")
     sessions.add(session)
     return session
 

@@ -50,6 +50,8 @@ _PLAIN_HEADERS = END_HEADERS | PADDED | PRIORITY_FLAG
 
 
 class Http2Connection(Input):
+    __slots__ = ("_body_ends", "_body_left", "_body_stream", "_buffer", "_need", "_preface_due")
+
     def __init__(self, *, client: bool, limits: Limits | None = None) -> None:
         super().__init__(client=client, limits=limits)
         self._buffer = bytearray()
@@ -161,3 +163,5 @@ class Http2Connection(Input):
 
 class HboneConnection(Http2Connection):
     """The engine with HBONE's meaning."""
+
+    __slots__ = ()

@@ -33,6 +33,11 @@ _MAX_BLOCK = 128 * 1024
 
 
 class Input(Output):
+    __slots__ = (
+        "_block", "_block_ends", "_block_stream", "_controls_in_a_row", "_early_resets", "_reader", "_settings_due",
+        "settings_received",
+    )  # fmt: skip
+
     def __init__(self, *, client: bool, limits: Limits | None) -> None:
         super().__init__(client=client, limits=limits)
         self.settings_received = False

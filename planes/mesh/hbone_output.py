@@ -16,6 +16,14 @@ _REMEMBERED_RESETS = 1_000
 
 
 class Output:
+    # Slots from here down to every role: a connection has more fields than CPython's instances share a dictionary for
+    # (30), and each call of a method then looks into it first.
+    __slots__ = (
+        "_blocked", "_forgotten", "_half_connection", "_half_stream", "_last_peer_stream", "_next_stream",
+        "_refuse_above", "client", "failed", "goaway_received", "goaway_sent", "limits", "out", "peer_initial_window",
+        "peer_max_frame", "peer_max_streams", "receive_window", "send_window", "streams", "unreleased",
+    )  # fmt: skip
+
     def __init__(self, *, client: bool, limits: Limits | None) -> None:
         self.client = client
         self.limits = limits or (CLIENT_LIMITS if client else SERVER_LIMITS)

@@ -268,7 +268,7 @@ class Tunnel(Endpoint):
             self.stream_reset_early(code)
             return
         if code not in (frames.NO_ERROR, frames.CANCEL):
-            self.error = f"stream reset by peer: {frames.error_name(code)}"
+            self.error = self.error or f"stream reset by peer: {frames.error_name(code)}"
         if self.transport is None:
             return
         # NO_ERROR and CANCEL are a clean end of the peer's direction only. Ours breaks when TCP next has something for

@@ -2,18 +2,22 @@
 
 The order of questions is ztunnel's own (facts/hbone 2.1 to 2.5, 1.4, 1.5) and so are the corners: a service's waypoint
 is for traffic addressed to the service, a workload's for traffic addressed to its address, and a waypoint that is named
-but not known refuses rather than goes round it. Chance comes in as `draw` in [0, 1). What would cross networks is
-refused: double HBONE is not yet here.
+but not known refuses rather than goes round it. Chance comes in as `draw` in [0, 1), and so do the addresses of host
+names: a hop that needs one that was not given says which (`Hop.unresolved`). What would cross networks is refused:
+double HBONE is not yet here.
 """
 
 from __future__ import annotations
 
 import ipaddress
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate
+from types import MappingProxyType
 
+from planes.mesh.names import pick
 from planes.mesh.view import (
     HBONE_PORT,
     Endpoint,
@@ -48,6 +52,7 @@ class Flag(StrEnum):
     H2_HANDSHAKE_FAILURE = "H2_HANDSHAKE_FAILURE"
     NETWORK_POLICY = "NETWORK_POLICY"
     IDENTITY_ERROR = "IDENTITY_ERROR"
+    CERT_REVOKED = "CERT_REVOKED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,8 @@ class Hop:
     reason: str = ""
     """Why it is refused, and the mend."""
     flag: Flag = Flag.NONE
+    unresolved: str = ""
+    """The host name for want of whose addresses it is refused: ask again with them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +95,13 @@ class Inbound:
 class Refused(Exception):
     """No hop: the text says why. Stays inside this module."""
 
+    unresolved = ""
+
+
+Names = Mapping[str, tuple[str, ...]]
+"""Addresses by host name."""
+NO_NAMES: Names = MappingProxyType({})
+
 
 def next_hop(
     view: MeshView,
@@ -95,6 +109,7 @@ def next_hop(
     destination: tuple[str, int],
     draw: float,
     own_ports: frozenset[int] = ILLEGAL_PORTS,
+    names: Names = NO_NAMES,
 ) -> Hop:
     """The hop for a connection that `source` opened to `destination` (as SO_ORIGINAL_DST gives it)."""
     ip, port = destination
@@ -102,35 +117,37 @@ def next_hop(
         reason = f"{ip}:{port} is a port of the proxy itself; call the workload's own port"
         return Hop(HopKind.REFUSE, reason=reason, flag=Flag.CONNECT)
     try:
-        return _hop(view, source, destination, draw)
+        return _hop(view, source, destination, draw, names)
     except Refused as refusal:
-        return Hop(HopKind.REFUSE, reason=str(refusal), flag=Flag.CONNECT)
+        return Hop(HopKind.REFUSE, reason=str(refusal), flag=Flag.CONNECT, unresolved=refusal.unresolved)
 
 
-def _hop(view: MeshView, source: WorkloadView, destination: tuple[str, int], draw: float) -> Hop:
+def _hop(view: MeshView, source: WorkloadView, destination: tuple[str, int], draw: float, names: Names) -> Hop:
     ip, port = destination
     workload = view.workload_at(source.network, ip)
     service = None if workload is not None else view.service_at(source.network, ip, source.namespace)
     if service is not None:
-        return _to_service(view, source, service, ip, port, draw)
+        return _to_service(view, source, service, ip, port, draw, names)
     if workload is None:
         return Hop(HopKind.TCP, (ip, port))
     if workload.waypoint is not None and not _is_its_own_waypoint(view, source, workload.waypoint):
-        return _through(view, source, workload.waypoint, ip, port, draw, None)
+        return _through(view, source, workload.waypoint, ip, port, draw, None, names)
     return _direct(view, source, workload, ip, port, None)
 
 
-def _to_service(view: MeshView, source: WorkloadView, service: ServiceView, ip: str, port: int, draw: float) -> Hop:
+def _to_service(
+    view: MeshView, source: WorkloadView, service: ServiceView, ip: str, port: int, draw: float, names: Names
+) -> Hop:
     waypoint, draw = _service_waypoint(service, draw)
     if waypoint is not None:
-        return _through(view, source, waypoint, ip, port, draw, service)
+        return _through(view, source, waypoint, ip, port, draw, service, names)
     if service.load_balancer.mode is Mode.PASSTHROUGH:
         return Hop(HopKind.TCP, (ip, port), service=service)
     endpoint = _balance(view, source, service, port, draw, to_waypoint=False)
     workload, target_port = endpoint.workload, _target_port(service, endpoint, port)
     if workload.network != source.network:
         raise Refused(f"{workload.uid} is on network {workload.network!r}; HBONE across networks is not yet here")
-    return _direct(view, source, workload, _pick_address(workload, ip, service), target_port, service)
+    return _direct(view, source, workload, _pick_address(workload, ip, service, names, draw), target_port, service)
 
 
 def _direct(
@@ -146,7 +163,7 @@ def _direct(
 
 def _through(
     view: MeshView, source: WorkloadView, gateway: GatewayAddress, ip: str, port: int, draw: float,
-    service: ServiceView | None,
+    service: ServiceView | None, names: Names,
 ) -> Hop:  # fmt: skip
     """To a waypoint, which is told the original address, not a resolved one."""
     found, near = view.destination(gateway), gateway.address[1] if gateway.address else ip
@@ -165,7 +182,7 @@ def _through(
         raise Refused(
             f"waypoint {workload.uid} is on network {workload.network!r}; HBONE across networks is not yet here"
         )
-    dial = (_pick_address(workload, near, waypoint_service), dial_port)
+    dial = (_pick_address(workload, near, waypoint_service, names, draw), dial_port)
     expected = _expected(view, workload, waypoint_service)
     return Hop(HopKind.HBONE, dial, join(ip, port), expected, source.identity, workload, service)
 
@@ -263,16 +280,35 @@ def _same(scope: RoutingScope, a: WorkloadView, b: WorkloadView) -> bool:
     return getattr(a, attribute) == getattr(b, attribute)
 
 
-def _pick_address(workload: WorkloadView, near: str, service: ServiceView | None) -> str:
-    """The workload's address of the family the service wants, else of the family that was asked for, else any."""
+def _pick_address(
+    workload: WorkloadView, near: str, service: ServiceView | None, names: Names, draw: float
+) -> str:
+    """The workload's address of the family the service wants, else of the family that was asked for, else any.
+
+    Of a name's addresses any of the family that was asked for, as ztunnel: the service is not asked there.
+    """
     addresses = workload.addresses
     if len(addresses) == 1:
         return addresses[0]
     if not addresses:
-        raise Refused(f"{workload.uid} is known by name only; resolving names is not yet here, give it an address")
+        return _named_address(workload, ":" in near, names, draw)
     families = service.families if service is not None else None
     v6 = families is Families.IPV6 or (families is not Families.IPV4 and ":" in near)
     return next((a for a in addresses if (":" in a) is v6), addresses[0])
+
+
+def _named_address(workload: WorkloadView, v6: bool, names: Names, draw: float) -> str:
+    name = workload.hostname
+    if not name:
+        raise Refused(f"{workload.uid} has neither an address nor a host name")
+    if name not in names:
+        refusal = Refused(f"{workload.uid} is known by name only, and {name} was not resolved")
+        refusal.unresolved = name
+        raise refusal
+    if not names[name]:
+        raise Refused(f"{workload.uid} is known by name only, and {name} has no address")
+    # The balance has used the draw's first digits; those behind them are as random.
+    return pick(names[name], v6=v6, draw=draw * 65537 % 1)
 
 
 def _expected(view: MeshView, workload: WorkloadView, service: ServiceView | None) -> tuple[str, ...]:

@@ -43,11 +43,15 @@ class HboneSession(asyncio.Protocol):
         on_request: Callable[[HboneSession, RequestReceived], None] | None = None,
         on_ready: Callable[[HboneSession], None] | None = None,
         on_closed: Callable[[HboneSession], None] | None = None,
+        revoked: Callable[[bytes], str | None] | None = None,
     ) -> None:
+        """`revoked` is asked the same of a peer's certificate, in DER, where certificates may be taken back."""
         self.loop = loop
         self.connection = HboneConnection(client=client)
         self.transport: asyncio.Transport | None = None
         self.peer_uris: tuple[str, ...] = ()
+        self.peer_certificate = b""
+        """Kept where it may be taken back."""
         self.peer_address: tuple[str, int] = ("", 0)
         self.local_address: tuple[str, int] = ("", 0)
         self.refusal: str | None = None
@@ -59,6 +63,7 @@ class HboneSession(asyncio.Protocol):
         self.retired = False
         """No new tunnels; closes with its last one."""
         self._refusal_of = refusal_of
+        self._revoked = revoked
         self._on_request = on_request
         self._on_ready = on_ready
         self._on_closed = on_closed
@@ -95,6 +100,9 @@ class HboneSession(asyncio.Protocol):
         else:
             self.peer_uris = tls.spiffe_uris(secured.getpeercert())
             self.refusal = self._refusal_of(self.peer_uris)
+            if self.refusal is None and self._revoked is not None:
+                self.peer_certificate = secured.getpeercert(True) or b""
+                self.refusal = self._revoked(self.peer_certificate)
         if self.refusal is not None:
             transport.abort()  # type: ignore[attr-defined]
             return
@@ -200,6 +208,13 @@ class HboneSession(asyncio.Protocol):
         self.connection.goaway()
         self.flush()
         self.transport.close()
+
+    def cut(self, reason: str) -> None:
+        """Ends at once with all its tunnels, which tell `reason`."""
+        for stream in self.connection.streams.values():
+            if stream.sink is not None:
+                stream.sink.error = reason  # type: ignore[attr-defined]
+        self.abort()
 
     def abort(self) -> None:
         if self.transport is not None and not self.closed:

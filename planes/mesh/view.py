@@ -38,8 +38,8 @@ class MeshView:
     """Workloads, services and policies with their indexes. Made by `parse`; every lookup is a dictionary access."""
 
     __slots__ = (
-        "_by_address", "_by_cidr", "_by_host", "_by_key", "_by_vip", "_endpoints", "_local", "_policies",
-        "_services_of", "memo", "policies", "services", "warnings", "workloads",
+        "_by_address", "_by_cidr", "_by_host", "_by_key", "_by_vip", "_endpoints", "_local", "_named",
+        "_policies", "_services_of", "memo", "policies", "services", "warnings", "workloads",
     )  # fmt: skip
 
     def __init__(self, config: LocalConfig) -> None:
@@ -49,6 +49,7 @@ class MeshView:
         self.memo: dict[object, object] = {}
         """What `route` has worked out about this view; it lives and dies with it."""
         self._local = {(w.namespace, w.name): w for w in self.workloads}
+        self._named = {(w.namespace, w.hostname): w for w in reversed(self.workloads) if w.hostname}
         self._by_address = self._index_addresses()
         self._index_services(config.endpoint_ports)
         self._index_policies()
@@ -149,7 +150,7 @@ class MeshView:
         for s in self._by_host.get(hostname, ()):
             if s.namespace == namespace:
                 return s
-        return next((w for w in self.workloads if w.hostname == hostname and w.namespace == namespace), None)
+        return self._named.get((namespace, hostname))
 
     def endpoints(self, service: ServiceView) -> tuple[Endpoint, ...]:
         """Those that may take traffic: healthy ones, or all under AllowAll."""

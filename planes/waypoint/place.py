@@ -1,8 +1,8 @@
 """Where waypoints go: what services and workloads of a topology ask for, on the node they name, each an identity of its
 own.
 
-Those of one namespace that name the same waypoint share it: that is how one waypoint serves a namespace, a service, or
-the workloads of one service account.
+Those of one namespace that name the same waypoint share it: that is how one waypoint serves a namespace, a service
+account, or several services (`testbed.topowaypoints` says who names which).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from planes.mesh import baggage, route
-from planes.mesh.route import Flag
+from planes.mesh.route import Flag, Names
 from planes.mesh.view import MeshView, ServiceView, WorkloadView
 from testbed.model.identity import Identity
 from testbed.model.l4policy import Connection, Verdict, decide
@@ -37,6 +37,8 @@ class OutboundHop:
     expected: frozenset[str] = frozenset()
     reason: str = ""
     flag: Flag = Flag.NONE
+    unresolved: str = ""
+    """Refused for want of this host name's addresses: ask again with them."""
     service: ServiceView | None = None
     destination: WorkloadView | None = None
     """Both for telemetry; None where the view knows none."""
@@ -49,6 +51,8 @@ class InboundTarget:
     status: int
     port: int = 0
     reason: str = ""
+    proxy_target: tuple[str, int] | None = None
+    """The application listens on its loopback and is told by a PROXY header that this was asked for."""
 
 
 class Decisions(Protocol):
@@ -58,7 +62,9 @@ class Decisions(Protocol):
     def source(self, namespace: str, name: str, source_ip: str, identity: str) -> WorkloadView | None:
         """Whose address it is, for telemetry; None when the identity proved (empty: none was) is another's."""
         ...
-    def hop(self, namespace: str, name: str, destination: tuple[str, int], draw: float) -> OutboundHop: ...
+    def hop(
+        self, namespace: str, name: str, destination: tuple[str, int], draw: float, names: Names = route.NO_NAMES
+    ) -> OutboundHop: ...
     def target(self, namespace: str, name: str, authority: str, dialled_ip: str) -> InboundTarget: ...
     def verdict(self, namespace: str, name: str, source_ip: str, port: int, identity: str | None) -> Verdict:
         """Policy's answer for a connection to this workload."""
@@ -95,11 +101,13 @@ class ViewDecisions:
         found = self.view.workload_at(local.network if local is not None else "", source_ip)
         return None if found is None or (identity and str(found.identity) != identity) else found
 
-    def hop(self, namespace: str, name: str, destination: tuple[str, int], draw: float) -> OutboundHop:
+    def hop(
+        self, namespace: str, name: str, destination: tuple[str, int], draw: float, names: Names = route.NO_NAMES
+    ) -> OutboundHop:
         source = self.view.local(namespace, name)
         if source is None:
             return OutboundHop(kind="refuse", reason=f"workload {namespace}/{name} is unknown; rejected")
-        hop = route.next_hop(self.view, source, destination, draw, self._own_ports)
+        hop = route.next_hop(self.view, source, destination, draw, self._own_ports, names)
         return OutboundHop(
             kind=hop.kind.value,
             dial=hop.dial or destination,
@@ -107,6 +115,7 @@ class ViewDecisions:
             expected=frozenset(hop.expected),
             reason=hop.reason,
             flag=hop.flag,
+            unresolved=hop.unresolved,
             service=hop.service,
             destination=hop.destination,
         )
@@ -115,9 +124,9 @@ class ViewDecisions:
         found = route.inbound_target(
             self.view, self.view.local(namespace, name), authority, dialled_ip, own_ports=self._own_ports
         )
-        if found.status == 200 and found.proxy_target is not None:
-            return InboundTarget(status=503, reason="PROXY protocol towards an application tunnel is not yet here")
-        return InboundTarget(status=found.status, port=found.port, reason=found.reason)
+        return InboundTarget(
+            status=found.status, port=found.port, reason=found.reason, proxy_target=found.proxy_target
+        )
 
     def verdict(self, namespace: str, name: str, source_ip: str, port: int, identity: str | None) -> Verdict:
         w = self.view.local(namespace, name)

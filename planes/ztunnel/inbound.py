@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ssl
 
-from planes.mesh import baggage, frames, net, tls
+from planes.mesh import baggage, frames, net, proxyprotocol, tls
 from planes.mesh.accesslog import Direction
 from planes.mesh.hbone import RequestReceived, Stream
+from planes.mesh.metrics import Reporter
 from planes.mesh.relay import Endpoint, Tunnel
 from planes.mesh.route import Flag
 from planes.mesh.session import HboneSession
+from planes.ztunnel.decisions import InboundTarget
+from planes.ztunnel.revocation import REASON
 from planes.ztunnel.telemetry import Record
 from planes.ztunnel.workload import LiveConnection, WorkloadProxy
 
@@ -18,14 +21,25 @@ def session(proxy: WorkloadProxy) -> HboneSession:
     """A protocol for one accepted connection. TLS-level failures never get an HTTP status."""
     local = proxy.local
     own_domain = tls.trust_domain(local.identity) if local is not None else ""
+    revocation = proxy.context.revocation
 
     def refusal_of(uris: tuple[str, ...]) -> str | None:
         refusal = tls.server_refusal(uris, own_domain)
         if refusal is not None:
-            record = Record(direction=Direction.INBOUND, source=made.peer_address, started_s=proxy.context.loop.time())
-            record.destination = made.local_address
-            proxy.context.telemetry.failed(record, f"tls: {refusal}", Flag.TLS_FAILURE)
+            failed(refusal, Flag.TLS_FAILURE)
         return refusal
+
+    def failed(refusal: str, flag: Flag) -> None:
+        record = Record(direction=Direction.INBOUND, source=made.peer_address, started_s=proxy.context.loop.time())
+        record.destination = made.local_address
+        proxy.context.telemetry.failed(record, f"tls: {refusal}", flag)
+
+    def revoked(certificate: bytes) -> str | None:
+        if revocation is None or not revocation.refuses(certificate):
+            return None
+        revocation.rejected[Reporter.DESTINATION] += 1
+        failed(REASON, Flag.CERT_REVOKED)
+        return REASON
 
     made = HboneSession(
         proxy.context.loop,
@@ -34,6 +48,7 @@ def session(proxy: WorkloadProxy) -> HboneSession:
         on_request=lambda held, event: _begin(proxy, held, event),
         on_ready=proxy.sessions.add,
         on_closed=proxy.sessions.discard,
+        revoked=revoked if revocation is not None else None,
     )
     return made
 
@@ -60,18 +75,18 @@ async def serve(proxy: WorkloadProxy, held: HboneSession, event: RequestReceived
     gone: list[int] = []
     tunnel.stream_reset_early = gone.append
     try:
-        status, port, reason, flag = _judge(proxy, held, fields, authority, record)
+        target, flag = _judge(proxy, held, fields, authority, record)
+        status, reason = target.status, target.reason
         if status == 200:
-            address = held.local_address[0]
-            destination = (address, port)
-            record.dialled = destination
+            address, kept = held.local_address[0], record.source[0]
+            if target.proxy_target is not None:  # by loopback, so that nobody reaches the application past its proxy
+                address = kept = "::1" if ":" in address else "127.0.0.1"
             try:
-                await net.connect(
-                    context.loop, lambda: tunnel, proxy.upstream(destination, record.source[0]), destination
-                )
+                record.dialled = destination = proxy.destination(address, target.port)
+                await net.connect(context.loop, lambda: tunnel, proxy.upstream(destination, kept), destination)
             except (OSError, ssl.SSLError) as cause:
                 status, flag = 503, Flag.CONNECT
-                reason = f"connect to {address}:{port}: {cause or type(cause).__name__}"
+                reason = f"connect to {address}:{target.port}: {cause or type(cause).__name__}"
         if status != 200:
             context.telemetry.failed(record, reason, flag)
             _refuse(proxy, held, stream, tunnel, status)
@@ -85,11 +100,11 @@ async def serve(proxy: WorkloadProxy, held: HboneSession, event: RequestReceived
         proxy.endpoints.discard(tunnel)
         tunnel.drop()
         return
-    _go_on(proxy, held, tunnel, port, record)
+    _go_on(proxy, held, tunnel, target, record)
 
 
-def _go_on(proxy: WorkloadProxy, held: HboneSession, tunnel: Tunnel, port: int, record: Record) -> None:
-    context, stream = proxy.context, tunnel.stream
+def _go_on(proxy: WorkloadProxy, held: HboneSession, tunnel: Tunnel, target: InboundTarget, record: Record) -> None:
+    context, stream, port = proxy.context, tunnel.stream, target.port
     live = LiveConnection(record.source[0], port, record.source_identity or None, lambda: _cut(tunnel))
     proxy.live.add(live)
     # Asked again after registration: a policy that came during the connect must not be missed (facts/hbone 2.6).
@@ -109,6 +124,8 @@ def _go_on(proxy: WorkloadProxy, held: HboneSession, tunnel: Tunnel, port: int, 
         context.telemetry.closed(record, endpoint.error)
 
     tunnel.on_done = finished
+    if target.proxy_target is not None:
+        tunnel.transport.write(proxyprotocol.header(record.source, target.proxy_target, record.source_identity))
     tunnel.start()
     held.schedule()
 
@@ -129,25 +146,27 @@ def _name_peers(proxy: WorkloadProxy, record: Record, fields: dict[bytes, bytes]
 
 def _judge(
     proxy: WorkloadProxy, held: HboneSession, fields: dict[bytes, bytes], authority: str, record: Record
-) -> tuple[int, int, str, Flag]:
-    """(status, port, reason, flag) before any upstream connection is tried."""
+) -> tuple[InboundTarget, Flag]:
+    """What is known before any upstream connection is tried."""
     decisions = proxy.context.decisions
     if fields.get(b":method") != b"CONNECT":
-        return 400, 0, "method is not CONNECT", Flag.NONE
+        return InboundTarget(status=400, reason="method is not CONNECT"), Flag.NONE
     if proxy.local is None:
-        return 503, 0, f"workload {proxy.namespace}/{proxy.name} is unknown", Flag.NONE
+        unknown = f"workload {proxy.namespace}/{proxy.name} is unknown"
+        return InboundTarget(status=503, reason=unknown), Flag.NONE
     target = decisions.target(proxy.namespace, proxy.name, authority, held.local_address[0])
     if target.status != 200:
-        return target.status, 0, target.reason, Flag.NONE
+        return target, Flag.NONE
     if target.port in proxy.context.settings.ports.illegal:
-        return 503, 0, f"loop: port {target.port} is one of the proxy's own", Flag.NONE
+        loop = f"loop: port {target.port} is one of the proxy's own"
+        return InboundTarget(status=503, reason=loop), Flag.NONE
     verdict = decisions.verdict(
         proxy.namespace, proxy.name, held.peer_address[0], target.port, record.source_identity or None
     )
     proxy.context.telemetry.dry_run(record, verdict.dry_run)
     if not verdict.allowed:
-        return 401, 0, verdict.reason, Flag.DENY
-    return 200, target.port, "", Flag.NONE
+        return InboundTarget(status=401, reason=verdict.reason), Flag.DENY
+    return target, Flag.NONE
 
 
 def _refuse(proxy: WorkloadProxy, held: HboneSession, stream: Stream, tunnel: Tunnel, status: int) -> None:

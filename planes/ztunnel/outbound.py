@@ -5,14 +5,17 @@ from __future__ import annotations
 import ipaddress
 import secrets
 import ssl
+from dataclasses import replace
 
 from planes.mesh import ask, frames, net
 from planes.mesh.accesslog import Direction
+from planes.mesh.metrics import Reporter
 from planes.mesh.pool import PoolKey
 from planes.mesh.relay import Endpoint, Pipe, Tunnel, join
 from planes.mesh.route import Flag
 from planes.mesh.session import HboneSession
 from planes.ztunnel.decisions import Local, OutboundHop
+from planes.ztunnel.revocation import REASON
 from planes.ztunnel.telemetry import Record, address
 from planes.ztunnel.workload import WorkloadProxy
 
@@ -38,7 +41,9 @@ async def serve(proxy: WorkloadProxy, downstream: Tunnel) -> None:
             return
         record.source_identity = local.identity
         record.source_workload = context.decisions.workload(proxy.namespace, proxy.name)
-        hop = context.decisions.hop(proxy.namespace, proxy.name, destination, context.draw())
+        hop = context.decisions.hop(proxy.namespace, proxy.name, destination, draw := context.draw())
+        if hop.unresolved:
+            hop = await _resolved(proxy, hop, destination, draw)
         record.destination_workload, record.service, record.decided = hop.destination, hop.service, True
         if hop.kind == "refuse":
             context.telemetry.failed(record, hop.reason, hop.flag)
@@ -48,7 +53,8 @@ async def serve(proxy: WorkloadProxy, downstream: Tunnel) -> None:
         else:
             await _hbone(proxy, downstream, local, hop, record)
     except (OSError, ssl.SSLError, TimeoutError, ConnectionError) as cause:
-        context.telemetry.failed(record, str(cause) or type(cause).__name__, Flag.CONNECT)
+        text = str(cause) or type(cause).__name__
+        context.telemetry.failed(record, text, Flag.CERT_REVOKED if text.endswith(REASON) else Flag.CONNECT)
         _discard(proxy, downstream)
     except BaseException:
         _discard(proxy, downstream)
@@ -62,6 +68,21 @@ def _loop_refusal(proxy: WorkloadProxy, destination: tuple[str, int]) -> str | N
     if destination[1] in settings.ports.illegal and (loopback or own):
         return f"loop: {destination[0]}:{destination[1]} is a port of the proxy itself"
     return None
+
+
+async def _resolved(
+    proxy: WorkloadProxy, hop: OutboundHop, destination: tuple[str, int], draw: float
+) -> OutboundHop:
+    """The hop once the host names that it needs are addresses; a view that changes meanwhile may need another one."""
+    context, names = proxy.context, dict[str, tuple[str, ...]]()
+    while hop.unresolved and len(names) < 3:
+        name = hop.unresolved
+        answer = await context.resolver.lookup(name)
+        names[name] = answer.addresses
+        hop = context.decisions.hop(proxy.namespace, proxy.name, destination, draw, names)
+        if not answer.addresses and hop.kind == "refuse":
+            return replace(hop, reason=f"{hop.reason}: {answer.reason}")
+    return hop
 
 
 def _discard(proxy: WorkloadProxy, downstream: Endpoint) -> None:
@@ -147,11 +168,18 @@ def _connect_block(proxy: WorkloadProxy, hop: OutboundHop, record: Record) -> by
 
 
 async def _open_session(proxy: WorkloadProxy, local: Local, hop: OutboundHop) -> HboneSession:
-    context = proxy.context.contexts(local.identity).client
+    context, revocation = proxy.context.certificates.fetch(local.identity).client, proxy.context.revocation
+
+    def revoked(certificate: bytes) -> str | None:
+        if revocation is None or not revocation.refuses(certificate):
+            return None
+        revocation.rejected[Reporter.SOURCE] += 1
+        return REASON
+
     try:
         return await ask.open_session(
             proxy.context.loop, proxy.upstream(hop.dial), hop.dial, context, expected=hop.expected,
-            sessions=proxy.sessions,
+            sessions=proxy.sessions, revoked=revoked if revocation is not None else None,
         )  # fmt: skip
     except TimeoutError as cause:
         raise ConnectionError(f"connect to {hop.dial[0]}:{hop.dial[1]} timed out; {CONNECT_HINT}") from cause

@@ -7,11 +7,13 @@ label decides who captures, `waypoints` says which services are reached through 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 
+from testbed.model.identity import Identity
 from testbed.model.placement import Capture, CaptureKind, Placement, Proxy
 from testbed.model.policy import policies_for_view
-from testbed.model.topology import Service, ServicePort, Topology, Workload
+from testbed.model.topology import ROOT_NAMESPACE, Service, ServicePort, Topology, Workload
 
 CLUSTER = "Kubernetes"
 AMBIENT_LABELS = (None, "ambient")
@@ -103,9 +105,26 @@ def _ports(ports: tuple[ServicePort, ...]) -> dict[str, int]:
     return {str(p.port): p.target_port for p in ports}
 
 
+def by_name(topology: Topology, view: dict) -> tuple[dict, dict[str, list[str]]]:
+    """`view` as ztunnels have it, where workloads with a host name have no address, and the addresses of the names."""
+    named = {(w.namespace, w.name): w.hostname for w in topology.workloads if w.hostname}
+    hosts: dict[str, list[str]] = {}
+    for w in topology.workloads:
+        if w.hostname:
+            hosts.setdefault(w.hostname, []).append(w.address)
+    if not hosts:
+        return view, hosts
+    known = [
+        {**w, "workloadIps": [], "hostname": host} if (host := named.get((w["namespace"], w["name"]))) else w
+        for w in view["workloads"]
+    ]
+    return {**view, "workloads": known}, hosts
+
+
 def ztunnels(topology: Topology, *, captured: Collection[str], view: dict) -> Placement:
     """One ztunnel per node that has captured workloads. Its identities are its workloads': that is its boundary."""
     proxies = []
+    view, hosts = by_name(topology, view)
     for node in topology.nodes:
         entered = [w for w in topology.on_node(node.name) if w.name in captured]
         if entered:
@@ -119,6 +138,7 @@ def ztunnels(topology: Topology, *, captured: Collection[str], view: dict) -> Pl
                     serves=tuple(w.name for w in entered),
                     identities=tuple(sorted({w.identity(topology.trust_domain) for w in entered})),
                     view=view,
+                    options={"hosts": hosts} if hosts else {},
                     enters=tuple(w.name for w in entered),
                 )
             )
@@ -126,3 +146,49 @@ def ztunnels(topology: Topology, *, captured: Collection[str], view: dict) -> Pl
         Capture(workload=w.name, kind=CaptureKind.IN_POD) for w in topology.workloads if w.name in captured
     )
     return Placement(plane="ztunnel", proxies=tuple(proxies), captures=captures)
+
+
+def own_name(node: str) -> str:
+    """Of the ztunnel on it, as a workload of the mesh."""
+    return f"ztunnel-{node}"
+
+
+def with_own_metrics(topology: Topology, placement: Placement) -> Placement:
+    """Each ztunnel is a workload of the mesh as well, at its node's address: who may see its metrics, by HBONE, is a
+    question of policy. It holds an identity of its own then, beside those of its node's workloads.
+    """
+    identity = Identity(topology.trust_domain, ROOT_NAMESPACE, "ztunnel")
+    placed = [p for p in placement.proxies if p.role == "ztunnel"]
+    entries = [_own(topology, p.node) for p in placed]
+    proxies = tuple(
+        dataclasses.replace(
+            p,
+            identities=tuple(sorted({*p.identities, identity})),
+            view={**p.view, "workloads": [*p.view["workloads"], *entries]},
+            options={**p.options, "own_workload": f"{ROOT_NAMESPACE}/{own_name(p.node)}"},
+        )
+        if p in placed
+        else p
+        for p in placement.proxies
+    )
+    return dataclasses.replace(placement, proxies=proxies)
+
+
+def _own(topology: Topology, node: str) -> dict:
+    return {
+        "uid": f"{CLUSTER}//Pod/{ROOT_NAMESPACE}/{own_name(node)}",
+        "name": own_name(node),
+        "namespace": ROOT_NAMESPACE,
+        "serviceAccount": "ztunnel",
+        "trustDomain": topology.trust_domain,
+        "workloadIps": [topology.node(node).address],
+        "protocol": "HBONE",
+        "node": node,
+        "workloadName": "ztunnel",
+        "workloadType": "daemonset",
+        "canonicalName": "ztunnel",
+        "canonicalRevision": "latest",
+        "clusterId": CLUSTER,
+        "locality": {"region": "", "zone": topology.node(node).zone, "subzone": ""},
+        "services": {},
+    }

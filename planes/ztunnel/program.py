@@ -7,12 +7,16 @@ import gc
 import json
 from pathlib import Path
 
-from planes.mesh import net, tls
+from planes.mesh import net, resolver
 from planes.mesh.admin import Answer, OneShot
+from planes.mesh.resolver import Resolver
 from planes.mesh.view import MeshView
 from planes.mesh.watch import watch
 from planes.ztunnel import inbound, inpod, outbound, passthrough
+from planes.ztunnel.certificates import Certificates
 from planes.ztunnel.decisions import ViewDecisions
+from planes.ztunnel.own import OwnProxy
+from planes.ztunnel.revocation import Revocation
 from planes.ztunnel.settings import Settings
 from planes.ztunnel.telemetry import Telemetry
 from planes.ztunnel.workload import Context, Sides, WorkloadProxy
@@ -26,17 +30,21 @@ class Ztunnel:
     def __init__(self, loop: asyncio.AbstractEventLoop, settings: Settings) -> None:
         self.settings = settings
         self.decisions = ViewDecisions(self._read_view(), settings.ports.illegal)
-        identities = {
-            uri: tls.IdentityContexts(uri, files, settings.keylog) for uri, files in settings.identities.items()
-        }
+        certificates = Certificates(settings.identities_now, settings.keylog)
+        certificates.fetch_all()
         self.context = Context(
             loop=loop,
             settings=settings,
             decisions=self.decisions,
-            identities=identities,
+            certificates=certificates,
             telemetry=Telemetry(loop, settings.access_log, debug=settings.access_log_debug),
+            resolver=Resolver(
+                settings.hosts, resolver.server(settings.name_server) if settings.name_server else None, loop.time
+            ),
         )
+        self.revocation = self.context.revocation = Revocation(settings.crl, self.warn) if settings.crl else None
         self.proxies: dict[str, WorkloadProxy] = {}
+        self.own = OwnProxy(self.context, SIDES, *settings.own_workload) if settings.own_workload else None
         self.ready = False
         self.ended: asyncio.Event = asyncio.Event()
         self._pending: dict[str, WorkloadProxy] = {}
@@ -66,6 +74,12 @@ class Ztunnel:
         self._spawn(
             watch(loop, self._stamp, self._view_stamp, changed=self.reload_view, housekeep=self._housekeep)
         )
+        if self.revocation is not None:
+            stamp = self.revocation.stamp()
+            self.revocation.load()
+            self._spawn(watch(loop, self.revocation.stamp, stamp, changed=self._revoke, housekeep=lambda _: None))
+        if self.own is not None:
+            await self.own.start()
         if settings.uds is not None:
             self._spawn(
                 inpod.follow(
@@ -82,6 +96,10 @@ class Ztunnel:
         task = self.context.loop.create_task(work)  # type: ignore[arg-type]
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    @property
+    def _running(self) -> list[WorkloadProxy]:
+        return [*self.proxies.values(), *([self.own] if self.own is not None else [])]
 
     # -- workloads -------------------------------------------------------------------------------------------------
 
@@ -116,19 +134,32 @@ class Ztunnel:
         if proxy is not None:
             proxy.drain()
             proxy.stop()
+        if self.ready:
+            await self._forget()
 
     async def snapshot(self, seen: set[str]) -> None:
         for uid in {*self.proxies, *self._pending} - seen:
             await self.remove(uid)
         self.ready = True
+        await self._forget()
         gc.collect()
         gc.freeze()  # what is here now lives as long as the process: the collector need not walk it again
+
+    async def _forget(self) -> None:
+        """Keys of identities that no workload here has any longer leave the memory, not only the table."""
+        here = (*self._running, *self._pending.values())
+        if not self.context.certificates.keep_only({uri for proxy in here for uri in proxy.identities}):
+            return
+        await asyncio.sleep(0.01)  # what was closed above ends in the next turns, and holds its context till then
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
 
     # -- reloads ---------------------------------------------------------------------------------------------------
 
     def _housekeep(self, now_s: float) -> None:
         self.reload_certificates()
-        for proxy in self.proxies.values():
+        for proxy in self._running:
             proxy.pool.expire(now_s)
 
     def reload(self) -> None:
@@ -144,18 +175,18 @@ class Ztunnel:
             self.context.warn(f"new view refused, the old one stays: {cause}")
             return
         self.decisions.view = view
-        for proxy in self.proxies.values():
+        for proxy in self._running:
             proxy.recheck()
 
+    def _revoke(self) -> None:
+        assert self.revocation is not None
+        self.revocation.load()
+        for proxy in self._running:
+            self.revocation.cut(proxy.sessions)
+
     def reload_certificates(self) -> None:
-        renewed = set()
-        for uri, contexts in self.context.identities.items():
-            try:
-                if contexts.reload():
-                    renewed.add(uri)
-            except TestbedError as cause:
-                self.context.warn(f"renewal: {cause}; the old certificate stays")
-        for proxy in self.proxies.values():
+        renewed = self.context.certificates.reload(self.context.warn)
+        for proxy in self._running:
             if proxy.local is not None and proxy.local.identity in renewed:
                 self._spawn(proxy.renew())
 
@@ -168,12 +199,12 @@ class Ztunnel:
             self._spawn(self._drain())
 
     async def _drain(self) -> None:
-        for proxy in self.proxies.values():
+        for proxy in self._running:
             proxy.drain()
         give_up_s = self.context.loop.time() + self.settings.drain_deadline_s
-        while any(proxy.busy for proxy in self.proxies.values()) and self.context.loop.time() < give_up_s:
+        while any(proxy.busy for proxy in self._running) and self.context.loop.time() < give_up_s:
             await asyncio.sleep(0.05)
-        for proxy in self.proxies.values():
+        for proxy in self._running:
             proxy.stop()
         await asyncio.sleep(0)  # lets the closes reach their sockets
         self.ended.set()
@@ -194,10 +225,11 @@ class Ztunnel:
 
     def _metrics(self) -> Answer:
         own = (
+            f"istio_on_demand_dns_total {self.context.resolver.lookups}\n"
             f"istio_workload_manager_active_proxy_count {len(self.proxies)}\n"
             f"istio_workload_manager_pending_proxy_count {len(self._pending)}\n"
         )
-        return 200, self.context.telemetry.render() + own
+        return 200, self.context.telemetry.render() + own + (self.revocation.render() if self.revocation else "")
 
     def _dump(self) -> Answer:
         view = self.decisions.view
@@ -207,7 +239,7 @@ class Ztunnel:
             "workloads": [w.uid for w in view.workloads],
             "services": [s.key for s in view.services],
             "policies": [p.key for p in view.policies],
-            "identities": sorted(self.context.identities),
+            "identities": self.context.certificates.held,
             "proxies": {
                 uid: {"workload": f"{p.namespace}/{p.name}", "connections": len(p.endpoints)}
                 for uid, p in self.proxies.items()

@@ -30,12 +30,18 @@ class Settings:
     view: Path | dict
     """A file that is watched, or the view itself."""
     identities: dict[str, KeyFiles]
+    file: Path | None = None
+    """What this was read from, and is read anew from when a workload comes whose identity was not in it."""
     node: str = ""
     uds: Path | None = None
     """The node agent's socket: shared, in-pod mode. None: dedicated mode."""
     workload: tuple[str, str] | None = None
     """Dedicated mode: (namespace, name)."""
+    own_workload: tuple[str, str] | None = None
+    """What the view calls this ztunnel itself, (namespace, name): its metrics are then served through HBONE, too."""
     keylog: Path | None = None
+    crl: Path | None = None
+    """Certificates that were taken back, in PEM or DER; it may come later, and is watched."""
     access_log: str = "stderr"
     """`stderr`, `off`, or a file."""
     access_log_debug: bool = False
@@ -48,11 +54,24 @@ class Settings:
     original_source: bool = True
     original_destination: tuple[str, int] | None = None
     """Loopback benches without redirection: where every outbound connection was going."""
+    hosts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Addresses by host name, asked before `name_server`: what /etc/hosts is to a pod."""
+    name_server: tuple[str, int] | None = None
+    """Whom to ask for the addresses of workloads that are known by host name only."""
     admin_address: str = "127.0.0.1"
     admin_port: int = 15000
     stats_port: int = 15020
     ready_port: int = 15021
     """A port of 0 switches that listener off."""
+
+    def identities_now(self) -> dict[str, KeyFiles]:
+        """By SPIFFE URI, as the file says now. Raises UsageError."""
+        if self.file is None:
+            return self.identities
+        try:
+            return configfile.identities(configfile.read(self.file).get("identities", {}), self.folder)
+        except (KeyError, TypeError, AttributeError) as cause:
+            raise configfile.misshapen(self.file, cause) from cause
 
 
 def load(file: Path) -> Settings:
@@ -66,10 +85,11 @@ def load(file: Path) -> Settings:
             "node": raw.get("node", ""),
             "view": view if isinstance(view, dict) else folder / view,
             "identities": configfile.identities(raw.get("identities", {}), folder),
+            "file": file,
         }
     except (KeyError, TypeError) as cause:
         raise configfile.misshapen(file, cause) from cause
-    for key in ("uds", "keylog"):
+    for key in ("uds", "keylog", "crl"):
         value = raw.get(key, options.pop(key, None))
         if value:
             values[key] = folder / value
@@ -77,10 +97,16 @@ def load(file: Path) -> Settings:
     if workload is not None:
         values["workload"] = configfile.workload(workload)
         values["mark"] = None  # dedicated mode marks only when told to (facts/hbone 2.15)
+    if "own_workload" in options:
+        options["own_workload"] = configfile.workload(options["own_workload"])
     if "ports" in options:
         options["ports"] = Ports(**options["ports"])
     if "original_destination" in options:
         options["original_destination"] = configfile.address(options["original_destination"])
+    if "hosts" in options:
+        options["hosts"] = {name: tuple(addresses) for name, addresses in options["hosts"].items()}
+    if "name_server" in options:
+        options["name_server"] = configfile.address(options["name_server"])
     configfile.refuse_unknown(file, options, Settings.__dataclass_fields__)
     values.update(options)
     if values.get("uds") is None and values.get("workload") is None:

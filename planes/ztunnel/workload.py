@@ -12,11 +12,14 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
-from planes.mesh import net, tls
+from planes.mesh import net
 from planes.mesh.pool import Pool
 from planes.mesh.relay import Endpoint, Pipe, Tunnel
+from planes.mesh.resolver import Resolver
 from planes.mesh.session import HboneSession
+from planes.ztunnel.certificates import Certificates
 from planes.ztunnel.decisions import Decisions, Local
+from planes.ztunnel.revocation import Revocation
 from planes.ztunnel.settings import Settings
 from planes.ztunnel.telemetry import Telemetry
 from testbed.errors import PeerError
@@ -31,16 +34,12 @@ class Context:
     loop: asyncio.AbstractEventLoop
     settings: Settings
     decisions: Decisions
-    identities: dict[str, tls.IdentityContexts]
+    certificates: Certificates
     telemetry: Telemetry
+    resolver: Resolver
+    revocation: Revocation | None = None
     draining: bool = False
     draw: Callable[[], float] = field(default=random.random)
-
-    def contexts(self, uri: str) -> tls.IdentityContexts:
-        held = self.identities.get(uri)
-        if held is None:
-            raise PeerError(f"no certificate for {uri}; the deployer gave {', '.join(self.identities) or 'none'}")
-        return held
 
     def warn(self, text: str) -> None:
         print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {self.settings.name} {text}", file=sys.stderr, flush=True)
@@ -77,6 +76,8 @@ class WorkloadProxy:
         self.name = name
         self.netns = netns
         """Owned: closed by `stop`."""
+        self.identity = ""
+        """Whose certificate it holds; empty before the view knew the workload."""
         self.pool = Pool()
         self.sessions: set[HboneSession] = set()
         self.endpoints: set[Endpoint] = set()
@@ -96,8 +97,8 @@ class WorkloadProxy:
     async def start(self) -> None:
         """Opens the three listeners inside the workload's namespace, once the view knows the workload."""
         context, settings = self.context, self.context.settings
-        local = await self._known()
-        contexts = context.contexts(local.identity)
+        self.identity = (await self._known()).identity
+        contexts = context.certificates.fetch(self.identity)
         address = settings.address if self.netns is None else "0.0.0.0"
         ports = settings.ports
         plan = (
@@ -132,7 +133,7 @@ class WorkloadProxy:
         """The identity's contexts were made anew: the next handshake is by the new key, certificate and roots."""
         local = self.local
         if self._secured is not None and local is not None:
-            await self._secure(self._secured[0], self.context.contexts(local.identity).server)
+            await self._secure(self._secured[0], self.context.certificates.fetch(local.identity).server)
 
     async def _known(self) -> Local:
         give_up_s = self.context.loop.time() + WORKLOAD_WAIT_S
@@ -146,6 +147,10 @@ class WorkloadProxy:
         task = self.context.loop.create_task(work)  # type: ignore[arg-type]
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def destination(self, address: str, port: int) -> tuple[str, int]:
+        """Where a tunnel for `port`, that came to `address`, goes on to. Raises OSError."""
+        return address, port
 
     def upstream(self, destination: tuple[str, int], source: str | None = None) -> object:
         settings = self.context.settings
@@ -180,6 +185,12 @@ class WorkloadProxy:
             if not session.connection.client:
                 session.drain()
         self.pool.clear()
+
+    @property
+    def identities(self) -> set[str]:
+        """Whose certificates it needs: as it began, and as the view has it now."""
+        local = self.local
+        return {self.identity} if local is None else {self.identity, local.identity}
 
     @property
     def busy(self) -> bool:

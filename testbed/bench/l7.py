@@ -1,18 +1,17 @@
 """What an L7 hop costs: sidecars (HTTP/1.1 and HTTP/2 between them) and a waypoint, ours beside Envoy.
 
 Everything is on loopback: client → proxy → mTLS → proxy → application, or client → ztunnel → waypoint → ztunnel →
-application with our ztunnels around either waypoint. Per round, in random order, every role of both implementations is
-saturated with keep-alive connections, then called at 400/s in an open loop. Small GETs; CPU is the process's own clock.
+application with our ztunnels around either waypoint. Per round and role both implementations are saturated with
+keep-alive connections, taking turns several times, then each is called at 400/s in an open loop. Small GETs; CPU is the
+process's own clock.
 The added latency is over a direct call in the same round.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,12 +22,12 @@ from importlib import import_module
 from pathlib import Path
 
 from testbed.bench.l7config import HOST, WAYPOINT_URI, Net, proxy_config, write_config
+from testbed.bench.l7load import Chain, open_loop, post, saturate
 from testbed.bench.proxy import (
     CLIENT_URI,
     SERVER_URI,
     TRUST_DOMAIN,
     Rows,
-    cpu_s,
     envoy_binary,
     pss_mb,
     table,
@@ -36,26 +35,10 @@ from testbed.bench.proxy import (
     write_certificates,
 )
 
-BODY_BYTES = 128
 OPEN_LOOP_PER_S = 400
-REQUEST = f"GET /small HTTP/1.1\r\nhost: {HOST}\r\nuser-agent: bench\r\naccept: */*\r\n\r\n".encode()
-ANSWER = (
-    b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\nserver: app\r\ncontent-length: %d\r\n\r\n" % BODY_BYTES
-    + b"x" * BODY_BYTES
-)
 
 
 # -- chains of processes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chain:
-    """A role of an implementation, running."""
-
-    target: tuple[str, int]
-    measured: dict[str, int]
-    """Pids of the processes that are judged, by what they are."""
-    processes: list[subprocess.Popen[bytes]]
 
 
 ROLES = ("sidecar http/1.1", "sidecar http/2", "waypoint")
@@ -145,158 +128,13 @@ def chain(folder: Path, implementation: str, role: str, net: Net) -> Iterator[Ch
 
 @contextlib.contextmanager
 def application(net: Net) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, "-m", "testbed.bench.l7", "serve", net.server, "8080"])
+    process = subprocess.Popen([sys.executable, "-m", "testbed.bench.l7load", net.server, "8080"])
     try:
         wait_for_port((net.server, 8080))
         yield
     finally:
         process.kill()
         process.wait()
-
-
-# -- the application and its callers
-
-
-class Application(asyncio.Protocol):
-    """Answers every small request alike; counts what is posted to it, and says how much it was."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: asyncio.Transport = transport  # type: ignore[assignment]
-        self.head = b""
-        self.left = 0
-        self.posted = 0
-
-    def data_received(self, data: bytes) -> None:
-        if self.left:
-            self._post(len(data))
-            return
-        data = self.head + data
-        if data.startswith(b"POST"):
-            head, split, rest = data.partition(b"\r\n\r\n")
-            if not split:
-                self.head = data
-                return
-            self.head = b""
-            length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
-            self.left = self.posted = int(length.split(b":")[1])
-            self._post(len(rest))
-            return
-        count = data.count(b"\r\n\r\n")
-        self.head = b"" if data.endswith(b"\r\n\r\n") else data[data.rfind(b"\r\n\r\n") + 4 if count else 0 :]
-        if count:
-            self.transport.write(ANSWER * count)
-
-    def _post(self, size: int) -> None:
-        self.left -= size
-        if not self.left:
-            text = str(self.posted).encode()
-            self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(text), text))
-
-
-class Caller(asyncio.Protocol):
-    """One keep-alive connection with at most one request under way."""
-
-    def __init__(self, answered: Callable[[Caller], None]) -> None:
-        self.answered = answered
-        self.sent_s = 0.0
-        self.got = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: asyncio.Transport = transport  # type: ignore[assignment]
-
-    def ask(self, due_s: float) -> None:
-        self.sent_s = due_s
-        self.transport.write(REQUEST)
-
-    def data_received(self, data: bytes) -> None:
-        self.got += data
-        at = self.got.find(b"\r\n\r\n")
-        if at >= 0 and len(self.got) >= at + 4 + BODY_BYTES:
-            if not self.got.startswith(b"HTTP/1.1 200"):
-                raise RuntimeError(f"answer: {self.got[:200]!r}")
-            self.got = b""
-            self.answered(self)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.answered = lambda _: None
-
-
-async def saturate(chain: Chain, *, connections: int, window_s: float) -> tuple[float, dict[str, float]]:
-    """(requests per second, µs of CPU per request and process), closed loop."""
-    loop = asyncio.get_running_loop()
-    counted = 0
-
-    def answered(caller: Caller) -> None:
-        nonlocal counted
-        counted += 1
-        caller.ask(0)
-
-    made = [await loop.create_connection(lambda: Caller(answered), *chain.target) for _ in range(connections)]
-    for _, caller in made:
-        caller.ask(0)
-    await asyncio.sleep(0.7)
-    start, before, began_s = counted, {k: cpu_s(pid) for k, pid in chain.measured.items()}, loop.time()
-    await asyncio.sleep(window_s)
-    requests, spent_s = counted - start, loop.time() - began_s
-    used = {k: (cpu_s(pid) - before[k]) / max(requests, 1) * 1e6 for k, pid in chain.measured.items()}
-    for transport, _ in made:
-        transport.abort()
-    await asyncio.sleep(0.2)
-    if not requests:
-        raise RuntimeError(f"no request came back from {chain.target}")
-    return requests / spent_s, used
-
-
-async def open_loop(target: tuple[str, int], *, rate_per_s: int, window_s: float) -> float:
-    """The median of milliseconds from when a request was due to its answer, evenly spaced over idle connections."""
-    loop = asyncio.get_running_loop()
-    free: list[Caller] = []
-    taken_ms: list[float] = []
-
-    def answered(caller: Caller) -> None:
-        taken_ms.append((time.perf_counter() - caller.sent_s) * 1000)
-        free.append(caller)
-
-    made = [await loop.create_connection(lambda: Caller(answered), *target) for _ in range(8)]
-    for _, caller in made:
-        caller.ask(0)
-    await asyncio.sleep(0.3)
-    taken_ms.clear()
-    began_s = time.perf_counter()  # uvloop's own clock goes in milliseconds
-    for number in range(int(rate_per_s * window_s)):
-        due_s = began_s + number / rate_per_s
-        wait_s = due_s - time.perf_counter()
-        if wait_s > 0:
-            await asyncio.sleep(wait_s)
-        if free:
-            free.pop(0).ask(max(due_s, time.perf_counter() - 0.001))  # a timer of one millisecond is not the proxy's
-    await asyncio.sleep(0.2)
-    for transport, _ in made:
-        transport.abort()
-    await asyncio.sleep(0.05)
-    return statistics.median(taken_ms)
-
-
-def post(chain: Chain, megabytes: int) -> tuple[float, dict[str, float]]:
-    """(MB/s, µs of CPU per MiB and process) of one long request body."""
-    import socket
-
-    before = {k: cpu_s(pid) for k, pid in chain.measured.items()}
-    chunk = b"y" * (1 << 18)
-    with socket.create_connection(chain.target) as sock:
-        began_s = time.perf_counter()
-        sock.sendall(f"POST /bulk HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: {megabytes << 20}\r\n\r\n".encode())
-        for _ in range(megabytes * 4):
-            sock.sendall(chunk)
-        got = b""
-        while not got.endswith(str(megabytes << 20).encode()):
-            data = sock.recv(4096)
-            if not data:
-                raise RuntimeError(f"bulk: {got!r}")
-            got += data
-        spent_s = time.perf_counter() - began_s
-    used = {k: (cpu_s(pid) - before[k]) / megabytes * 1e6 for k, pid in chain.measured.items()}
-    return megabytes * 1.048576 / spent_s, used
 
 
 # -- rounds
@@ -336,20 +174,24 @@ def run(
         direct = (Net.of("127.79.1").server, 8080)
         for number in range(rounds):
             base_ms = uvloop.run(open_loop(direct, rate_per_s=OPEN_LOOP_PER_S, window_s=window_s))
-            for pair in random.sample(pairs, len(pairs)):
-                held = running[pair]
-                rps, us = uvloop.run(saturate(held, connections=connections, window_s=window_s))
-                p50_ms = uvloop.run(open_loop(held.target, rate_per_s=OPEN_LOOP_PER_S, window_s=window_s))
-                speed, bulk_us = post(held, megabytes)
-                print(f"round {number + 1}/{rounds} {pair[0]} {pair[1]}: {rps:,.0f} rps, "
-                      f"{', '.join(f'{k} {v:.1f}' for k, v in us.items())} µs, p50 {p50_ms:.3f} ms "
-                      f"(direct {base_ms:.3f}), {speed:,.0f} MB/s", file=sys.stderr)  # fmt: skip
-                readings.append(
-                    Reading(
-                        role=pair[0], implementation=pair[1], requests_per_s=rps, us=us,
-                        added_p50_ms=p50_ms - base_ms, bulk_mb_per_s=speed, bulk_us=bulk_us, pss_mb=idle[pair],
-                    )
-                )  # fmt: skip
+            for role in random.sample(roles, len(roles)):
+                chains = [running[role, implementation] for implementation in implementations]
+                saturated = uvloop.run(saturate(chains, connections=connections, window_s=window_s))
+                figures = dict(zip(implementations, saturated, strict=True))
+                for implementation in random.sample(implementations, len(implementations)):
+                    held, (rps, us) = running[role, implementation], figures[implementation]
+                    p50_ms = uvloop.run(open_loop(held.target, rate_per_s=OPEN_LOOP_PER_S, window_s=window_s))
+                    speed, bulk_us = post(held, megabytes)
+                    print(f"round {number + 1}/{rounds} {role} {implementation}: {rps:,.0f} rps, "
+                          f"{', '.join(f'{k} {v:.1f}' for k, v in us.items())} µs, p50 {p50_ms:.3f} ms "
+                          f"(direct {base_ms:.3f}), {speed:,.0f} MB/s", file=sys.stderr)  # fmt: skip
+                    readings.append(
+                        Reading(
+                            role=role, implementation=implementation, requests_per_s=rps, us=us,
+                            added_p50_ms=p50_ms - base_ms, bulk_mb_per_s=speed, bulk_us=bulk_us,
+                            pss_mb=idle[role, implementation],
+                        )
+                    )  # fmt: skip
     return readings
 
 
@@ -373,16 +215,7 @@ def rows(readings: list[Reading]) -> Rows:
     return found
 
 
-def serve(address: str, port: int) -> None:
-    loop = import_module("uvloop").new_event_loop()
-    loop.run_until_complete(loop.create_server(Application, address, port))
-    loop.run_forever()
-
-
 def main(arguments: list[str]) -> None:
-    if arguments[:1] == ["serve"]:
-        serve(arguments[1], int(arguments[2]))
-        return
     rounds = int(arguments[0]) if arguments else 3
     roles = tuple(r for r in ROLES if not arguments[1:2] or arguments[1] in r)
     implementations = tuple(arguments[2].split(",")) if arguments[2:3] else ("meshbed", "envoy")

@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from testbed.errors import MachineError
+from testbed.runtime import dockerhost
 
 if TYPE_CHECKING:
     from docker import DockerClient
 
-DEFAULT_HOST = "unix:///var/run/docker.sock"
 NEEDED_API = "1.41"
 """Docker 20.10 (Debian 12's docker.io); older ones have no private cgroup namespaces."""
-ANSWER_WITHIN_S = 10.0
+ANSWER_WITHIN_S = 5.0
+"""An engine that is well says its version in milliseconds, under load in tenths of a second."""
 CALL_WITHIN_S = 120.0
 """Limit of a single call once connected; loading an image into a busy engine takes tens of seconds."""
 OTHER_WAY = "--runtime netns needs no Docker"
@@ -58,22 +59,10 @@ class Engine:
 
 def address(environ: Mapping[str, str] | None = None) -> str:
     """Where the engine is looked for. Raises MachineError for a context that does not exist."""
-    environ = os.environ if environ is None else environ
-    if environ.get("DOCKER_HOST"):
-        return environ["DOCKER_HOST"]
-    from docker.context import ContextAPI
-    from docker.context.config import get_current_context_name
-
-    name = environ.get("DOCKER_CONTEXT") or get_current_context_name()
-    if name == "default":
-        return DEFAULT_HOST
     try:
-        found = ContextAPI.get_context(name)
-    except Exception as error:  # the SDK raises whatever a file of contexts that is not JSON makes it raise
-        raise MachineError(f"Docker context {name!r} cannot be read ({error}); docker context use default") from error
-    if found is None:
-        raise MachineError(f"there is no Docker context {name!r}; docker context ls names those there are")
-    return str(found.Host).removeprefix("http+") if found.Host else DEFAULT_HOST
+        return dockerhost.found(environ)
+    except ValueError as error:
+        raise MachineError(str(error)) from error
 
 
 def connect(host: str = "", *, answer_within_s: float = ANSWER_WITHIN_S) -> Engine:

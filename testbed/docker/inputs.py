@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from importlib import metadata, util
 from importlib.util import MAGIC_NUMBER
@@ -45,7 +46,7 @@ def code() -> Iterator[Entry]:
 
 def packages() -> Iterator[Entry]:
     """Raises MachineError for a package that is not installed here."""
-    for name in closure(ROOTS, OPTIONAL_ROOTS):
+    for name in closure(ROOTS, (*OPTIONAL_ROOTS, *_wanted_outside())):
         yield from _files(metadata.distribution(name))
     yield from _outside()
 
@@ -53,7 +54,7 @@ def packages() -> Iterator[Entry]:
 def packages_key() -> str:
     """What `packages` would give, by the packages' own records of their files (names and hashes): in milliseconds."""
     total = hashlib.sha256(MAGIC_NUMBER + layer.recipe("inputs"))
-    for name in closure(ROOTS, OPTIONAL_ROOTS):
+    for name in closure(ROOTS, (*OPTIONAL_ROOTS, *_wanted_outside())):
         record = metadata.distribution(name).read_text("RECORD") or ""
         lines = [line for line in record.splitlines() if not _NOT_NEEDED.search(line.partition(",")[0])]
         total.update("\n".join([name, *sorted(lines), ""]).encode())
@@ -95,8 +96,7 @@ def _files(distribution: metadata.Distribution) -> Iterator[Entry]:
 
 def _outside() -> Iterator[Entry]:
     """Planes, apps and the like that installed packages add by entry points: their programs run in labs, too."""
-    modules = {e.value.partition(":")[0].partition(".")[0] for seam in BUILT_IN for e in _entries(seam)}
-    for name in sorted(modules - set(CODE_FOLDERS)):
+    for name in sorted(_modules_outside()):
         spec = util.find_spec(name)
         if spec is None or spec.origin is None:
             continue
@@ -107,6 +107,30 @@ def _outside() -> Iterator[Entry]:
         for path in sorted(origin.parent.rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
                 yield Entry(path=f"{PACKAGES}/{name}/{path.relative_to(origin.parent).as_posix()}", source=path)
+
+
+def has(module: str) -> bool:
+    """Whether `python -m module` finds it in the image, as far as its name says: ours, the standard library's, or one
+    that an installed package adds."""
+    top = module.partition(".")[0]
+    if top in (*CODE_FOLDERS, *sys.stdlib_module_names) or top in _modules_outside():
+        return True
+    homes = metadata.packages_distributions().get(top, ())
+    return bool({_normal(home) for home in homes} & set(closure(ROOTS, (*OPTIONAL_ROOTS, *_wanted_outside()))))
+
+
+def _modules_outside() -> set[str]:
+    named = {e.value.partition(":")[0].partition(".")[0] for seam in BUILT_IN for e in _entries(seam)}
+    return named - set(CODE_FOLDERS)
+
+
+def _wanted_outside() -> list[str]:
+    """What the packages behind those entry points require; they themselves come as they lie on the disk (`_outside`),
+    for one that was installed to be edited has no files of its own."""
+    homes = {e.dist.name: e.dist for seam in BUILT_IN for e in _entries(seam) if e.dist is not None}
+    required = [text for home in homes.values() for text in home.requires or [] if "extra ==" not in text]
+    found = {_normal(m[0]) for text in required if (m := _NAME.match(text))}
+    return sorted(found - {_normal(name) for name in (*homes, "meshbed")})
 
 
 def _entries(seam: str) -> Iterable[metadata.EntryPoint]:

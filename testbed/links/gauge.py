@@ -54,17 +54,15 @@ def measure(lab: RunningLab, live: Sequence[LiveLink], *, probes: int = PROBES) 
 
 def judge(link: Link, probed: Probed, *, backend: str = "") -> LinkReading:
     """Asked beside measured. Tolerance: 0.3 ms or 5 % (and the jitter) in the median, four sigma in loss."""
-    asked_rtt_ms = link.rtt_ms + sum(_serialised_ms(direction) for direction in (link.a_to_b, link.b_to_a))
-    jitter_ms = link.a_to_b.jitter_ms + link.b_to_a.jitter_ms
+    asked_rtt_ms, tolerance_ms = asked(link)
     ordered = sorted(probed.rtts_ns)
     p50_ms, p90_ms = percentile(ordered, 0.5) / 1e6, percentile(ordered, 0.9) / 1e6
     kept = [1.0 - stationary_loss(Shape.of(direction)) for direction in (link.a_to_b, link.b_to_a)]
     asked_loss = 1.0 - kept[0] * kept[1]
     missing = probed.sent - len(ordered)
-    tolerance_ms = max(TOLERANCE_MS, TOLERANCE_SHARE * asked_rtt_ms) + jitter_ms
     # Without an answer only the loss can be judged, and only where loss was asked for.
     within_delay = abs(p50_ms - asked_rtt_ms) <= tolerance_ms if ordered else asked_loss > 0
-    slack = LOSS_SIGMAS * math.sqrt(probed.sent * asked_loss * (1 - asked_loss) * _clumping(link)) + 1
+    slack = LOSS_SIGMAS * math.sqrt(probed.sent * asked_loss * (1 - asked_loss) * clumping(link)) + 1
     within_loss = abs(missing - probed.sent * asked_loss) <= slack
     return LinkReading(
         link=link.name,
@@ -77,6 +75,13 @@ def judge(link: Link, probed: Probed, *, backend: str = "") -> LinkReading:
         within_tolerance=within_delay and within_loss,
         backend=backend,
     )
+
+
+def asked(link: Link) -> tuple[float, float]:
+    """RTT of a probe as asked, and how far off its median may be; ms."""
+    rtt_ms = link.rtt_ms + sum(_serialised_ms(direction) for direction in (link.a_to_b, link.b_to_a))
+    jitter_ms = link.a_to_b.jitter_ms + link.b_to_a.jitter_ms
+    return rtt_ms, max(TOLERANCE_MS, TOLERANCE_SHARE * rtt_ms) + jitter_ms
 
 
 def percentile(ordered: Sequence[int], share: float) -> float:
@@ -95,7 +100,7 @@ def probe(lab: RunningLab, links: Sequence[Link], *, probes: int = PROBES) -> li
         sockets = []
         with open_nodes(lab, links) as nodes:
             for link in links:
-                sock = in_netns(nodes[link.a], lambda address=link.b_address: _open(address))
+                sock = in_netns(nodes[link.a], lambda address=link.b_address: open_prober(address))
                 sockets.append(stack.enter_context(sock))
         marks = [(os.getpid() + index) & 0xFFFF for index in range(len(links))]
         sent_ns: list[dict[int, int]] = [{} for _ in links]
@@ -104,7 +109,7 @@ def probe(lab: RunningLab, links: Sequence[Link], *, probes: int = PROBES) -> li
             for index, sock in enumerate(sockets):
                 at_s = start_s + (number + index / len(sockets) + 0.5 * (number * GOLDEN % 1.0)) * spacing_s
                 time.sleep(max(0.0, at_s - time.monotonic()))
-                packet = _echo(marks[index], number)
+                packet = echo(marks[index], number)
                 sent_ns[index][number] = time.time_ns()
                 with contextlib.suppress(OSError):  # a dead link: unreachable; counts as lost
                     sock.send(packet)
@@ -112,11 +117,12 @@ def probe(lab: RunningLab, links: Sequence[Link], *, probes: int = PROBES) -> li
         time.sleep(slowest_ms / 1000 + GRACE_S)
         for result, sock, mark, sent in zip(results, sockets, marks, sent_ns, strict=True):
             result.sent = probes
-            result.rtts_ns = _replies(sock, mark, sent)
+            result.rtts_ns = list(replies(sock, mark, sent).values())
     return results
 
 
-def _open(address: str) -> socket.socket:
+def open_prober(address: str) -> socket.socket:
+    """A socket for echoes to an address, made where the calling thread is; the kernel stamps what comes back."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
     sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
     with contextlib.suppress(OSError):
@@ -127,15 +133,17 @@ def _open(address: str) -> socket.socket:
     return sock
 
 
-def _echo(mark: int, number: int) -> bytes:
+def echo(mark: int, number: int) -> bytes:
+    """An echo request; raw sockets of several processes see all replies, so `mark` says whose it is."""
     body = struct.pack("!BBHHH", ICMP_ECHO, 0, 0, mark, number) + bytes(56)
     total = sum(struct.unpack(f"!{len(body) // 2}H", body))
     total = (total & 0xFFFF) + (total >> 16)
     return body[:2] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + body[4:]
 
 
-def _replies(sock: socket.socket, mark: int, sent_ns: dict[int, int]) -> list[int]:
-    rtts_ns = []
+def replies(sock: socket.socket, mark: int, sent_ns: dict[int, int]) -> dict[int, int]:
+    """RTT in ns by the probe's number, in order of arrival; what is found is taken out of `sent_ns`."""
+    rtts_ns: dict[int, int] = {}
     while True:
         try:
             packet, ancillary, _, _ = sock.recvmsg(2048, 64)
@@ -144,7 +152,7 @@ def _replies(sock: socket.socket, mark: int, sent_ns: dict[int, int]) -> list[in
         kind, _, _, its_mark, number = struct.unpack_from("!BBHHH", packet, (packet[0] & 15) * 4)
         if kind == ICMP_ECHO_REPLY and its_mark == mark and number in sent_ns and ancillary:
             seconds, nanoseconds = _STAMP.unpack(ancillary[0][2])
-            rtts_ns.append(seconds * 1_000_000_000 + nanoseconds - sent_ns.pop(number))
+            rtts_ns[number] = seconds * 1_000_000_000 + nanoseconds - sent_ns.pop(number)
 
 
 def _serialised_ms(direction: Impairment) -> float:
@@ -155,7 +163,7 @@ def _queues_ms(link: Link) -> float:
     return sum(direction.queue_ms for direction in (link.a_to_b, link.b_to_a) if direction.rate_mbit)
 
 
-def _clumping(link: Link) -> float:
+def clumping(link: Link) -> float:
     """How much wider than binomial bursty loss spreads: (1 + rho) / (1 - rho), rho the chain's memory of one packet."""
     chains = [d.gilbert_elliott for d in (link.a_to_b, link.b_to_a) if d.gilbert_elliott]
     rho = max((max(0.0, 1 - c.p - c.r) for c in chains), default=0.0)

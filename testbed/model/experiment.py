@@ -16,7 +16,7 @@ class Load:
     """
 
     kind: str = "open"
-    """`open` or `closed`."""
+    """`open` or `closed`; `idle`: nothing is sent, and what the deployment takes meanwhile is measured (`standing`)."""
     rate_rps: float = 100.0
     arrival: str = "poisson"
     """Open loop only: `poisson`, `uniform` (constant gaps), `synchronised` (bursts) or `trace`."""
@@ -38,20 +38,54 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """A second load while a cell is measured, from another client: a noisy neighbour."""
+
+    client: str
+    target: str
+    """As `Experiment.target`."""
+    load: Load
+    """Its window is as long as it has to be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One point of an experiment's sweep: what varies is the load, or whom it calls."""
+    """One point of an experiment's sweep: what varies is the load, whom it calls, or where all that happens."""
 
     name: str
     """As a row of the table says it: `64 B`, `10 requests a connection`."""
     load: Load
     target: str = ""
     """As `Experiment.target`; empty: the same."""
+    at: float | None = None
+    """Where it stands on the experiment's axis; None: nowhere, the cells are kinds."""
+    line: str = ""
+    """Cells of one line differ in `at` only; a plot joins them."""
+    links: tuple[tuple[str, str, dict], ...] = ()
+    """As `Experiment.links`, set on the live lab for this cell alone."""
+    topology: str = ""
+    """A topology of its own, as `variants.resolve` takes it, and so a deployment of its own; empty: the same."""
+    beside: Beside | None = None
+    planes: tuple[str, ...] = ()
+    """Only under these; empty: under all."""
     events: tuple[Event, ...] = ()
     """What happens in its window; the experiment's `streams` are its load then."""
     before: Stage | None = None
     """What the deployment is when it begins; None: the block's plane on the topology as it is."""
-    planes: tuple[str, ...] = ()
-    """Only under these; empty: under all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """What a sweep's cells vary, and which figures are to be seen over it."""
+
+    name: str
+    """`RTT between zones`."""
+    unit: str = ""
+    metrics: tuple[str, ...] = ("latency_p50", "latency_p99", "cpu_per_1000_requests")
+    """Keys of `axis.FIGURES`."""
+    logarithmic: bool = False
+    measured: str = ""
+    """Key of the figure that places a cell where it really was (a rate that was reached); empty: `Cell.at` does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +107,8 @@ class Experiment:
     """Impairments that override the topology's: (a, b, {delay_ms: …}) both directions."""
     cells: tuple[Cell, ...] = ()
     """Measured one after another, in shuffled order, on each deployment; empty: one, `load`."""
+    axis: Axis = Axis(name="")
+    """Of the cells."""
     rate_share: float | None = None
     """Load every plane with this share of the slowest one's measured capacity instead of with the loads' own rates,
     whose proportions stay; the search begins at `load`'s rate."""

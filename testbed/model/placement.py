@@ -92,6 +92,8 @@ class Claim:
     server_identity: Identity | None = None
     alpn: tuple[str, ...] = ()
     """What the ClientHello must offer, in this order, others between them allowed; empty: not to be judged."""
+    alpn_http2: tuple[str, ...] = ()
+    """The same of connections for HTTP/2; empty: as `alpn`."""
     sni: str | None = None
     """What the ClientHello must name; None: not to be judged."""
     service: str | None = None

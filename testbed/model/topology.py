@@ -116,6 +116,10 @@ class Workload:
     labels: tuple[tuple[str, str], ...] = ()
     waypoint: WaypointRef | None = None
     """For traffic to its own address, whatever waypoint its services have."""
+    hostname: str = ""
+    """The DNS name by which ztunnels know it, and then by no address: they resolve it when a connection needs it. What
+    is behind such a name in Istio is an endpoint of a ServiceEntry. Replicas share it. L7 proxies are told addresses.
+    """
 
     def identity(self, trust_domain: str = DEFAULT_TRUST_DOMAIN) -> Identity:
         return Identity(trust_domain, self.namespace, self.service_account)

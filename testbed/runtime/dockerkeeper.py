@@ -16,8 +16,9 @@ from testbed.runtime.keeper import BASE, Client, Keeper, main
 
 class DockerKeeper(Keeper):
     def do_adopt(self, client: Client, message: dict) -> None:
-        """Namespace `i` is that of process `pids[i]`: opened, its sysctls written, all of them wired."""
-        for i, (pid, sysctls) in enumerate(zip(message["pids"], message["namespaces"], strict=True)):
+        """Namespace `first + i` is that of process `pids[i]`: opened, its sysctls written, all of them wired."""
+        first = message.get("first", 0)
+        for i, (pid, sysctls) in enumerate(zip(message["pids"], message["namespaces"], strict=True), first):
             fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
             os.dup2(fd, BASE + i, inheritable=False)
             os.close(fd)

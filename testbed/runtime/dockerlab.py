@@ -11,15 +11,16 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from testbed.docker import engine
 from testbed.errors import MachineError, PeerError, UsageError
-from testbed.runtime import dockerplan, dockersocket, launch
+from testbed.runtime import dockerground, dockerplan, dockersocket, launch, wiring
 from testbed.runtime.dockerplan import NAME, SANDBOX, Container, Ground, Of
 from testbed.runtime.dockerprocess import ContainerProcess, Watched
 from testbed.runtime.netns import PROJECT, NetnsLab
-from testbed.seams import Process, Spawn
+from testbed.runtime.wiring import Batch, Planned
+from testbed.seams import Process, Sandbox, Spawn
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -34,13 +35,13 @@ class DockerLab(NetnsLab):
 
     runtime = "docker"
     _client: DockerClient | None = None
-    _programs: dict[str, ContainerProcess] | None = None
+    _containers: dict[str, ContainerProcess] | None = None
     _watched: dict[str, Watched] | None = None
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
-        self.sandboxes = {
-            name: dataclasses.replace(sandbox, container=self.of.name(name)) for name, sandbox in self.sandboxes.items()
+    def _sandboxes(self) -> Mapping[str, Sandbox]:
+        return {
+            name: dataclasses.replace(sandbox, container=self.of.name(name))
+            for name, sandbox in super()._sandboxes().items()
         }
 
     @property
@@ -70,16 +71,19 @@ class DockerLab(NetnsLab):
         return self._watched
 
     @property
-    def programs(self) -> dict[str, ContainerProcess]:
+    def containers(self) -> dict[str, ContainerProcess]:
         """Containers of programs, by name."""
-        if self._programs is None:
+        if self._containers is None:
             self._look_around()
-        assert self._programs is not None
-        return self._programs
+        assert self._containers is not None
+        return self._containers
 
     @property
     def pids(self) -> Mapping[str, int]:
-        return {**super().pids, **{name: program.pid for name, program in self.programs.items()}}
+        return {**super().pids, **{name: program.pid for name, program in self.containers.items()}}
+
+    def programs(self) -> Mapping[str, Process]:
+        return {**super().programs(), **self.containers}
 
     def spawn(self, spawns: Sequence[Spawn]) -> list[Process]:
         """Starts all, a few at a time; returns when each runs. What inherits descriptors is the keeper's to start.
@@ -92,7 +96,7 @@ class DockerLab(NetnsLab):
         plans = [self._plan(spawn) for spawn in spawns if not spawn.fds]
         for plan, watched in zip(plans, begin(self.client, self.socket, plans, lab=self.name), strict=True):
             name = plan.labels[NAME]
-            started[name] = self.programs[name] = self._program(watched, name, plan.image)
+            started[name] = self.containers[name] = self._program(watched, name, plan.image)
         return [started[spawn.name] for spawn in spawns]
 
     def dead(self) -> list[str]:
@@ -101,7 +105,7 @@ class DockerLab(NetnsLab):
 
     def adopt(self, watched: Mapping[str, Watched]) -> None:
         """The sandboxes' containers, just begun by who made the lab."""
-        self._watched, self._programs = dict(watched), {}
+        self._watched, self._containers = dict(watched), {}
 
     def down(self) -> None:
         for one in (self._watched or {}).values():
@@ -111,16 +115,55 @@ class DockerLab(NetnsLab):
             self._client = None
         super().down()
 
+    def refit(self, *, ended: Sequence[str], extra: Sequence[tuple[str, str, str]]) -> None:
+        """As `NetnsLab.refit`. What is started from now on is of the code as it is now, as its configuration is."""
+        connected = engine.connect(f"unix://{self.socket}")
+        self._client = self._client or connected.client
+        if (now := dockerground.ground(connected, progress=_say)[0]) != self.ground:
+            about = {**self.state.engine, "ground": dataclasses.asdict(now)}
+            about["earlier"] = [*self.state.engine.get("earlier", ()), self.ground.image]
+            self.state = dataclasses.replace(self.state, engine=about)
+        super().refit(ended=ended, extra=extra)
+
+    def _end(self, names: Sequence[str]) -> None:
+        super()._end(names)
+        gone = [self.containers.pop(name) for name in names if name in self.containers]
+        self._rid([one.container for one in gone])
+
+    def _admit(self, came: Sequence[Planned], batches: Sequence[Batch]) -> None:
+        plans = [dockerplan.sandbox(self.of, self.ground, name=s.name, kind=s.kind, node=s.node) for s in came]
+        known = {s.name for s in self.planned}
+        left = dockersocket.find(self.socket, self.state.engine["labels"])  # of somebody who was killed at this
+        self._rid([
+            str(one["Id"]) for one in left
+            if one["Labels"][dockerplan.ROLE].startswith(SANDBOX) and one["Labels"][NAME] not in known
+        ])  # fmt: skip
+        begun = begin(self.client, self.socket, plans, lab=self.name)
+        self.watched.update({s.name: one for s, one in zip(came, begun, strict=True)})
+        self._wire(
+            "adopt", batches, namespaces=wiring.sysctls(came), first=came[0].index, pids=[one.pid for one in begun]
+        )
+
+    def _remove(self, gone: Sequence[Planned]) -> None:
+        watched = [self.watched.pop(guest.name) for guest in gone if guest.name in self.watched]
+        self._rid([one.container for one in watched])
+        for one in watched:
+            one.close()
+
+    def _rid(self, containers: Sequence[str]) -> None:
+        if failed := dockersocket.remove(self.socket, containers):
+            raise PeerError(f"lab {self.name}: {len(failed)} of its containers could not be removed; try again")
+
     def _program(self, watched: Watched, name: str, image: str) -> ContainerProcess:
-        return ContainerProcess(
-            watched, name=name, log=self._log(name), printed_by_engine=image != self.ground.image
-        )  # fmt: skip
+        ours = {self.ground.image, *self.state.engine.get("earlier", ())}
+        return ContainerProcess(watched, name=name, log=self._log(name), printed_by_engine=image not in ours)
 
     def _plan(self, spawn: Spawn) -> Container:
         row = next(p for p in self.planned if p.name == spawn.sandbox)
         network = self.watched[spawn.sandbox].container
         if spawn.image:
             return dockerplan.foreign(self.of, spawn, node=row.node, network=network)
+        dockerground.refuse_absent(spawn)
         launch.prepare(str(spawn.folder), spawn.uid, single_uid=False)
         log = self._log(spawn.name)
         out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -133,14 +176,14 @@ class DockerLab(NetnsLab):
 
     def _look_around(self) -> None:
         """The containers of this lab as they are now, for a process that did not make it."""
-        self._watched, self._programs = {}, {}
+        self._watched, self._containers = {}, {}
         for found in dockersocket.find(self.socket, self.state.engine["labels"]):
             name = found["Labels"][NAME]
             watched = Watched.look(self.socket, found["Id"])
             if found["Labels"][dockerplan.ROLE].startswith(SANDBOX):
                 self._watched[name] = watched
             else:
-                self._programs[name] = self._program(watched, name, found["Image"])
+                self._containers[name] = self._program(watched, name, found["Image"])
 
     def _all_known(self, spawns: Sequence[Spawn]) -> None:
         for spawn in spawns:
@@ -200,6 +243,10 @@ def _pull(client: DockerClient, image: str) -> None:
             f"image {image} is not in the engine and cannot be pulled ({str(error.explanation or error).strip()}); "
             "docker load or docker build it"
         ) from error
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _create(client: DockerClient, plan: Container) -> str:

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from testbed.seams import Spawn
 
@@ -80,15 +81,23 @@ class Of:
         }  # fmt: skip
 
 
-def of(*, lab: str, root: Path, default_root: Path, uid: int, topology: str) -> Of:
+def of(*, lab: str, root: Path, key: str, default_root: Path, uid: int, topology: str, crowded: bool = False) -> Of:
     """A lab's name is unique only among those of its state root, a container's in its engine: another root's labs bear
-    a tag."""
-    tag = "" if root == default_root else f".{zlib.crc32(str(root).encode()):08x}"
-    return Of(lab=lab, owner=owner(root, uid), topology=topology, tag=tag)
+    a tag, and so do those of an engine that has a lab of that name from elsewhere (`crowded`)."""
+    tag = "" if root == default_root and not crowded else f".{zlib.crc32(f'{root} {key}'.encode()):08x}"
+    return Of(lab=lab, owner=owner(root, uid, key), topology=topology, tag=tag)
 
 
-def owner(root: Path, uid: int) -> str:
-    """The label of all containers of labs that keep their state there."""
+def owner(root: Path, uid: int, key: str) -> str:
+    """The label of all containers of labs that keep their state there.
+
+    `key` tells two machines apart that share an engine, such as two development containers: same user, same path.
+    """
+    return f"{old_owner(root, uid)}:{key}"
+
+
+def old_owner(root: Path, uid: int) -> str:
+    """As labels had it before there were keys: whose of two machines a container is cannot be told from it."""
     return f"{uid}:{root}"
 
 
@@ -206,6 +215,22 @@ def cgroup_of(proc_cgroup: str) -> str:
         for controller in controllers.split(","):
             paths[controller] = path.lstrip("/")
     return paths.get("cpuacct") or paths.get("", "")
+
+
+def removable(containers: Sequence[Mapping[str, Any]], *, ours: str, like_ours: str) -> list[dict]:
+    """Those that bear our owner's label; and of labs of owners at the same path, with another key or from before there
+    were keys, those of which no container runs.
+    """
+    running = {
+        (one["Labels"][OWNER], one["Labels"].get(LAB)) for one in containers if one.get("State") == "running"
+    }
+    found = []
+    for one in containers:
+        owner = one["Labels"][OWNER]
+        alike = owner == like_ours or owner.rpartition(":")[0] == like_ours
+        if owner == ours or (alike and (owner, one["Labels"].get(LAB)) not in running):
+            found.append(dict(one))
+    return found
 
 
 def leftovers(containers: Sequence[Mapping[str, object]], labs: Sequence[str]) -> dict[str, list[str]]:

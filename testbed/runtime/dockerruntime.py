@@ -14,7 +14,7 @@ from pathlib import Path
 
 from testbed.docker import engine
 from testbed.errors import MachineError
-from testbed.runtime import dockerplan, dockersocket, enter, ownership, wiring
+from testbed.runtime import dockerground, dockerhost, dockerplan, dockersocket, enter, ownership, wiring
 from testbed.runtime.dockerlab import DockerLab, begin
 from testbed.runtime.dockerplan import Ground
 from testbed.runtime.keeper import BASE
@@ -43,8 +43,10 @@ class DockerRuntime(NetnsRuntime):
         lacks = super().check()
         if os.geteuid() != 0 or enter.in_user_namespace():
             lacks.append(
-                "not root: links and capture rules are made in the containers' namespaces from outside, which the "
-                f"docker group does not give; run as root. {engine.OTHER_WAY}"
+                "not root: links and capture rules are made in the containers' network namespaces from outside, for "
+                "which the kernel wants CAP_SYS_ADMIN of the machine; the docker group gives the engine's socket, "
+                "enough for image.build and not for labs, and a container that did it in your stead would be root in "
+                f"all but name (docs/docker.md, Without root); run as root. {engine.OTHER_WAY}"
             )
             return lacks
         try:
@@ -68,24 +70,19 @@ class DockerRuntime(NetnsRuntime):
 
     def ground(self) -> Ground:
         """What containers of labs made by this runtime stand on: the image of the code as it was at the first."""
-        from testbed.docker import image, inputs  # a fifth of a second, which who only looks at a lab does not need
-
         if self._ground is None:
-            built = image.ready(self.engine(), progress=self._progress)
-            self._base = f"{built.base} ({built.base_kind})"
-            self._ground = Ground(
-                image=built.reference,
-                interpreter=image.PYTHON,
-                code=f"/{inputs.CODE}",
-                path=image.ENVIRONMENT["PYTHONPATH"],
-            )
+            self._ground, self._base = dockerground.ground(self.engine(), progress=self._progress)
         return self._ground
 
     def _begin(self, state: LabState, root: Path, sandboxes: Sequence[Planned], groups: Sequence[str]) -> DockerLab:
-        client, path = self.engine().client, dockersocket.socket_path(self.engine().info.host)
+        client, path = self.engine().client, dockerhost.socket_path(self.engine().info.host)
+        key = ownership.key(root)
+        mine = dockerplan.owner(root, os.geteuid(), key)
+        others = [one["Labels"][dockerplan.OWNER] for one in dockersocket.find(path, {dockerplan.LAB: state.name})]
         of = dockerplan.of(
-            lab=state.name, root=root, default_root=ownership.default_root(), uid=os.geteuid(), topology=state.topology
-        )
+            lab=state.name, root=root, key=key, default_root=ownership.default_root(), uid=os.geteuid(),
+            topology=state.topology, crowded=any(owner != mine for owner in others),
+        )  # fmt: skip
         ground = self.ground()
         labels = {dockerplan.OWNER: of.owner, dockerplan.LAB: of.lab}
         about = {

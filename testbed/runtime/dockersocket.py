@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
-USUAL_SOCKET = "/var/run/docker.sock"
 AT_ONCE = 4
 """Removals side by side; more is no faster on two cores."""
+HEARD_WITHIN_S = 5.0
+"""Of an engine that is asked whether it is there: that takes it no lock, and a few milliseconds."""
 SWEEP_WITHIN_S = 30.0
 """An engine answers at once that a removal is under way already, such as one that a killed keeper asked for; it takes
 up to half a second a container."""
@@ -41,21 +41,32 @@ class Engine(http.client.HTTPConnection):
         return answer.status, answer.read()
 
 
-def socket_path(host: str | None = None) -> str:
-    """Of DOCKER_HOST, or the usual one; empty where the engine is not behind a Unix socket of this machine."""
-    host = os.environ.get("DOCKER_HOST", "") if host is None else host
-    if not host:
-        return USUAL_SOCKET
-    return host.removeprefix("unix://") if host.startswith("unix://") else ""
+def find(path: str, labels: Mapping[str, str | None]) -> list[dict]:
+    """All containers, running or not, that bear all of these labels, with whatever value where that is None.
 
-
-def find(path: str, labels: Mapping[str, str]) -> list[dict]:
-    """All containers, running or not, that bear all of these labels. Raises OSError when no engine answers."""
-    filters = quote(json.dumps({"label": [f"{key}={value}" for key, value in labels.items()]}))
+    Raises OSError when no engine answers, soon where it is silent: who asks may hold a lock that others wait for.
+    """
+    hear(path)
+    wanted = [key if value is None else f"{key}={value}" for key, value in labels.items()]
+    filters = quote(json.dumps({"label": wanted}))
     status, body = _get(path, f"/containers/json?all=1&filters={filters}")
     if status != 200:
         raise OSError(f"engine {path}: HTTP {status} {body[:200].decode(errors='replace')}")
     return json.loads(body)
+
+
+def hear(path: str) -> None:
+    """Raises OSError unless an engine answers: TimeoutError where something listens and is silent."""
+    within_s = HEARD_WITHIN_S
+    engine = Engine(path, within_s)
+    try:
+        engine.ask("GET", "/_ping")
+    except TimeoutError as error:
+        raise TimeoutError(f"engine {path}: it does not answer (nothing within {within_s:g} s)") from error
+    except http.client.HTTPException as error:
+        raise OSError(f"engine {path}: {error}") from error
+    finally:
+        engine.close()
 
 
 def look(path: str, container: str) -> dict | None:

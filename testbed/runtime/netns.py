@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -24,8 +25,9 @@ from testbed.runtime.launch import TMP, prepare
 from testbed.runtime.ownership import LabState, being
 from testbed.runtime.process import Connection, LabProcess
 from testbed.runtime.routing import routes
+from testbed.runtime.ways import Ways
 from testbed.runtime.wiring import Batch, Planned
-from testbed.seams import Sandbox, Spawn
+from testbed.seams import Process, Sandbox, Spawn
 
 T = TypeVar("T")
 PROJECT = Path(__file__).resolve().parents[2]
@@ -46,13 +48,7 @@ class NetnsLab:
         self.folder = root / state.name
         self.state = state
         self.planned = tuple(Planned(**row) for row in state.sandboxes)
-        assert state.keeper is not None
-        self.sandboxes: Mapping[str, Sandbox] = {
-            p.name: Sandbox(
-                name=p.name, kind=p.kind, netns=f"/proc/{state.keeper.pid}/fd/{BASE + p.index}", address=p.address
-            )
-            for p in self.planned
-        }
+        self.sandboxes: Mapping[str, Sandbox] = self._sandboxes()
         self.processes: dict[str, LabProcess] = {}
         self._index = {p.name: p.index for p in self.planned}
         self._root = root
@@ -88,22 +84,23 @@ class NetnsLab:
                 )
         ways = Ways()
         asked, failed = 0, []
-        for spawn in spawns:  # the keeper starts one while this process prepares the next
-            self._connection.codes.pop(spawn.name, None)
-            try:
-                job = self._job(spawn, ways)
-                prepare(job["folder"], job["uid"], job["single_uid"])
-            except OSError as error:
-                failed.append(f"{spawn.name}: {error}")
-                continue
-            self._connection.send(job, spawn.fds)
-            asked += 1
-        for _ in range(asked):
-            answer = self._connection.answer()
-            if answer["op"] == "started":
-                self.processes[answer["name"]] = self._process(answer["name"], answer["pid"])
-            else:
-                failed.append(f"{answer['name']}: {answer['why']}")
+        with self._connection.held():
+            for spawn in spawns:  # the keeper starts one while this process prepares the next
+                self._connection.codes.pop(spawn.name, None)
+                try:
+                    job = self._job(spawn, ways)
+                    prepare(job["folder"], job["uid"], job["single_uid"])
+                except OSError as error:
+                    failed.append(f"{spawn.name}: {error}")
+                    continue
+                self._connection.send(job, spawn.fds)
+                asked += 1
+            for _ in range(asked):
+                answer = self._connection.answer()
+                if answer["op"] == "started":
+                    self.processes[answer["name"]] = self._process(answer["name"], answer["pid"])
+                else:
+                    failed.append(f"{answer['name']}: {answer['why']}")
         if failed:
             raise PeerError(f"lab {self.name}: could not start {len(failed)} of {len(spawns)}: {'; '.join(failed[:3])}")
         return [self.processes[spawn.name] for spawn in spawns]
@@ -129,6 +126,70 @@ class NetnsLab:
                         f"lab {self.name}: node {node} has no device {device}; join the links before routing"
                     )
         self._wire("wire", wiring.route_batches(ways, self.planned, indexes))
+
+    def programs(self) -> Mapping[str, Process]:
+        return dict(self.processes)
+
+    def refit(self, *, ended: Sequence[str], extra: Sequence[tuple[str, str, str]]) -> None:
+        """Ends these programs, and makes the sandboxes of proxies those of `extra`; all else stays (`seams.Refitted`).
+
+        What stood half done by somebody who was killed at it is no hindrance.
+        """
+        try:
+            stay, gone, came = wiring.rearranged(self.planned, extra)
+        except ValueError as error:
+            raise UsageError(f"lab {self.name}: {error}") from error
+        self._end(ended)
+        self._written(stay)  # first: what is not written down is not there, and is made anew
+        nodes = {s.name: s.index for s in stay if s.kind == wiring.NODE}
+        for guest in (*gone, *came):
+            self._unwire(guest, nodes[guest.node])
+        if gone:
+            self._connection.ask({"op": "let_go", "namespaces": [guest.index for guest in gone]})
+            self._remove(gone)
+        if came:
+            self._admit(came, wiring.late_batches(came, stay, BASE))
+            self._written([*stay, *came])
+
+    def _sandboxes(self) -> Mapping[str, Sandbox]:
+        assert self.state.keeper is not None
+        held = f"/proc/{self.state.keeper.pid}/fd"
+        return {
+            p.name: Sandbox(name=p.name, kind=p.kind, netns=f"{held}/{BASE + p.index}", address=p.address)
+            for p in self.planned
+        }
+
+    def _written(self, sandboxes: Sequence[Planned]) -> None:
+        self.planned = tuple(sandboxes)
+        self.state = dataclasses.replace(self.state, sandboxes=tuple(dataclasses.asdict(s) for s in sandboxes))
+        self._index = {s.name: s.index for s in sandboxes}
+        self.sandboxes = self._sandboxes()
+        ownership.write(self.state, self.folder)
+
+    def _unwire(self, guest: Planned, node: int) -> None:
+        """The veth of a guest that goes, or that one of the same name left."""
+        device = wiring.port_name(guest.name)
+        index = self.in_netns(guest.node, lambda: {name: number for number, name in socket.if_nameindex()}.get(device))
+        if index is not None:
+            self._wire("wire", [Batch(namespace=node, messages=(netlink.link_delete(index),))])
+
+    def _end(self, names: Sequence[str]) -> None:
+        running = [self.processes[name] for name in names if name in self.processes]
+        for process in running:
+            process.signal(signal.SIGKILL)
+        for process in running:
+            if process.wait(10.0) is None:
+                raise PeerError(f"lab {self.name}: {process.name} (pid {process.pid}) does not end, even by SIGKILL")
+            del self.processes[process.name]
+            if process.cgroup is not None:
+                for tree in self._trees.all:
+                    cgroups.remove(tree / process.cgroup)
+
+    def _admit(self, came: Sequence[Planned], batches: Sequence[Batch]) -> None:
+        self._wire("build", batches, namespaces=wiring.sysctls(came), first=came[0].index)
+
+    def _remove(self, gone: Sequence[Planned]) -> None:
+        """Sandboxes of which nothing is held any more."""
 
     def dead(self) -> list[str]:
         """Namespaces live as long as their keeper, and that ends all of the lab."""
@@ -167,7 +228,8 @@ class NetnsLab:
             raise MachineError(f"lab {self.name}: {answer['why']}; run `doctor` to see what this machine lacks")
         if answer["refused"]:
             number, position, errno = answer["refused"][0]
-            where = self.planned[batches[number].namespace].name
+            index = batches[number].namespace
+            where = next((p.name for p in self.planned if p.index == index), "a sandbox to be")
             refused = [(position, errno)] * len(answer["refused"])
             raise netlink.explain(f"lab {self.name}, {where}", batches[number].messages, refused)
 
@@ -211,59 +273,6 @@ class NetnsLab:
 def _absolute(path: str | Path) -> str:
     """As text: a hundred programs have some thousands of paths compared, for which `Path` takes as long as a start."""
     return os.path.join(os.getcwd(), path)
-
-
-class Ways:
-    """Which folders are in a program's way, each looked at once for all programs that start together."""
-
-    def __init__(self) -> None:
-        self._code: dict[str, list[str]] = {}
-        self._programs: dict[tuple[str, str], list[str]] = {}
-        self._seen: dict[str, tuple[int, int] | None] = {}
-
-    def programs(self, program: str, path: str) -> list[str]:
-        """Files that exec may try for `program`, in the order of `path`: those that are there."""
-        if "/" in program:
-            return [program]
-        if (program, path) not in self._programs:
-            found = [os.path.join(folder, program) for folder in path.split(":")]
-            self._programs[program, path] = [file for file in found if os.path.exists(file)]
-        return self._programs[program, path]
-
-    def code_folders(self, program: str) -> list[str]:
-        """Where Python and this project live: a program of the lab must be able to read them."""
-        if program not in self._code:
-            folders = [sys.prefix, sys.base_prefix, str(PROJECT)]
-            if program.startswith("/"):
-                folders.append(os.path.dirname(program))
-            self._code[program] = [folder for folder in dict.fromkeys(folders) if os.path.isdir(folder)]
-        return self._code[program]
-
-    def barrier(self, path: str, uid: int) -> str | None:
-        """The topmost folder on the way to `path` that user `uid` may not pass, such as /root;
-        None when the way is open.
-        """
-        if uid == 0:
-            return None
-        end = 0
-        while (end := path.find("/", end + 1)) > 0:
-            folder = path[:end]
-            if folder not in self._seen:
-                self._seen[folder] = self._look(folder)
-            if (found := self._seen[folder]) is None:
-                return None  # its program makes it, open to pass
-            mode, owner = found
-            if not mode & (0o100 if owner == uid else 0o001):
-                return folder
-        return None
-
-    @staticmethod
-    def _look(folder: str) -> tuple[int, int] | None:
-        try:
-            found = os.stat(folder)
-        except FileNotFoundError:
-            return None
-        return found.st_mode, found.st_uid
 
 
 class NetnsRuntime:

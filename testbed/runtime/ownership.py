@@ -7,23 +7,25 @@ it. So what has no folder has nothing, and a folder whose keeper (or owner, unle
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import re
+import secrets
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from testbed.errors import MachineError, UsageError
-from testbed.runtime import cgroups, dockerplan, dockersocket, enter
+from testbed.runtime import cgroups, dockerhost, dockerplan, dockersocket, enter
 from testbed.runtime.keeper import MARK, remove
 
 VERSION = 1
 STATE = "lab.json"
+KEY = ".key"
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,40}")
 
 
@@ -170,8 +172,16 @@ def gc(*, dry_run: bool = False, everything: bool = False, root: Path | None = N
     """Removes what dead labs left, and with `everything` living ones too; never what does not carry our mark."""
     root = root or state_root()
     # Before the labs are read: what belongs to a lab that begins meanwhile is not among them.
-    candidates, containers = _our_cgroups(root), _our_containers(root)
     removed, troubles = [], []
+    candidates = _our_cgroups(root)
+    socket, containers = "", []
+    try:
+        socket = dockerhost.socket_path(dockerhost.found())
+        containers = _our_containers(socket, root)
+    except (TimeoutError, ValueError) as error:  # one that hangs, or that cannot be found: it may hold some of ours
+        troubles.append(f"containers of labs that are no more are not looked for: {error}")
+    except OSError:
+        pass  # there is none
     for state in labs(root):
         if everything or not state.alive:
             removed.append(
@@ -198,7 +208,7 @@ def gc(*, dry_run: bool = False, everything: bool = False, root: Path | None = N
     for name, ids in dockerplan.leftovers(containers, [state.name for state in labs(root)]).items():
         if name not in {left.name for left in removed}:
             removed.append(Left(kind="containers", name=f"{len(ids)} of {name}", why="no lab of that name"))
-            if not dry_run and (failed := dockersocket.remove(dockersocket.socket_path(), ids)):
+            if not dry_run and (failed := dockersocket.remove(socket, ids)):
                 troubles.append(f"lab {name}: {len(failed)} containers could not be removed; ./inv lab.gc again")
                 removed.pop()
     if troubles:
@@ -241,7 +251,7 @@ def sweep(state: LabState) -> None:
         ) from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def turn(root: Path) -> Iterator[None]:
     """One process at a time takes a lab's name or buries a lab: else a name could be taken just before the removal."""
     fd = os.open(root, os.O_RDONLY | os.O_CLOEXEC)
@@ -284,14 +294,32 @@ def keepers(lab: str, root: Path) -> list[Being]:
     return found
 
 
-def _our_containers(root: Path) -> list[dict]:
-    """Containers of labs with this state root, in the engine that is used now; none where none answers."""
+def _our_containers(socket: str, root: Path) -> list[dict]:
+    """Containers of labs with this state root, in the engine behind that socket; and of those with one at the same
+    path, on whatever machine, the labs of which nothing runs: such as ours of before the state root was wiped.
+
+    Raises OSError where no engine answers.
+    """
+    uid = enter.user_id()
+    ours = dockerplan.owner(root, uid, key(root)) if (root / KEY).exists() else ""  # who only cleans up draws none
+    like_ours = dockerplan.old_owner(root, uid)
+    return dockerplan.removable(dockersocket.find(socket, {dockerplan.OWNER: None}), ours=ours, like_ours=like_ours)
+
+
+def key(root: Path) -> str:
+    """What tells this state root from one at the same path on another machine; drawn when it is first asked for."""
+    file = root / KEY
+    with contextlib.suppress(FileNotFoundError):
+        return file.read_text()
+    temporary = root / f"{KEY}.{os.getpid()}"
+    temporary.write_text(secrets.token_hex(4))
     try:
-        return dockersocket.find(
-            dockersocket.socket_path(), {dockerplan.OWNER: dockerplan.owner(root, enter.user_id())}
-        )
-    except OSError:
-        return []
+        os.link(temporary, file)  # whole, and only if nobody was quicker
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()
+    return file.read_text()
 
 
 def _our_cgroups(root: Path) -> list[Path]:

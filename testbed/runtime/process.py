@@ -60,6 +60,10 @@ class Connection:
         with self._lock:
             self._read(timeout_s)
 
+    def held(self) -> threading.RLock:
+        """For a `with`: requests and their answers of one thread, with none of another's between them."""
+        return self._lock
+
     def close(self) -> None:
         self.closed = True
         self._socket.close()
@@ -128,8 +132,23 @@ class LabProcess:
     def wait(self, timeout_s: float) -> int | None:
         deadline = time.monotonic() + timeout_s
         while self.poll() is None and (left := deadline - time.monotonic()) > 0:
-            self._connection.news(min(left, 0.5))
+            if not self._ended(min(left, 0.5)):
+                continue
+            self._connection.news(min(left, 0.5))  # the keeper tells its code in a moment
         return self._code()
+
+    def _ended(self, timeout_s: float) -> bool:
+        """Waits without the connection, so that whoever starts another program meanwhile need not wait."""
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except OSError:
+            return True
+        try:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            return bool(poll.poll(timeout_s * 1000))
+        finally:
+            os.close(pidfd)
 
     def _code(self) -> int | None:
         code = self._connection.codes.get(self.name)

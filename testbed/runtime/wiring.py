@@ -18,6 +18,8 @@ from testbed.netlink import End, Message
 NODE, WORKLOAD, PROXY = "node", "workload", "proxy"
 FIRST_PORT = 10
 """Index of a node's first workload port; `eth0` is 2 in every workload, lo is 1 everywhere."""
+FIRST_LATE_PORT = 10_000
+"""Of sandboxes that come into a lab that is up: far from what the kernel gave to the ends of links meanwhile."""
 
 SYSCTLS = (
     ("ipv6/conf/all/disable_ipv6", "1"),  # no router solicitations or MLD in captures
@@ -90,11 +92,25 @@ def plan(topology: Topology, extra: Sequence[tuple[str, str, str]]) -> list[Plan
 def batches(sandboxes: Sequence[Planned], base: int) -> list[Batch]:
     """All pairs first (one batch), then each namespace's own messages. Namespace `i` is descriptor `base + i`."""
     nodes = {s.name: s for s in sandboxes if s.kind == NODE}
-    pairs: list[Message] = []
     inside: dict[int, list[Message]] = {}
     for node in nodes.values():
         inside[node.index] = [netlink.link_up(1), netlink.address(1, node.address, 32)]
-    for number, guest in enumerate((s for s in sandboxes if s.kind != NODE), FIRST_PORT):
+    guests = enumerate((s for s in sandboxes if s.kind != NODE), FIRST_PORT)
+    return _with_guests(list(guests), nodes, inside, base)
+
+
+def late_batches(guests: Sequence[Planned], sandboxes: Sequence[Planned], base: int) -> list[Batch]:
+    """As `batches`, of guests that come to nodes which are there already."""
+    nodes = {s.name: s for s in sandboxes if s.kind == NODE}
+    numbered = [(FIRST_LATE_PORT + guest.index, guest) for guest in guests]
+    return _with_guests(numbered, nodes, {nodes[guest.node].index: [] for guest in guests}, base)
+
+
+def _with_guests(
+    guests: Sequence[tuple[int, Planned]], nodes: Mapping[str, Planned], inside: dict[int, list[Message]], base: int
+) -> list[Batch]:
+    pairs: list[Message] = []
+    for number, guest in guests:
         node = nodes[guest.node]
         ours, theirs = hardware(0, guest.address), hardware(1, guest.address)
         pairs.append(
@@ -118,6 +134,31 @@ def batches(sandboxes: Sequence[Planned], base: int) -> list[Batch]:
         ]
     first = [Batch(namespace=0, messages=tuple(pairs))] if pairs else []
     return first + [Batch(namespace=index, messages=tuple(messages)) for index, messages in inside.items()]
+
+
+def rearranged(sandboxes: Sequence[Planned], extra: Sequence[tuple[str, str, str]]) -> tuple[list[Planned], ...]:
+    """(those that stay, those that go, those that come) where the guests of kind PROXY are to be `extra`.
+
+    Who comes gets numbers in a row, above all that stay, for the keeper makes namespaces in a row.
+    Raises ValueError as `plan`.
+    """
+    wanted = {(name, address, node) for name, node, address in extra}
+    gone = [s for s in sandboxes if s.kind == PROXY and (s.name, s.address, s.node) not in wanted]
+    stay = [s for s in sandboxes if s not in gone]
+    nodes = {s.name for s in stay if s.kind == NODE}
+    came: list[Planned] = []
+    free = max(s.index for s in stay) + 1
+    for name, node, address in extra:
+        if any((s.name, s.address, s.node, s.kind) == (name, address, node, PROXY) for s in stay):
+            continue
+        if name in {s.name for s in (*stay, *came)}:
+            raise ValueError(f"two sandboxes are called {name!r}; give one of them another name")
+        if node not in nodes:
+            raise ValueError(
+                f"sandbox {name!r} is on node {node!r}, which does not exist; nodes: {', '.join(sorted(nodes))}"
+            )
+        came.append(Planned(name=name, kind=PROXY, address=address, node=node, index=free + len(came)))
+    return stay, gone, came
 
 
 def sysctls(sandboxes: Sequence[Planned]) -> list[list[tuple[str, bytes]]]:

@@ -214,12 +214,15 @@ class _Bench:
         wrong = [
             h
             for h, hello in hellos
-            if not _in_order(claim.alpn, hello.alpn) or claim.sni not in (None, hello.server_name)
+            if not any(_in_order(offer, hello.alpn) for offer in _offers(claim, h))
+            or claim.sni not in (None, hello.server_name)
         ]
         told = sorted({f"{', '.join(x.alpn) or 'no ALPN'} for {x.server_name or 'no name'}" for _, x in hellos})
         value = "; ".join(sorted({", ".join(x.alpn) or "no ALPN" for _, x in hellos}))
         if wrong:
             wanted = f"{', '.join(claim.alpn) or 'any ALPN'} for {claim.sni or 'any name'}"
+            if claim.alpn_http2:
+                wanted += f", with HTTP/2 inside {', '.join(claim.alpn_http2)}"
             return Result.BROKEN, value, f"{_some(told)}, claimed {wanted}, in {_names(wrong)}", _ends(wrong)
         return Result.HOLDS, value, f"{_some(told)} in {_names(heard)}", _ends(heard)
 
@@ -402,6 +405,15 @@ def _unless_incomplete(verdict: Verdict, listening: Listening, *, counts: bool) 
     else:
         why = "the capture file is cut off"
     return Result.NO_EVIDENCE, verdict[1], f"{why}; {verdict[2]}", verdict[3]
+
+
+def _offers(claim: Claim, heard: Heard) -> tuple[tuple[str, ...], ...]:
+    """Which ALPN will do for this connection, by what is inside; what could not be opened may be either."""
+    over_http2 = claim.alpn_http2 or claim.alpn
+    if heard.conversation is not None:
+        return (over_http2,)
+    opened = heard.tls is not None and heard.tls.client.data
+    return (claim.alpn,) if opened else (claim.alpn, over_http2)
 
 
 def _in_order(wanted: Sequence[str], offered: Sequence[str]) -> bool:

@@ -2,7 +2,7 @@
 
     python -m testbed.verify.probe [--attempts FILE] [--out FILE]      (else stdin, stdout; both JSON)
 
-Input is a list of attempts (fields: `Attempt`), output a list of `{"name", "kind", "tries": [...]}` (fields: `Try`).
+Input is a list of attempts, output a list of `{"name", "kind", "tries": [...]}`; `attempt` has the fields of both.
 Nothing is asserted here; a refusal is a result like any other. It shares no code with the planes it tries: TLS is the
 standard library's, HTTP/2 is h2's. A network error becomes a short `error` (`refused`, `reset`, `closed`, `timeout`,
 `tls: …`), never a traceback.
@@ -20,7 +20,7 @@ import ssl
 import sys
 import time
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import h2.config
@@ -30,92 +30,9 @@ import h2.events
 import h2.exceptions
 
 from testbed.errors import UsageError
+from testbed.verify.attempt import Attempt, Try, parse_attempts
 
-KINDS = ("tcp", "http", "tls", "mtls", "hbone")
 MAX_ANSWER_BYTES = 1024 * 1024
-MAX_TIMES = 10_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
-    """One thing to try, `times` over `connections`."""
-
-    name: str
-    kind: str
-    """`tcp`: send, read as much back. `http`: a request. `tls`: shake hands. `mtls`: a request inside TLS, as between
-    sidecars. `hbone`: CONNECT over h2 over TLS."""
-    address: str
-    port: int
-    times: int = 1
-    connections: int = 1
-    timeout_s: float = 3.0
-    canary: str = ""
-    """Goes into `x-canary` and into the body or payload."""
-    path: str = "/"
-    method: str = "GET"
-    headers: dict[str, str] = field(default_factory=dict)
-    payload: str = ""
-    """tcp, hbone with inner `tcp`: what is sent before the canary."""
-    banner: bool = False
-    """tcp: the server speaks first; its line is read before anything is sent."""
-    authority: str = ""
-    """hbone: what CONNECT asks for, `10.0.2.2:8080`."""
-    connect_headers: dict[str, str] = field(default_factory=dict)
-    """hbone: further headers of the CONNECT, such as `baggage`."""
-    inner: str = "http"
-    """hbone: what goes through the opened stream: `http`, `tcp` or `none`."""
-    cert: str | None = None
-    key: str | None = None
-    ca: str | None = None
-    """Files. No `cert`: none is offered. No `ca`: the server's is not checked (its identity is still told)."""
-    server_name: str | None = None
-    alpn: tuple[str, ...] = ("h2",)
-
-
-@dataclass(slots=True, kw_only=True)
-class Try:
-    """What happened once. Empty or None: it did not come to that."""
-
-    connected: bool = False
-    """TCP's handshake was answered; under capture the proxy answers it, so this alone proves nothing."""
-    handshake: str = ""
-    """`done`, `failed` (we refused theirs, or no TLS came back), `refused` (the peer sent an alert or closed)."""
-    tls: str = ""
-    """Version and cipher as negotiated."""
-    peer_identity: str | None = None
-    """First URI of the server certificate's subjectAltName, also when it was not verified."""
-    connect_status: int | None = None
-    status: int | None = None
-    bytes_received: int = 0
-    echoed: bool = False
-    """tcp: what came back is what was sent."""
-    answered_by: str | None = None
-    """`x-workload` of the answer."""
-    seen_as: str | None = None
-    """`x-peer-address` of the answer: whom the application saw calling."""
-    error: str = ""
-    took_ms: float = 0.0
-
-
-def parse_attempts(text: str) -> list[Attempt]:
-    """Raises UsageError naming the attempt and the field."""
-    try:
-        items = json.loads(text)
-        attempts = [Attempt(**{**item, "alpn": tuple(item.get("alpn", ("h2",)))}) for item in items]
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UsageError(f"probe: the attempts are not a JSON list of attempts: {error}") from error
-    for attempt in attempts:
-        where = f"probe: attempt {attempt.name!r}"
-        if attempt.kind not in KINDS:
-            raise UsageError(f"{where}: kind {attempt.kind!r} is not known; known: {', '.join(KINDS)}")
-        if not 1 <= attempt.times <= MAX_TIMES or not 1 <= attempt.connections <= attempt.times:
-            raise UsageError(f"{where}: times must be 1..{MAX_TIMES}, connections 1..times")
-        if attempt.kind == "hbone" and (not attempt.authority or attempt.inner not in ("http", "tcp", "none")):
-            raise UsageError(f"{where}: hbone needs an authority, and inner is http, tcp or none")
-        if (attempt.cert is None) != (attempt.key is None):
-            raise UsageError(f"{where}: cert and key go together")
-    return attempts
-
 
 def make(attempt: Attempt) -> list[Try]:
     """All tries, one after another; those of one connection follow each other on it."""
@@ -225,6 +142,54 @@ class _Http(_Channel):
 def _tell_answer(outcome: Try, answer: http.client.HTTPResponse, size: int) -> None:
     outcome.status, outcome.bytes_received = answer.status, outcome.bytes_received + size
     outcome.answered_by, outcome.seen_as = answer.getheader("x-workload"), answer.getheader("x-peer-address")
+
+
+class _Http2(_Channel):
+    """Prior knowledge, a stream for each request: fields are HPACK's, so that no byte of a canary stands as it is."""
+
+    def open(self, outcome: Try) -> None:
+        super().open(outcome)
+        self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="utf-8"))
+        self.h2.initiate_connection()
+
+    def exchange(self, outcome: Try) -> None:
+        assert self.socket is not None
+        attempt, stream = self.attempt, self.h2.get_next_available_stream_id()
+        authority = attempt.authority or f"{attempt.address}:{attempt.port}"
+        head = [(":method", attempt.method), (":scheme", "http"), (":authority", authority), (":path", attempt.path)]
+        head += [(name.lower(), value) for name, value in attempt.headers.items()]
+        if attempt.canary:
+            head.append(("x-canary", attempt.canary))
+        body = attempt.canary.encode() if attempt.canary and attempt.method in ("POST", "PUT") else b""
+        self.h2.send_headers(stream, head, end_stream=not body)
+        if body:
+            self.h2.send_data(stream, body, end_stream=True)
+        ended = False
+        while not ended:
+            self.socket.sendall(self.h2.data_to_send())
+            data = self.socket.recv(65536)
+            if not data:
+                raise EOFError
+            for event in self.h2.receive_data(data):
+                if getattr(event, "stream_id", stream) == stream:
+                    ended = self._tell(event, outcome) or ended
+
+    def _tell(self, event: h2.events.Event, outcome: Try) -> bool:
+        """Whether there is no more to come."""
+        if isinstance(event, h2.events.ResponseReceived):
+            fields = dict(event.headers)
+            outcome.status = int(fields[":status"])
+            outcome.answered_by, outcome.seen_as = fields.get("x-workload"), fields.get("x-peer-address")
+        elif isinstance(event, h2.events.DataReceived):
+            outcome.bytes_received += len(event.data)
+            self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+        elif isinstance(event, h2.events.StreamReset):
+            outcome.error = f"stream reset ({_h2_name(event.error_code)})"
+        elif isinstance(event, h2.events.ConnectionTerminated):
+            self.spent = True
+            if event.error_code != h2.errors.ErrorCodes.NO_ERROR:
+                outcome.error = f"goaway ({_h2_name(event.error_code)})"
+        return bool(outcome.error) or isinstance(event, h2.events.StreamEnded)
 
 
 class _Tls(_Channel):
@@ -433,7 +398,9 @@ class _Hbone(_Tls):
         return True
 
 
-_CHANNELS: dict[str, type[_Channel]] = {"tcp": _Tcp, "http": _Http, "tls": _Tls, "mtls": _Mtls, "hbone": _Hbone}
+_CHANNELS: dict[str, type[_Channel]] = {
+    "tcp": _Tcp, "http": _Http, "http2": _Http2, "tls": _Tls, "mtls": _Mtls, "hbone": _Hbone,
+}  # fmt: skip
 
 
 def _h2_name(code: int) -> str:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from testbed.runtime import dockerplan
+from testbed.runtime import dockerplan, ownership
 from testbed.runtime.dockerlab import DockerLab
 from testbed.runtime.dockerprocess import ContainerProcess
 from testbed.seams import Spawn
@@ -33,7 +33,8 @@ def docker(*words: str) -> str:
 def of_lab(name: str, root: Path | None = None) -> list[str]:
     """Names of its containers, running or not."""
     root = root or Path(os.environ["MESHBED_STATE"])
-    owner = f"label={dockerplan.OWNER}={dockerplan.owner(root, 0)}"
+    root.mkdir(exist_ok=True)
+    owner = f"label={dockerplan.OWNER}={dockerplan.owner(root, 0, ownership.key(root))}"
     said = docker("ps", "-a", "--filter", owner, "--filter", f"label={dockerplan.LAB}={name}", "--format", "{{.Names}}")
     return said.split()
 

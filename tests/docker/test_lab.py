@@ -151,10 +151,10 @@ def test_another_process_attaches_and_finds_the_programs(lab: DockerLab) -> None
     attached = DockerRuntime().attach(NAME)
     assert isinstance(attached, DockerLab)
 
-    assert attached.programs["found"].pid == process.pid
+    assert attached.containers["found"].pid == process.pid
     assert attached.sandboxes == lab.sandboxes
     process.signal(signal.SIGKILL)
-    assert attached.programs["found"].wait(15.0) == -9
+    assert attached.containers["found"].wait(15.0) == -9
 
 
 def test_a_program_of_a_users_image_runs_with_its_own_words(lab: DockerLab) -> None:

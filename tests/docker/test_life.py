@@ -18,6 +18,7 @@ from testbed.runtime.dockerlab import DockerLab
 from testbed.runtime.dockerruntime import DockerRuntime
 from testbed.runtime.netns import PROJECT
 from tests.docker.containers import docker, of_lab, python, until
+from tests.fakeengine import listening
 from tests.labs import line, needs_engine
 
 pytestmark = [pytest.mark.root, pytest.mark.docker]
@@ -77,9 +78,9 @@ def test_a_lab_ends_with_its_maker_even_by_sigkill(root: Path) -> None:
 
 def test_gc_removes_what_a_killed_keeper_left_and_nothing_else(root: Path, tmp_path: Path) -> None:
     """Maker and keeper die by SIGKILL. Of the engine's other containers none is touched: a stranger's, and that of a
-    lab of the same name of another state folder."""
+    lab of the same name whose state folder is at the same path of another machine."""
     maker, keeper = made()
-    other = dockerplan.of(lab=NAME, root=Path("/elsewhere"), default_root=root, uid=0, topology="line")
+    other = dockerplan.of(lab=NAME, root=root, key="other", default_root=root, uid=0, topology="line")
     image = ownership.read(root / NAME).engine["ground"]["image"]  # type: ignore[union-attr]
     labels = [f"--label={k}={v}" for k, v in other.labels(role="sandbox.node", name="n1", node="n1").items()]
     strangers = [
@@ -106,7 +107,9 @@ def test_gc_removes_what_a_killed_keeper_left_and_nothing_else(root: Path, tmp_p
 def test_gc_removes_containers_whose_lab_has_no_folder(root: Path) -> None:
     """As when the state folder was wiped at a reboot's end and the engine kept its containers."""
     ownership.state_root()
-    of = dockerplan.of(lab=NAME, root=root, default_root=Path("/run/meshbed"), uid=0, topology="line")
+    of = dockerplan.of(
+        lab=NAME, root=root, key=ownership.key(root), default_root=Path("/run/meshbed"), uid=0, topology="line"
+    )
     labels = [f"--label={k}={v}" for k, v in of.labels(role="sandbox.node", name="n1", node="n1").items()]
     docker("run", "-d", "--network=none", *labels, DockerRuntime().ground().image, "sleep", "60")
 
@@ -182,18 +185,44 @@ def test_the_verbs_bring_up_find_and_take_down(root: Path, capsys: pytest.Captur
     assert of_lab(NAME) == []
 
 
+def test_another_plane_keeps_the_containers_of_sandboxes_and_applications(root: Path) -> None:
+    """A waypoint's place comes and goes with the plane that has one; no ended proxy stays in the engine."""
+    up = {"runtime": "docker", "link": "auto", "name": NAME}
+
+    def ids() -> dict[str, str]:
+        rows = docker("ps", "-a", "--filter", f"label={dockerplan.LAB}={NAME}", "--format", "{{.Names}} {{.ID}}")
+        return {name.partition("-")[2].split("-", 1)[1]: found for name, found in map(str.split, rows.splitlines())}
+
+    assert labs.up("two-zones", plane="sidecar", **up) == 0
+    try:
+        first = ids()
+        assert labs.up("two-zones", plane="ambient", **up) == 0
+        second = ids()
+        assert labs.up("two-zones", plane="none", **up) == 0
+        third = ids()
+    finally:
+        labs.down(NAME)
+
+    assert {name: found for name, found in first.items() if not name.startswith("sidecar.")} == third
+    proxies = {"ztunnel.node-a", "ztunnel.node-b", "waypoint", "waypoint.waypoint"}
+    assert second.keys() - third.keys() == proxies and third.items() <= second.items()
+
+
 def test_an_engine_that_is_gone_is_said_with_the_mend(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When a lab is to be made, and when one is to be removed: its folder then stays, to find the containers by."""
+    """When a lab is to be made, and when one is to be removed: its folder then stays, to find the containers by. Also
+    where one listens and never answers, whose silence nobody has to bear for long: a lock is held meanwhile."""
     lab = DockerRuntime().up(line(1, 1), name=NAME)
     state = lab.state
     monkeypatch.setenv("DOCKER_HOST", f"unix://{root}/none.sock")
     assert any("none runs there" in lack for lack in DockerRuntime().check())
     monkeypatch.undo()
     monkeypatch.setenv("MESHBED_STATE", str(root))
-    cut = {**state.engine, "socket": f"{root}/none.sock"}
-    ownership.write(ownership.LabState(**{**_fields(state), "engine": cut}), lab.folder)
-    with pytest.raises(MachineError, match=r"its containers cannot be removed .*; start the engine at"):
-        ownership.bury(state, root)
+    with listening(root, None) as silent:
+        for socket, said in ((f"{root}/none.sock", "No such file"), (silent.removeprefix("unix://"), "nothing within")):
+            cut = {**state.engine, "socket": socket}
+            ownership.write(ownership.LabState(**{**_fields(state), "engine": cut}), lab.folder)
+            with pytest.raises(MachineError, match=rf"cannot be removed \(.*{said}.*\); start the engine at"):
+                ownership.bury(state, root)
     assert (lab.folder / ownership.STATE).exists()
     ownership.write(state, lab.folder)
     ownership.bury(state, root)

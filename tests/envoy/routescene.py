@@ -234,6 +234,10 @@ class RouteScene:
         return Channel(sock)
 
 
+class Refused(ConnectionError):
+    """A CONNECT was answered, and not with 200; the first argument is the status."""
+
+
 class Tunnel:
     """A CONNECT by HBONE as a socket: what a client's ztunnel does, by other libraries."""
 
@@ -250,7 +254,9 @@ class Tunnel:
         self._flush()
         while not self._status:
             self._read()
-        assert self._status == 200, f"CONNECT {authority}: {self._status}"
+        if self._status != 200:
+            sock.close()
+            raise Refused(self._status, f"CONNECT {authority}: {self._status}")
 
     def _flush(self) -> None:
         self._tls.sendall(self._h2.data_to_send())

@@ -41,24 +41,31 @@ Kind = Literal["ours", "envoy"]
 _numbers = itertools.count(1)
 
 
-def topology(*, protocol: str = "http", waypoint: bool, policies: tuple = (), sidecars: bool = False) -> Topology:
-    """A client, a server behind the service `server`, and for that a waypoint if asked, in a network of its own."""
+def topology(
+    *, protocol: str = "http", waypoint: bool, policies: tuple = (), sidecars: bool = False, handles: str = "service"
+) -> Topology:
+    """A client, a server behind the service `server`, and for that a waypoint if asked, in a network of its own.
+
+    `handles` as of a `WaypointRef`: before the service, the server's own address, or both.
+    """
     number = next(_numbers)
     net = f"127.{30 + os.getpid() % 90}.{(os.getpid() // 90 * 16 + number) % 250 + 1}"
     node = Node(name="node", zone="zone", address=f"{net}.1", network=f"{net}.0/24")
     app = App(kind="http-echo", ports=(APP_PORT,))
 
+    asked = WaypointRef(name="waypoint", node="node", handles=handles) if waypoint else None
+
     def workload(name: str, last: int, app: App) -> Workload:
         return Workload(
             name=name, group=name, namespace="default", service_account=name, node="node", address=f"{net}.{last}",
-            app=app,
+            app=app, waypoint=asked if name == "server" and handles != "service" else None,
         )  # fmt: skip
 
     target = CAPTURED_PORT if sidecars else APP_PORT
     service = Service(
         name="server", namespace="default", address=f"{net}.100",
         ports=(ServicePort(port=80, target_port=target, protocol=protocol),), endpoints=("server",),
-        waypoint=WaypointRef(name="waypoint", node="node") if waypoint else None,
+        waypoint=asked if handles != "workload" else None,
     )  # fmt: skip
     return Topology(
         name="scene", nodes=(node,), workloads=(workload("client", 2, App(kind="idle")), workload("server", 3, app)),
@@ -83,6 +90,8 @@ class Scene:
     stack: contextlib.ExitStack
     requests: list[dict] = dataclasses.field(default_factory=list)
     """What reached the application."""
+    own_address: bool = False
+    """The client's connections were going to the server's own address and not to its service's."""
     _preamble: bytes = b""
     """What a captured connection begins with."""
 
@@ -99,6 +108,12 @@ class Scene:
         if name == "waypoint":
             return self.topology.nodes[0].network.rpartition(".")[0] + ".254"
         return self.topology.workload(name).address
+
+    @property
+    def destination(self) -> tuple[str, int]:
+        """Where the client's captured connections were going."""
+        service = self.topology.services[0]
+        return (self.address("server"), APP_PORT) if self.own_address else (service.address, service.ports[0].port)
 
     # -- proxies
 
@@ -118,7 +133,6 @@ class Scene:
             self._ours(config, proxy, name)
 
     def _ours(self, config: dict, proxy: Proxy, name: str) -> None:
-        service = self.topology.services[0]
         options = {
             **proxy.options, "address": self.address(name), "admin_port": 0, "stats_port": 0, "ready_port": 0,
             "access_log": "stderr",
@@ -127,7 +141,7 @@ class Scene:
             options["original_source"] = False
             config["workload"] = f"default/{name}"
         if name == "client":
-            options["original_destination"] = [service.address, service.ports[0].port]
+            options["original_destination"] = list(self.destination)
         elif proxy.role == "sidecar":
             options["original_destination"] = [self.address(name), APP_PORT]
             options["ports"] = {"inbound": CAPTURED_PORT}
@@ -148,8 +162,8 @@ class Scene:
 
     def _start(self, name: str, proxy: Proxy, argv: list[str]) -> None:
         if name == "client":
-            service = self.topology.services[0]
-            text = f"PROXY TCP4 {self.address('client')} {service.address} 40000 {service.ports[0].port}\r\n"
+            host, to = self.destination
+            text = f"PROXY TCP4 {self.address('client')} {host} 40000 {to}\r\n"
             self._preamble = text.encode() if proxy.role.startswith("envoy-") else b""
         sidecar = proxy.role in ("sidecar", "envoy-sidecar")
         port = 15001 if name == "client" else CAPTURED_PORT if sidecar else 15008

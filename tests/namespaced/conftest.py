@@ -28,7 +28,7 @@ def runtime(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="package")
 def mesh(runtime: None) -> Iterator[World]:
     """Two nodes, a ztunnel each."""
-    with worlds.world() as made:
+    with worlds.world(place=worlds.with_more) as made:
         yield made
 
 

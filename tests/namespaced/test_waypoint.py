@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pytest
 
+from testbed.runtime.enter import in_netns
+from tests import dnsserver
 from tests.labs import needs_root
 from tests.namespaced.worlds import World, of, read_all
 
@@ -60,6 +64,89 @@ def test_service_waypoint_hostname(mesh: World) -> None:
         assert asked == [f"{mesh.vip('far')}:80"]
 
 
+NAMED = "waypoint.example.com"
+
+
+@contextlib.contextmanager
+def name_server(mesh: World, table: Mapping[str, Sequence[dnsserver.Row]]) -> Iterator[list[tuple[str, int]]]:
+    """One at `outsider`, where the ztunnels ask. Yields the questions that came: (name, kind)."""
+    seen: list[tuple[str, int]] = []
+    sock = in_netns(mesh.lab.netns("outsider"), lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    sock.bind((mesh.ip("outsider"), 53))
+    sock.settimeout(0.1)
+    thread = threading.Thread(target=dnsserver.serve, args=(sock, table, seen))
+    thread.start()
+    try:
+        yield seen
+    finally:
+        sock.close()
+        thread.join()
+
+
+def named(view: dict, name: str, *, addresses: bool = False) -> dict:
+    """The waypoint has this host name, and no address unless it is to keep it."""
+    entry = of(view["workloads"], "waypoint")
+    entry["hostname"] = name
+    if not addresses:
+        entry["workloadIps"] = []
+    return view
+
+
+@pytest.mark.parametrize("known_by", ["host name and address", "host name"])
+def test_service_waypoint_workload_hostname(mesh: World, known_by: str) -> None:
+    """The waypoint is a workload, named by its host name; without an address a name server is asked, once for all."""
+    with_address, name = known_by != "host name", f"{'both' if known_by != 'host name' else 'only'}.{NAMED}"
+
+    def change(view: dict) -> None:
+        through("workloads", "far", f"default/{name}")(named(view, name, addresses=with_address))
+
+    table = {name: [(name, 300, mesh.ip("waypoint"))]}
+    with mesh.fake_waypoint("waypoint", mesh.identity("waypoint")) as asked, name_server(mesh, table) as questions:
+        told = ("connection complete", 'dst.workload="waypoint"', f"dst.hbone_addr={mesh.ip('far')}:9000")
+        with mesh.edited(change), mesh.logs("ztunnel.node-a", *told, f"dst.addr={mesh.ip('waypoint')}:15008"):
+            for _ in range(3):
+                assert mesh.echo("client", mesh.ip("far"), 9000) == b"waypoint\nhello"
+        assert asked == [f"{mesh.ip('far')}:9000"] * 3
+        assert sorted(questions) == ([] if with_address else [(name, 1), (name, 28)])
+
+
+def test_waypoint_services_endpoint_known_by_name_only(mesh: World) -> None:
+    """The waypoint's service has an endpoint without an address; a name that lives for no time is asked each time."""
+    name = f"endpoint.{NAMED}"
+
+    def change(view: dict) -> None:
+        with_waypoint_service(mesh, named(view, name))
+        through("services", "far", "default/way.default.svc")(view)
+
+    table = {name: [(name, 300, f"alias.{NAMED}"), (f"alias.{NAMED}", 0, mesh.ip("waypoint"))]}
+    with mesh.fake_waypoint("waypoint", mesh.identity("waypoint")) as asked, name_server(mesh, table) as questions:
+        with mesh.edited(change):
+            assert [mesh.echo("client", mesh.vip("far"), 80) for _ in range(2)] == [b"waypoint\nhello"] * 2
+        assert asked == [f"{mesh.vip('far')}:80"] * 2
+        assert sorted(questions) == [(name, 1)] * 2 + [(name, 28)] * 2
+
+
+def test_waypoint_whose_name_has_no_address_is_not_gone_round(mesh: World) -> None:
+    """Fail closed, and the log says what the name server said."""
+    name = f"nobody.{NAMED}"
+
+    def change(view: dict) -> None:
+        through("workloads", "far", f"default/{name}")(named(view, name))
+
+    with name_server(mesh, {}), mesh.edited(change), mesh.logs("ztunnel.node-a", "outbound", name, "NXDOMAIN"):
+        assert mesh.echo("client", mesh.ip("far"), 9000, b"secret") == b""
+
+
+def test_service_of_a_workload_declared_by_name(mesh: World) -> None:
+    """`hostname` in the topology: ztunnels know no address of it, and the lab's hosts have the name."""
+    entry = of(mesh.deployment.placement.proxies[0].view["workloads"], "named")
+    assert entry["workloadIps"] == [] and entry["hostname"] == "named.example.com"
+    told = ('dst.workload="named"', f"dst.addr={mesh.ip('named')}:15008", f'dst.identity="{mesh.identity("named")}"')
+    with name_server(mesh, {}) as questions, mesh.logs("ztunnel.node-a", "connection complete", *told):
+        assert mesh.echo("client", mesh.vip("named"), 80) == b"hello"
+    assert questions == []
+
+
 def test_waypoint_that_is_not_known_is_not_gone_round(mesh: World) -> None:
     """Fail closed: a service whose waypoint cannot be resolved takes nothing."""
     with mesh.edited(through("services", "far", "default/nowhere.default.svc")), mesh.logs(
@@ -106,17 +193,63 @@ def test_sandwich_waypoint_plain(mesh: World) -> None:
         assert mesh.connect_status("outsider", tester, f"{mesh.vip('mixed')}:80", identity) == 400
 
 
+def read_exactly(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = sock.recv(size - len(data))
+        assert part, "the header ends early"
+        data += part
+    return data
+
+
+def test_sandwich_waypoint_proxy_protocol(mesh: World) -> None:
+    """A waypoint behind its own pod's ztunnel hears who calls whom by a PROXY header, and forwards by it.
+
+    Its service declares no port: the application tunnel takes everything on one, on loopback only.
+    """
+    headers: list[tuple[int, int, bytes]] = []
+    peers: list[str] = []
+
+    def forwarding(sock: socket.socket) -> None:
+        peers.append(sock.getpeername()[0])
+        start = read_exactly(sock, 16)
+        assert start[:12] == b"\r\n\r\n\x00\r\nQUIT\n"
+        headers.append((start[12], start[13], read_exactly(sock, int.from_bytes(start[14:16], "big"))))
+        address, port = socket.inet_ntoa(headers[-1][2][4:8]), int.from_bytes(headers[-1][2][10:12], "big")
+        with mesh.connect("tester", address, port) as server:
+            sock.sendall(b"waypoint\n")
+            while data := sock.recv(65536):
+                server.sendall(data)
+            server.shutdown(socket.SHUT_WR)
+            while data := server.recv(65536):
+                sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+
+    def change(view: dict) -> None:
+        view["services"].append(
+            {"name": "way", "namespace": "default", "hostname": "way.default.svc", "vips": ["/10.96.9.9"], "ports": {}}
+        )
+        tester = of(view["workloads"], "tester")
+        tester["services"]["default/way.default.svc"] = {"15088": 15088}
+        tester["applicationTunnel"] = {"protocol": "PROXY", "port": 15088}
+        through("workloads", "web", "/10.96.9.9")(view)
+
+    request = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    with mesh.serve("tester", 15088, forwarding), mesh.edited(change):
+        answer = mesh.echo("client", mesh.ip("web"), 8080, request)
+    assert answer.startswith(b"waypoint\nHTTP/1.1 200") and b"x-workload: web" in answer.lower()
+    assert peers == ["127.0.0.1"]
+    ((version, family, body),) = headers
+    assert (version, family) == (0x21, 0x11)
+    assert (socket.inet_ntoa(body[:4]), socket.inet_ntoa(body[4:8])) == (mesh.ip("client"), mesh.ip("web"))
+    assert body[10:12] == (8080).to_bytes(2, "big")
+    identity = str(mesh.identity("client")).encode()
+    assert body[12:] == b"\xd0" + len(identity).to_bytes(2, "big") + identity
+
+
 NOT_YET = {
-    "service_waypoint_workload_hostname": "workloads known by DNS name only",
-    "sandwich_waypoint_proxy_protocol": "PROXY protocol to an application tunnel",
     "double_hbone1": "double HBONE across networks",
     "double_hbone2": "double HBONE across networks, gateway by service hostname",
-    "prefetch_forget_certs": "certificates fetched and forgotten as workloads come and go; the deployer hands them out",
-    "hbone_metrics_access": "ztunnel's own metrics through HBONE",
-    "crl_inbound_rejects_revoked_cert": "CRL",
-    "crl_outbound_rejects_revoked_cert": "CRL",
-    "crl_inbound_terminates_existing_connection_on_revocation": "CRL",
-    "crl_outbound_terminates_existing_connection_on_revocation": "CRL",
 }
 
 

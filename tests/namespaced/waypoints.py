@@ -24,13 +24,14 @@ from tests.namespaced.sidecars import SidecarWorld, resource
 from tests.namespaced.worlds import wait_for
 
 # `client` and `other` call; `outsider` and `plain` are not in the mesh. `shared` stands before several services with
-# two replicas, `lone` before another service of the namespace, `own` before `vault`'s own address, `whole` before all
-# of namespace `whole`. `tester` loses its application (`made_ready`): cases listen there themselves.
+# two replicas, `lone` before another service of the namespace, `own` before account `vault`'s own addresses, `whole`
+# before all of namespace `whole`. `tester` loses its application (`made_ready`): cases listen there themselves.
 WAYPOINTS = """
 name: waypoints
 nodes: {node-a: {}, node-b: {}}
 namespaces:
   whole: {waypoint: {name: whole, node: node-b, for: all}}
+  default: {serviceAccounts: {vault: {waypoint: {name: own, node: node-b, for: workload}}}}
 workloads:
   client: {node: node-a, serviceAccount: client}
   other: {node: node-a, serviceAccount: other}
@@ -39,9 +40,7 @@ workloads:
   web2: {node: node-a, serviceAccount: web2, labels: {version: v2}, app: {kind: http-echo, ports: [8080]}}
   plain: {node: node-b, serviceAccount: plain, plane: none, app: {kind: http-echo, ports: [8080]}}
   echo: {node: node-b, serviceAccount: echo, app: {kind: tcp-echo, ports: [9000]}}
-  vault:
-    {node: node-b, serviceAccount: vault, app: {kind: http-echo, ports: [8080]},
-     waypoint: {name: own, node: node-b, for: workload}}
+  vault: {node: node-b, serviceAccount: vault, app: {kind: http-echo, ports: [8080]}}
   member: {node: node-b, namespace: whole, serviceAccount: member, app: {kind: http-echo, ports: [8080]}}
   tester: {node: node-b, serviceAccount: tester, app: {kind: tcp-echo, ports: [3306, 7000, 8081, 8082]}}
 services:

@@ -44,7 +44,8 @@ _runtimes: list[Runtime] = [load("runtime", "netns")()]
 """The last one makes the worlds."""
 
 # On each node: captured and uncaptured workloads, with and without an application. `tester` and `waypoint` have no
-# application: tests listen there themselves.
+# application: tests listen there themselves. `named` is known by its host name only. `outsider` is where the ztunnels
+# look for a name server.
 TWO_NODES = """
 name: world
 nodes: {node-a: {}, node-b: {}}
@@ -57,7 +58,10 @@ workloads:
   web: {node: node-b, serviceAccount: web, app: {kind: http-echo, ports: [8080]}}
   tester: {node: node-b, serviceAccount: tester}
   waypoint: {node: node-b, serviceAccount: waypoint, plane: none}
+  named:
+    {node: node-b, serviceAccount: named, hostname: named.example.com, app: {kind: tcp-echo, ports: [9000]}}
 services:
+  named: {ports: [{port: 80, targetPort: 9000, protocol: tcp}], workloads: [named]}
   far: {ports: [{port: 80, targetPort: 9000, protocol: tcp}], workloads: [far]}
   mixed: {ports: [{port: 80, targetPort: 9000, protocol: tcp}], workloads: [near, far, plain]}
 links:
@@ -358,6 +362,15 @@ def policy(name: str, action: str, principals: Sequence[str], *, negated: bool =
         "name": name, "namespace": "default", "scope": "Namespace", "action": action, "dryRun": False,
         "rules": [[[match]]] if principals else [],
     }  # fmt: skip
+
+
+def with_more(topology: Topology, placement: Placement) -> Placement:
+    """Its ztunnels ask names at `outsider`, where nobody answers unless a case does, and watch for a list of revoked
+    certificates, which is not there unless a case brings one.
+    """
+    told = {"name_server": [topology.workload("outsider").address, 53], "crl": "crl.pem"}
+    proxies = tuple(dataclasses.replace(p, options={**p.options, **told}) for p in placement.proxies)
+    return dataclasses.replace(placement, proxies=proxies)
 
 
 def dedicated(topology: Topology, shared: Placement) -> Placement:
