@@ -101,10 +101,10 @@ def _stream(found: Seen, plane: str, cell: str, name: str) -> Entry:
     meant = any(found.get(plane, cell, name, "meant_to_fail"))
     if meant:
         first, last = (found.get(plane, cell, name, metric) for metric in ("first_failure", "last_success"))
-        lines = [f"refused {spread(failed)} {of}, {before:.0f} before"]
+        lines = [f"not served {spread(failed)} {of}, {before:.0f} before"]
         if any(failed):
             served = f"last served {spread(last, '{:.2f}')} s" if last else "none served"
-            lines.append(f"first refused {spread(first, '{:.2f}')} s, {served} after it")
+            lines.append(f"first not served {spread(first, '{:.2f}')} s, {served} after it")
     elif any(failed):
         recovered = found.get(plane, cell, name, "recovery")
         lacking = found.count(plane, cell) - len(recovered)
