@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from testbed import axistable, effects, eventtable, parity
+from testbed.attack import matrix
 from testbed.axis import Sweep
 from testbed.fidelitytable import with_fidelity
 from testbed.model.experiment import Finding, Measurement
@@ -42,7 +43,8 @@ def _figures(info: Mapping[str, Any], measurements: Sequence[Measurement], findi
     cells = names(info)
     if not cells:
         summary = summarise(measurements, order=order)
-        return parity.with_parity(effects.with_effects(build(summary, findings), summary, rule), summary, findings)
+        compared = parity.with_parity(effects.with_effects(build(summary, findings), summary, rule), summary, findings)
+        return matrix.with_matrix(compared, findings)
     summaries = {cell: summarise(of(measurements, cell), order=order) for cell in cells}
     planes = list(dict.fromkeys(plane for s in summaries.values() for plane in s.planes))
     notes: list[str] = []

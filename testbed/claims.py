@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib import import_module
 
 from testbed import stats, table
 from testbed.claimlist import CLAIMS, Claim, said_by
@@ -43,8 +44,17 @@ def judge(ids: Sequence[str], summary: table.Summary, findings: Sequence[Finding
     for id_ in ids:
         if id_ not in CLAIMS:
             raise UsageError(f"no claim is called {id_!r}; known: {', '.join(CLAIMS)}")
-        judged.append(JUDGES.get(id_, _not_yet)(CLAIMS[id_], summary, findings))
+        judged.append(_judge_of(id_)(CLAIMS[id_], summary, findings))
     return judged
+
+
+JUDGE_MODULES = ("testbed.boundaryclaims",)
+"""Further judges, each module with `JUDGES` of its own, which come before those here; imported when first asked."""
+
+
+def _judge_of(id_: str) -> Judge:
+    further = [found for module in JUDGE_MODULES if (found := import_module(module).JUDGES.get(id_))]
+    return further[0] if further else JUDGES.get(id_, _not_yet)
 
 
 def with_claims(

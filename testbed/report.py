@@ -28,6 +28,7 @@ from testbed import (
     timelines,
     typeset,
 )
+from testbed.attack import matrix
 from testbed.axis import Sweep
 from testbed.claimlist import CLAIMS
 from testbed.errors import UsageError
@@ -94,6 +95,7 @@ def _page(
         "<p class=dim>Absolute figures are those of the implementations named below on this machine. What carries over "
         "is the difference between planes in the same run.</p>",
         *(_eventful(run, measurements) if experiment.get("streams") else _measured(run, summary, measurements)),
+        _attacked(findings),
         "<h2>What packets proved</h2>",
         "<p>A closed padlock: packets proved encryption there. Open: they proved cleartext. <b>?</b>: no evidence.</p>",
         *(
@@ -234,6 +236,16 @@ def _cost(summary: table.Summary) -> str:
             else f"<p class=dim>{title}: not measured.</p>"
         )
     return "".join(parts)
+
+
+def _attacked(findings: Sequence[Finding]) -> str:
+    """Nothing where nobody attacked."""
+    rows = matrix.bars(findings)
+    if not rows:
+        return ""
+    title = "Counted, of each component under each plane: the table above says what of"
+    plot = plots.bars(rows, names=matrix.PLOTTED, unit="", title=title)
+    return f"<h2>What an attacker inside a component gets</h2>{plot}"
 
 
 def _findings(findings: Sequence[Finding]) -> str:

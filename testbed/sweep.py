@@ -34,6 +34,7 @@ from testbed import (
     trial,
     variants,
 )
+from testbed.attack import tried
 from testbed.capacity import Capacity, Goal, Probe, Try, decide
 from testbed.deploy import Deployment, extra_sandboxes
 from testbed.errors import MachineError, PeerError, TrialError, UsageError
@@ -392,6 +393,13 @@ def _prove(setting: Setting, plane: str) -> None:
             blame_a_full_disk(error, into.path, ownership.state_root())
             raise type(error)(f"proof of {plane}: {error}") from error
         findings += boundaries.try_all(deployment, client=experiment.client, packets=findings)
+    if experiment.attackers:
+        app, neighbour = experiment.attackers
+        findings += tried.try_all(
+            setting.placements[plane], setting.topology, runtime=setting.runtimes[plane], links=setting.links,
+            name=lab_name(into), logs=into.path / "logs" / f"attack-{plane}", app=app, neighbour=neighbour,
+            say=setting.say,
+        )  # fmt: skip
     into.append_findings(findings)
     for finding in findings:
         if finding.result is Result.BROKEN:

@@ -405,6 +405,31 @@ def test_detached_lab_outlives_its_maker_and_can_be_attached_to() -> None:
         NetnsRuntime().attach(NAME)
 
 
+def test_the_control_socket_hears_the_keepers_user_alone(lab: NetnsLab) -> None:
+    """Another user is cut off before a word, though every folder on the way and the socket let him pass."""
+    for path in (*reversed(lab.folder.parents), lab.folder):
+        if not path.stat().st_mode & 0o001:
+            path.chmod(path.stat().st_mode | 0o011)
+    (lab.folder / "control").chmod(0o777)
+    code = (
+        "import os, socket, sys\n"
+        "os.chdir(sys.argv[1])\n"
+        "os.setresuid(*[int(sys.argv[2])] * 3)\n"
+        "s = socket.socket(socket.AF_UNIX)\n"
+        "s.settimeout(10)\n"
+        "s.connect('control')\n"
+        "print(len(s.recv(1)))"
+    )
+    heard = [
+        subprocess.run(
+            [sys.executable, "-I", "-c", code, str(lab.folder), uid], capture_output=True, text=True, timeout=60
+        ).stdout.strip()
+        for uid in ("0", "3999")
+    ]
+
+    assert heard == ["1", "0"]
+
+
 def test_entering_what_is_no_namespace_says_so(tmp_path: Path) -> None:
     """The error names the path."""
     (tmp_path / "f").touch()

@@ -120,6 +120,10 @@ class Experiment:
     drain_s: float = 5.0
     """Of an experiment with events: how long proxies that are told to end wait for what is open (facts/hbone 1.9)."""
 
+    attackers: tuple[str, ...] = ()
+    """A workload and a node that lies between others: attempts are made from inside them and each kind of proxy
+    (`attack`). Empty: nobody attacks."""
+
     @property
     def block_s(self) -> float:
         """How long one deployment is under load."""

@@ -92,6 +92,14 @@ class Keeper:
             self.poll.register(owner_pidfd, select.EPOLLIN)
         self.join(owner)
 
+    def admit(self, sock: _socket.socket) -> None:
+        """Who connects must be the keeper's own user, whatever the modes of the folders on the way let pass."""
+        credentials = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
+        if int.from_bytes(credentials[4:8], sys.byteorder) == os.geteuid():
+            self.join(sock)
+        else:
+            sock.close()
+
     def join(self, sock: _socket.socket) -> None:
         client = Client(sock)
         self.clients[sock.fileno()] = client
@@ -110,7 +118,7 @@ class Keeper:
     def handle(self, fd: int, events: int) -> None:
         if fd == self.listener.fileno():
             number, _ = self.listener._accept()
-            self.join(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, number))
+            self.admit(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, number))
         elif fd == self.owner_pidfd:
             self.ending = True
         elif fd in self.clients:
