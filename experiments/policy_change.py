@@ -50,9 +50,9 @@ EXPERIMENT = Experiment(
     rounds=5,
     aa_pair=False,
     streams=(
-        Stream(client="client", target="server", interval_s=0.02, meant_to_fail=True),
-        Stream(client="client", target="server", held=True, connections=3, interval_s=0.06, meant_to_fail=True),
-        Stream(client="client", target="echo", held=True, connections=3, interval_s=0.06, protocol="tcp",
+        Stream(client="client", target="server", interval_s=0.04, meant_to_fail=True),
+        Stream(client="client", target="server", held=True, connections=3, interval_s=0.15, meant_to_fail=True),
+        Stream(client="client", target="echo", held=True, connections=3, interval_s=0.15, protocol="tcp",
                meant_to_fail=True),
         Stream(client="other", target="server"),
     ),

@@ -29,6 +29,8 @@ MOST_GAP_S = 0.25
 MOST_LATE_S = 0.25
 """An event that comes later than asked by more is another one."""
 FAILED_BEFORE_SHARE = 0.02
+SLOW_S = 0.3
+"""A request that takes longer although nothing has happened waits for a processor: more of them are an overload."""
 AFTER_S = 0.9
 """The window lasts at least so long after what was to happen has."""
 MOST_LONGER_S = 60.0
@@ -91,6 +93,9 @@ def run(
             connects=found.connects - sum(is_broken(r) for r in found.rows if r.intended_s < window_s),
         )  # fmt: skip
         most = max(1, FAILED_BEFORE_SHARE * sum(r.intended_s < event_s for r in kept))
+        slow = sum(r.last_byte_s - r.sent_s > SLOW_S for r in kept if r.intended_s < event_s - SLOW_S)
+        if slow > most:
+            early.append(f"{stream.name}: {slow} took over {SLOW_S:g} s before anything happened: overloaded")
         if seen.failed_before > most and not stream.meant_to_fail:
             early.append(f"{stream.name}: {seen.failed_before} failed before anything happened")
         values += [
