@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from testbed import nftables, program
-from testbed.errors import Bug, PeerError
+from testbed.errors import Bug, MachineError, PeerError
 from testbed.lab import Lab, http_get, log_tail
 from testbed.model.identity import Identity
 from testbed.model.placement import CaptureKind, Placement, Proxy
@@ -34,7 +34,7 @@ from testbed.pki import (
     entrust,
     write_identity,
 )
-from testbed.runtime.enter import owner_for
+from testbed.runtime.enter import owner_for, single_uid
 from testbed.runtime.keeper import handles
 from testbed.seams import Process, Progress, Spawn
 
@@ -129,6 +129,7 @@ def start(
     stack: ExitStack,
 ) -> Deployment:
     """As `deploy`, with what must be closed on `stack`. `replacing`: rules of another plane may be there yet."""
+    refuse_shared_id(placement)
     now = time.time()
     deployment = Deployment(
         lab=lab,
@@ -159,6 +160,17 @@ def start(
     for sandbox, batch in capture_batches(lab.topology, placement, deployment.uids):
         nftables.apply(lab.netns(sandbox), batch if replacing else batch.for_new_namespace())
     return deployment
+
+
+def refuse_shared_id(placement: Placement) -> None:
+    """Raises MachineError where sidecars would capture their own traffic: the rules know them by their user id alone.
+    """
+    if any(capture.kind is CaptureKind.SIDECAR for capture in placement.captures) and single_uid():
+        raise MachineError(
+            f"plane {placement.plane}: its sidecars are told from applications by their user ids, and here all "
+            f"programs of a lab share one; install uidmap (newuidmap) and have a range in /etc/subuid and /etc/subgid, "
+            f"run as root, or take planes without sidecars (--plane none,ambient-l4,ambient)"
+        )
 
 
 def extra_sandboxes(placement: Placement) -> list[tuple[str, str, str]]:
