@@ -11,10 +11,10 @@ from experiments.forms import full, quick
 from testbed.model.experiment import Axis, Beside, Cell, Load
 
 LOAD = Load(
-    kind="open", rate_rps=250, arrival="poisson", connections=32, warmup_s=0.3, window_s=1.5, response_bytes=256
+    kind="open", rate_rps=200, arrival="poisson", connections=32, warmup_s=0.3, window_s=1.5, response_bytes=256
 )
 WITH_WAYPOINTS = ("ambient", "envoy-ambient")
-BURSTS = Load(kind="open", rate_rps=96, arrival="synchronised", connections=24, response_bytes=256)
+BURSTS = Load(kind="open", rate_rps=120, arrival="synchronised", connections=40, response_bytes=256)
 BULK = Load(kind="open", rate_rps=8, arrival="uniform", connections=4, response_bytes=1_000_000)
 
 

@@ -13,6 +13,8 @@ from testbed.stats import Interval
 from testbed.table import BASE, Block, Cell, digits, signed
 
 WAYPOINT_NODE = "waypoint_node"
+USELESS = 1e3
+"""An interval wider than so many times what it is about."""
 
 
 def values(sweep: Sweep, metric: str) -> Block:
@@ -157,8 +159,9 @@ def capital(text: str) -> str:
 
 
 def spanned(found: Interval, *, sign: bool = False) -> str:
-    """`1.23 [1.10, 1.36]`; `[–]` where the interval is infinite."""
+    """`1.23 [1.10, 1.36]`; `[–]` where the interval is infinite, or no use: what few rounds leave open."""
     write = signed if sign else digits
-    if not (math.isfinite(found.low) and math.isfinite(found.high)):
+    wide = found.high - found.low > USELESS * max(1.0, abs(found.estimate))
+    if wide or not (math.isfinite(found.low) and math.isfinite(found.high)):
         return f"{write(found.estimate)} [–]"
     return f"{write(found.estimate)} [{write(found.low)}, {write(found.high)}]"

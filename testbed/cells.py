@@ -112,7 +112,8 @@ def _trials(summaries: Mapping[str, Summary], planes: Sequence[str], notes: list
         for plane in planes:
             valid, left_out = summary.valid.get(plane, 0), summary.left_out.get(plane, {})
             if not left_out:
-                row.append(Entry(lines=(str(valid),)))
+                # Of a cell that is not measured under that plane there are none to count.
+                row.append(Entry(lines=(str(valid) if valid else "–",), tone="" if valid else "weak"))
                 continue
             told = "; ".join(f"{count} × {reason}" for reason, count in left_out.items())
             text = f"{valid} of {valid + sum(left_out.values())}"

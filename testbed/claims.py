@@ -33,6 +33,8 @@ class Judged:
     """What was seen, or what is missing."""
     plane: str = ""
     """On which plane; its implementation stands in run.json."""
+    beside: str = ""
+    """The plane it was compared with."""
 
 
 Judge = Callable[[Claim, table.Summary, Sequence[Finding]], Judged]
@@ -87,7 +89,8 @@ def with_claims(
 def made_of(one: Judged, implementations: Mapping[str, Mapping[str, str]]) -> str:
     """The plane and what ran under that name; `implementations` is `planes` of run.json."""
     made = implementations.get(one.plane, {})
-    return " ".join(filter(None, (one.plane, made.get("implementation", ""), made.get("version", ""))))
+    planes = f"{one.plane} beside {one.beside}:" if one.beside else one.plane
+    return " ".join(filter(None, (planes, made.get("implementation", ""), made.get("version", ""))))
 
 
 def _not_yet(claim: Claim, _summary: table.Summary, _findings: Sequence[Finding]) -> Judged:
@@ -165,8 +168,7 @@ class Compared:
 
     @property
     def text(self) -> str:
-        open_ = f" ({self.effect.why_not})" if self.effect.why_not else ""
-        return f"{self.name} {table.signed(self.added)} {self.unit}, {self.effect.text}{open_}"
+        return f"{self.name} {table.signed(self.added)} {self.unit}, {self.effect.text}"
 
 
 _METRICS = (
@@ -204,7 +206,11 @@ def _unmeasured(claim: Claim, wanted: Sequence[str], got: Sequence[Compared]) ->
 
 
 def _listed(compared: Sequence[Compared]) -> str:
-    return "; ".join(c.text for c in compared)
+    """Each with why nothing may be claimed of it; where that is the same of all, once."""
+    whys = {c.effect.why_not for c in compared}
+    if len(whys) == 1:
+        return "; ".join(c.text for c in compared) + "".join(f" ({why})" for why in whys if why)
+    return "; ".join(f"{c.text} ({c.effect.why_not})" if c.effect.why_not else c.text for c in compared)
 
 
 def _two_l4_one_l7(claim: Claim, summary: table.Summary, _findings: Sequence[Finding]) -> Judged:
@@ -218,7 +224,7 @@ def _two_l4_one_l7(claim: Claim, summary: table.Summary, _findings: Sequence[Fin
         Verdict.CONFIRMED if signs == {-1} else Verdict.REFUTED if 1 in signs and -1 not in signs else Verdict.UNDECIDED
     )
     measured = f"ambient with a waypoint beside sidecar, co-located: {_listed(compared)}"
-    return Judged(claim=claim, verdict=verdict, measured=measured, plane="ambient")
+    return Judged(claim=claim, verdict=verdict, measured=measured, plane="ambient", beside="sidecar")
 
 
 NEARLY_EVERY = 0.8
@@ -241,7 +247,7 @@ def _ambient_slower(claim: Claim, summary: table.Summary, _findings: Sequence[Fi
         else Verdict.UNDECIDED
     )
     told = f"worse in {worse}, better in {better} of {len(compared)} as far as may be claimed; ambient beside sidecar: "
-    return Judged(claim=claim, verdict=verdict, measured=told + _listed(compared), plane="ambient")
+    return Judged(claim=claim, verdict=verdict, measured=told + _listed(compared), plane="ambient", beside="sidecar")
 
 
 JUDGES: dict[str, Judge] = {

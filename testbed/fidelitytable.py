@@ -70,7 +70,7 @@ def block(measurements: Sequence[Measurement], order: Sequence[str], notes: list
     found = certified(measurements)
     if not found:
         return None
-    rank = {plane: number for number, plane in enumerate([BASE, AA, *order])}
+    rank = {plane: number for number, plane in enumerate(dict.fromkeys([BASE, AA, *order]))}
     rows = []
     for plane in sorted(found, key=lambda p: rank.get(p, len(rank))):
         one = found[plane]

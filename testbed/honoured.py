@@ -22,11 +22,14 @@ from testbed.model.policy import (
 from testbed.model.topology import ROOT_NAMESPACE
 from testbed.model.traffic import (
     Balance,
+    ClientTls,
     ConnectionPool,
     DestinationRule,
     HttpRoute,
     HttpRule,
+    L4Match,
     LoadBalancing,
+    RequestMatch,
     TlsMode,
     TrafficPolicy,
     VirtualService,
@@ -178,18 +181,26 @@ def _enforceable(policy: L4Policy) -> bool:
 def _virtual(resource: VirtualService, plane: str) -> Iterator[tuple[str, str]]:
     if not resource.for_mesh:
         yield "gateways", "there are no gateways here; only `mesh` counts"
-    if resource.tcp:
-        yield "tcp", "TCP routes are not honoured; connections go to the service that was dialled"
+    for number, rule in enumerate(resource.tcp):
+        for field in rule.kept_fields:
+            yield f"tcp[{number}].{field}", "no proxy here acts on it"
+        if plane in WAYPOINT_PLANES:
+            for match in rule.matches:
+                yield from _of_clients(match, f"tcp[{number}]")
     if resource.tls:
-        yield "tls", "TLS routes are not honoured; connections go to the service that was dialled"
+        yield "tls", "TLS routes are not honoured, as no port can be declared to be TLS; its bytes pass as TCP"
     for number, rule in enumerate(resource.http):
         where = f"http[{number}]"
         yield from _rule(rule, where)
         if plane in WAYPOINT_PLANES:
             for match in rule.matches:
-                for field, held in (("sourceLabels", match.source_labels), ("sourceNamespace", match.source_namespace)):
-                    if held:
-                        yield f"{where}.match.{field}", "a waypoint does not ask who the client is; it counts as met"
+                yield from _of_clients(match, where)
+
+
+def _of_clients(match: RequestMatch | L4Match, where: str) -> Iterator[tuple[str, str]]:
+    for field, held in (("sourceLabels", match.source_labels), ("sourceNamespace", match.source_namespace)):
+        if held:
+            yield f"{where}.match.{field}", "a waypoint does not ask who the client is; it counts as met"
 
 
 def _rule(rule: HttpRule, where: str) -> Iterator[tuple[str, str]]:
@@ -206,9 +217,15 @@ def _rule(rule: HttpRule, where: str) -> Iterator[tuple[str, str]]:
 
 
 def _route(resource: HttpRoute) -> Iterator[tuple[str, str]]:
+    for field in resource.kept_fields:
+        yield field, "no proxy here acts on it"
     for parent in resource.parents:
         if parent.kind != "Service":
             yield "parentRefs", f"{parent.kind} {parent.name} is no Service; only those are honoured"
+        elif parent.group not in ("", "core"):
+            yield "parentRefs.group", f"{parent.name} is taken for a Service of Kubernetes"
+        if parent.section_name:
+            yield "parentRefs.sectionName", "ports have no names here: the route holds for all of them"
     if resource.hostnames:
         yield "hostnames", "a route of a Service concerns whatever host is asked for"
     for number, rule in enumerate(resource.rules):
@@ -237,6 +254,8 @@ def _policy(policy: TrafficPolicy, where: str, plane: str) -> Iterator[tuple[str
             yield f"{where}.tls", f"{policy.tls.mode} {why}"
         elif plane in WAYPOINT_PLANES:
             yield f"{where}.tls", f"a waypoint ignores {policy.tls.mode}; HBONE decides"
+        elif policy.tls != ClientTls(mode=policy.tls.mode):
+            yield f"{where}.tls", f"with {policy.tls.mode} nothing beside the mode counts here"
     if policy.load_balancing is not None:
         yield from _balancing(policy.load_balancing, f"{where}.loadBalancer", plane)
     if policy.connection_pool is not None:
@@ -278,10 +297,7 @@ def _pool(pool: ConnectionPool, where: str, plane: str) -> Iterator[tuple[str, s
             yield f"{where}.http.h2UpgradePolicy", "servers are spoken to as the client speaks"
         return
     if pool.max_connections is not None:
-        why = "holds for HTTP (each endpoint may have one, however low it is); connections of TCP ports are not limited"
-        yield f"{where}.tcp.maxConnections", why
-    if pool.connect_timeout_s is not None:
-        yield f"{where}.tcp.connectTimeout", "holds for HTTP; of TCP ports it is 10 s"
+        yield f"{where}.tcp.maxConnections", "of HTTP each endpoint may have one, however low it is"
     if pool.idle_timeout_s is not None:
         yield f"{where}.tcp.idleTimeout", "taken for HTTP's where that has none; TCP connections are never ended for it"
     if pool.max_connection_duration_s is not None:

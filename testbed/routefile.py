@@ -57,6 +57,7 @@ def _route(item: Item, reader: Reader, *, grpc: bool) -> HttpRoute:
         rules=tuple(_gateway_rule(rule, tuple(match(m, reader) for m in rule.each("matches")), reader)
                     for rule in spec.each("rules")),
         grpc=grpc,
+        kept_fields=kept(spec, "useDefaultGateways"),
     )  # fmt: skip
 
 
@@ -82,7 +83,11 @@ def _gateway_rule(rule: Item, matches: tuple[RequestMatch, ...], reader: Reader)
         mirrors=edits.mirrors,
         request_headers=edits.request_headers,
         response_headers=edits.response_headers,
-        kept_fields=(*edits.kept_fields, *kept(rule, "sessionPersistence")),
+        kept_fields=(
+            *edits.kept_fields,
+            *kept(rule, "sessionPersistence"),
+            *(f"backendRefs.{field}" for b in rule.each("backendRefs") for field in _foreign(b)),
+        ),
     )
 
 
@@ -101,6 +106,7 @@ def _filters(rule: Item, reader: Reader) -> HttpRule:
             found["request_headers" if kind.startswith("Request") else "response_headers"] = _modifier(body)
         elif kind == "RequestMirror":
             mirrors.append(_mirror(body))
+            left += (f"filters.RequestMirror.backendRef.{field}" for field in _foreign(body.value["backendRef"]))
         elif kind == "RequestRedirect":
             found["redirect"] = _gateway_redirect(body)
         elif kind == "URLRewrite":
@@ -138,6 +144,12 @@ def _gateway_redirect(item: Item) -> Redirect:
         status=item.get("statusCode", 302), scheme=item.get("scheme"), authority=item.get("hostname"),
         port=item.get("port"), path=whole, prefix=prefix,
     )  # fmt: skip
+
+
+def _foreign(backend: Item) -> list[str]:
+    """What says that it is another thing than a Service of Kubernetes; it is taken for one."""
+    own = {"group": ("", "core"), "kind": ("Service",)}
+    return [field for field, known in own.items() if backend.get(field, known[0]) not in known]
 
 
 def _backend_destination(item: Item) -> Destination:

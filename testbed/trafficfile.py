@@ -84,6 +84,10 @@ def _http_rule(rule: Item, reader: Reader) -> HttpRule:
         response_headers=response,
         kept_fields=(
             *kept(rule, "delegate"),
+            *(
+                f"directResponse.body.{k}"
+                for d in children(rule, "directResponse") for b in children(d, "body") for k in kept(b, "bytes")
+            ),
             *(f"redirect.{k}" for r in children(rule, "redirect") for k in kept(r, "derivePort")),
             *(f"match.{k}" for m in rule.each("match") for k in kept(m, "statPrefix")),
         ),
@@ -250,6 +254,7 @@ def _l4_rule(rule: Item, reader: Reader) -> L4Rule:
             for m in rule.each("match")
         ),
         destinations=_weighted(rule, reader),
+        kept_fields=tuple(f"match.{k}" for m in rule.each("match") for k in kept(m, "sourceSubnet")),
     )  # fmt: skip
 
 
@@ -284,6 +289,12 @@ def _policy(item: Item) -> TrafficPolicy:
     budget = item.child("retryBudget")
     pool, tls = item.child("connectionPool"), item.child("tls")
     left = [*kept(item, "tunnel", "proxyProtocol")]
+    for hashed in (h for b in children(item, "loadBalancer") for h in children(b, "consistentHash")):
+        left += [
+            f"loadBalancer.consistentHash.{key}.{k}"
+            for key, name in (("httpCookie", "attributes"), ("maglev", "tableSize"))
+            for c in children(hashed, key) for k in kept(c, name)
+        ]  # fmt: skip
     if pool is not None:
         left += [f"connectionPool.tcp.{k}" for t in children(pool, "tcp") for k in kept(t, "tcpKeepalive")]
     if tls is not None:

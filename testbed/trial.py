@@ -202,8 +202,10 @@ class _Watch:
         self.links.stop()
 
     def seen_after(self) -> int | None:
+        """Proxies are asked last: what is still under way then was counted by the target before, never after."""
+        seen = seen_by_apps(self.deployment.lab, self.endpoints)
         self._look()
-        return seen_by_apps(self.deployment.lab, self.endpoints)
+        return seen
 
     def _look(self) -> None:
         lab = self.deployment.lab

@@ -15,6 +15,7 @@ from experiments.rate import EXPERIMENT as RATE
 from testbed import axisplots, axistable
 from testbed.axis import FIGURES, Sweep
 from testbed.model.experiment import Measurement
+from testbed.stats import Interval
 from testbed.table import Block
 from tests.swept import rows, sweep
 from tests.test_axis import PLACEMENT, THIRD, neighbours, placement
@@ -59,6 +60,13 @@ def test_a_victim_is_compared_with_itself_alone_and_beside_a_neighbour_elsewhere
     assert found["on other nodes to alone"].startswith("× 2.00")
     assert found["on the same nodes to alone"].startswith("× 6.00")
     assert found["on the same nodes to on other nodes"].startswith("× 3.00")
+
+
+def test_an_interval_that_is_none_is_not_printed() -> None:
+    """Of two rounds, or of four that agree so closely that a resample of them has no spread to measure by."""
+    assert axistable.spanned(Interval(low=-math.inf, estimate=2.0, high=math.inf, rounds=2)) == "2.00 [–]"
+    assert axistable.spanned(Interval(low=1e-9, estimate=2.0, high=1e40, rounds=4)) == "2.00 [–]"
+    assert axistable.spanned(Interval(low=1.0, estimate=2.0, high=3.0, rounds=6)) == "2.00 [1.00, 3.00]"
 
 
 def policies(added: float, noise: float = 0.02) -> Sweep:

@@ -149,3 +149,29 @@ def test_comments_cite_only_what_is_here() -> None:
         if path.endswith(".py"):
             for point in re.findall(r"facts/hbone ([12]\.\d+)", (CHECKOUT / path).read_text()):
                 assert point in points, f"{path}: facts/hbone {point} is not in docs/hbone-conformance.md"
+
+
+@pytest.mark.parametrize("page", ["docs/threat-model.md", "docs/anomalies.md"])
+def test_every_test_that_a_page_rests_on_is_there(page: str) -> None:
+    """A statement without its test is a promise only."""
+    texts = [path.read_text() for path in (CHECKOUT / "tests").rglob("*.py")]
+    there = {name for text in texts for name in re.findall(r"def (test_\w+)", text)}
+    cited = {code for code in CODE.findall(text_of(page)) if re.fullmatch(r"test_\w+", code) and code != "test_row_"}
+
+    assert len(cited) > 10
+    assert cited - there == set()
+
+
+def test_nothing_is_started_by_a_shell() -> None:
+    """So no name from a file can be a command."""
+    folders = ("testbed/", "planes/", "experiments/", "tasks.py")
+    shells = re.compile(r"shell=True|os\.system\(|os\.popen\(")
+    assert [p for p in tracked() if p.endswith(".py") and p.startswith(folders)
+            and shells.search((CHECKOUT / p).read_text())] == []  # fmt: skip
+
+
+def test_yaml_is_never_made_into_objects() -> None:
+    """Files are composed to nodes, or read by a safe loader, which makes plain values."""
+    unsafe = re.compile(r"yaml\.(?:load|full_load|unsafe_load)(?:_all)?\(|yaml\.(?:Full|Unsafe)?Loader\b")
+    assert [p for p in tracked() if p.endswith(".py") and p.startswith(("testbed/", "planes/", "tasks.py"))
+            and unsafe.search((CHECKOUT / p).read_text())] == []  # fmt: skip

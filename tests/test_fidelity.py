@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -185,3 +186,12 @@ def test_worse_readings_never_give_a_better_certificate(
 
     worse = min(1.0, busy + more)
     assert level(busy, wait_s) <= level(worse, wait_s) <= level(worse, wait_s + 1.0)
+
+
+def test_the_page_has_every_limit_with_its_value_and_reason() -> None:
+    """docs/fidelity.md is what a reader judges them by."""
+    page = (Path(fidelity.__file__).parent.parent / "docs" / "fidelity.md").read_text()
+
+    for limit in dataclasses.fields(Gates):
+        assert f"| `{limit.name}` | {limit.default:g} | {fidelity.why(limit.name)} |" in page
+    assert all(f"{check.name}" in page for check in certified().checks)

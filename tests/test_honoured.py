@@ -28,6 +28,7 @@ from testbed.model.traffic import (
     HeaderEdits,
     HttpRoute,
     HttpRule,
+    L4Match,
     L4Rule,
     LoadBalancing,
     LocalityBalance,
@@ -103,6 +104,7 @@ EDITED = HttpRule(
         ),
     )
 )
+OF_CLIENTS = (L4Rule(matches=(L4Match(source_namespace="n"),)),)
 POOL = ConnectionPool(
     max_connections=1, connect_timeout_s=1.0, idle_timeout_s=1.0, max_connection_duration_s=1.0,
     max_concurrent_streams=1, use_client_protocol=True, h2_upgrade="UPGRADE", max_pending_requests=1, max_requests=1,
@@ -111,7 +113,7 @@ POOL = ConnectionPool(
 POOL_FIELDS = [
     f"trafficPolicy.connectionPool.{field}"
     for field in (
-        "tcp.maxConnections", "tcp.connectTimeout", "tcp.idleTimeout", "tcp.maxConnectionDuration",
+        "tcp.maxConnections", "tcp.idleTimeout", "tcp.maxConnectionDuration",
         "http.maxConcurrentStreams", "http.useClientProtocol",
     )
 ]  # fmt: skip
@@ -130,7 +132,10 @@ CLAIM = Rule(conditions=(Condition(key="request.auth.claims[iss]", values=("x",)
     [
         ("sidecar", virtual(HttpRule(cors=Cors())), ["http[0].corsPolicy"]),
         ("sidecar", virtual(HttpRule(kept_fields=("delegate",))), ["http[0].delegate"]),
-        ("sidecar", virtual(HttpRule(), tcp=(L4Rule(),), gateways=("gw",)), ["gateways", "tcp"]),
+        ("sidecar", virtual(HttpRule(), tcp=(L4Rule(),), gateways=("gw",)), ["gateways"]),
+        ("sidecar", virtual(HttpRule(), tls=(L4Rule(),)), ["tls"]),
+        ("sidecar", virtual(HttpRule(), tcp=(L4Rule(kept_fields=("match.x",)),)), ["tcp[0].match.x"]),
+        ("ambient", virtual(HttpRule(), tcp=OF_CLIENTS), ["tcp[0].match.sourceNamespace"]),
         ("sidecar", virtual(LABELLED), []),
         ("ambient", virtual(LABELLED), ["http[0].match.sourceLabels"]),
         ("sidecar", virtual(EDITED), ["http[0].headers"]),

@@ -23,6 +23,8 @@ from testbed.model.traffic import (
     HeaderEdits,
     HttpRoute,
     HttpRule,
+    L4Match,
+    L4Rule,
     Mirror,
     NamedMatch,
     ParentRef,
@@ -504,3 +506,46 @@ def test_a_mirrored_request_bears_a_shadow(authority: bytes, expected: bytes) ->
 def test_grpc_codes_by_name_or_number() -> None:
     """As fault.abort.grpcStatus takes them."""
     assert (grpc_code("UNAVAILABLE"), grpc_code("deadline_exceeded"), grpc_code("7")) == (14, 4, 7)
+
+
+class TestConnections:
+    """`tcp` routes: where connections to a service may go, for what is known before any of them."""
+
+    def options(self, table: RouteTable, port: int = 80) -> list[tuple[str, int]]:
+        service = table.view.by_hostname["b.shop.svc.cluster.local"]
+        return [(c.name if c else "nobody", weight) for c, weight in table.connections(service, port).options]
+
+    @pytest.mark.parametrize(
+        ("matches", "holds"),
+        [
+            ((), True),
+            ((L4Match(port=80),), True),
+            ((L4Match(port=81),), False),
+            ((L4Match(port=81), L4Match(destination_subnets=("10.96.0.10",))), True),
+            ((L4Match(destination_subnets=("10.97.0.0/16", "10.96.0.0/16")),), True),
+            ((L4Match(destination_subnets=("10.97.0.0/16",)),), False),
+            ((L4Match(source_labels=(("version", "v7"),)),), True),
+            ((L4Match(source_labels=(("version", "v8"),)),), False),
+            ((L4Match(source_namespace="far"),), False),
+            ((L4Match(gateways=("gw",)),), False),
+        ],
+    )
+    def test_the_first_rule_that_holds_else_the_service(self, matches: tuple[L4Match, ...], holds: bool) -> None:
+        """All of a match, any of a rule's matches."""
+        rule = L4Rule(matches=matches, destinations=(to("c"),))
+        expected = "outbound|80||c.shop.svc.cluster.local" if holds else "outbound|80||b.shop.svc.cluster.local"
+        assert self.options(sidecar(virtual(tcp=(rule,)))) == [(expected, 1)]
+
+    def test_weights_and_destinations_nobody_knows(self) -> None:
+        """What has no weight beside others gets nothing; a connection for nobody ends."""
+        rule = L4Rule(destinations=(to("c", 30), to("x", 70), to("b", 0), to("e")))
+        table = sidecar(virtual(tcp=(rule,)))
+        assert self.options(table) == [("outbound|80||c.shop.svc.cluster.local", 30), ("nobody", 70)]
+        routes = table.connections(table.view.by_hostname["b.shop.svc.cluster.local"], 80)
+        found = [routes.choose(lambda mark=mark: mark) for mark in (0.0, 0.29, 0.31, 0.99)]
+        assert [c.hostname if c else None for c in found] == ["c.shop.svc.cluster.local"] * 2 + [None] * 2
+        assert self.options(sidecar(virtual(tcp=(L4Rule(destinations=(to("c"), to("b"))),)))) == [("nobody", 1)]
+
+    def test_a_waypoint_asks_for_the_port_alone(self) -> None:
+        rule = L4Rule(matches=(L4Match(source_namespace="far", port=80),), destinations=(to("c"),))
+        assert self.options(waypoint(virtual(tcp=(rule,)))) == [("inbound-vip|80|http|c.shop.svc.cluster.local", 1)]

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from planes.envoy import pieces
 from planes.envoy.parts import Parts
 from planes.envoy.pieces import TYPE, Json
 from planes.envoy.upstreams import seconds
@@ -105,6 +106,16 @@ class Routes:
             _hash(action, cluster)
             return [{"name": "default", "match": {"prefix": "/"}, "route": action}]
         return [self._written(route) for route in chosen]
+
+    def of_connections(self, service: L7Service, port: int) -> Json:
+        """What takes a connection that is not HTTP: by weight, to nobody where a destination is not known."""
+        listed = [(self._named(cluster), weight) for cluster, weight in self._table.connections(service, port).options]
+        proxy = pieces.tcp_proxy(listed[0][0])
+        if len(listed) > 1:
+            config: Json = proxy["typed_config"]  # type: ignore[assignment]
+            del config["cluster"]
+            config["weighted_clusters"] = {"clusters": [{"name": n, "weight": w} for n, w in listed]}
+        return proxy
 
     def host_of_service(self, service: L7Service, port: int) -> Json:
         """A waypoint's only one: the address was chosen already, whatever the authority says."""

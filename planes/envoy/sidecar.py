@@ -60,10 +60,8 @@ def _outbound(subject: Subject, parts: Parts) -> Json:
             cluster = view.cluster(service.key, entry.port)
             if entry.is_http or cluster is None:
                 continue
-            name = upstreams.of(subject, cluster)
-            chains.append(
-                pieces.chain([pieces.tcp_proxy(name)], match=pieces.to_address(service.address, entry.port))
-            )
+            proxy = routes.of_connections(service, entry.port)
+            chains.append(pieces.chain([proxy], match=pieces.to_address(service.address, entry.port)))
             if not entry.protocol:
                 looked_into.add(entry.port)
                 hosts = [virtual_host("*", ["*"], routes.of_service(service, entry.port))]

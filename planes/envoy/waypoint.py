@@ -132,6 +132,6 @@ def _chains(
         found = [*http.HTTP1_PROTOCOLS, *http.HTTP2_PROTOCOLS]
         made.append(pieces.chain([manager], match=match if port.is_http else match | {"application_protocols": found}))
     if not port.is_http:
-        proxied = [*authorization.network_filters(name.format("tcp")), pieces.tcp_proxy(upstreams.of(subject, cluster))]
+        proxied = [*authorization.network_filters(name.format("tcp")), routes.of_connections(service, port.port)]
         made.append(pieces.chain(proxied, match=match))
     return made

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from planes.l7 import telemetry
 from planes.l7.dial import Security, Way
+from planes.l7.group import UNLIMITED, Group
 from planes.mesh.metrics import Meter, Peer, Reporter
 from planes.mesh.relay import Endpoint, Pipe, join
 from planes.mesh.route import Flag
@@ -52,13 +53,17 @@ def pipe_to(
     reporter: str,
     downstream: Downstream,
     peers: Peers | None = None,
+    group: Group = UNLIMITED,
 ) -> Pipe:
-    """A TCP side that connects by `way` as soon as it is made, and relays. Without `peers` little is told of them."""
+    """A TCP side that connects by `way` as soon as it is made, and relays, within the limits of its cluster's `group`.
+
+    Without `peers` little is told of them.
+    """
 
     def made(endpoint: Endpoint) -> None:
         pipes.add(pipe)
         if way is not None:
-            program.spawn(_relay(program, pipe, way, pipes, reporter, downstream, peers))
+            program.spawn(_relay(program, pipe, way, pipes, reporter, downstream, peers, group))
 
     pipe = Pipe(made)
     return pipe
@@ -72,25 +77,36 @@ async def _relay(
     reporter: str,
     downstream: Downstream,
     peers: Peers | None,
+    group: Group,
 ) -> None:
     mtls = downstream.mtls if reporter != "source" else way.security is not Security.PLAIN
     if peers is None:
         local = Peer(workload=program.local)
         other = Peer(workload=downstream.workload, principal=downstream.identity or None)
         peers = (local, Peer(), None) if reporter == "source" else (other, local, None)
+    circuit = group.circuit
     try:
-        upstream = await program.dialler.open(way, Pipe)
+        if circuit is not None and not circuit.may_relay:
+            circuit = None  # not counted in, so not counted out
+            raise ConnectionError("as many connections as its limit allows are open already")
+        if circuit is not None:
+            circuit.connections += 1
+        upstream = await program.dialler.open(way, Pipe, limit_s=group.connect_limit_s)
     except (OSError, ssl.SSLError, TimeoutError) as cause:
         program.tcp_metrics.fail(Reporter(reporter), *peers, mtls=mtls, flag=Flag.CONNECT)
         program.warn(f"tcp {downstream.source[0]} to {way.authority}: {cause or type(cause).__name__}")
         pipes.discard(pipe)
         discard(pipe)
+        if circuit is not None:
+            circuit.connections -= 1
         return
     meter: Meter = program.tcp_metrics.open(Reporter(reporter), *peers, mtls=mtls)
     began_s = program.loop.time()
 
     def finished(endpoint: Endpoint) -> None:
         pipes.discard(pipe)
+        if circuit is not None:
+            circuit.connections -= 1
         meter.received_bytes, meter.sent_bytes = endpoint.bytes_read, endpoint.bytes_written
         meter.close()
         if program.log is not None:

@@ -54,6 +54,14 @@ class Circuit:
         self.pending -= 1
 
     @property
+    def may_relay(self) -> bool:
+        """Whether another connection that is not HTTP may be opened; a limit of none is kept there."""
+        if self.connections < self._max_connections:
+            return True
+        self.overflows += 1
+        return False
+
+    @property
     def may_connect(self) -> bool:
         """Whether another connection may be opened; Envoy always allows a cluster its first."""
         return self.connections < max(1, self._max_connections)

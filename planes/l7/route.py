@@ -13,6 +13,7 @@ from itertools import accumulate
 
 from planes.l7.decision import BLACK_HOLE, NOT_FOUND, PASSTHROUGH, Decision, Kind, aborted
 from planes.l7.edit import FieldEdit
+from planes.l7.l4route import Weighted, in_subnets, weighted
 from planes.l7.match import Test, compiled, most_specific_first
 from planes.l7.message import Request
 from planes.l7.retry import DEFAULT as DEFAULT_RETRY
@@ -25,6 +26,7 @@ from testbed.model.traffic import (
     HeaderEdits,
     HttpRoute,
     HttpRule,
+    L4Match,
     RequestMatch,
     TextKind,
     TextMatch,
@@ -45,6 +47,26 @@ class RouteTable:
         self._waypoint = view.role is Role.WAYPOINT
         self._hosts: dict[object, _VirtualHost | Decision] = {}
         self._ports: dict[int, _PortTable] = {}
+        self._connections: dict[tuple[str, int], Weighted] = {}
+
+    def connections(self, service: L7Service, port: int) -> Weighted:
+        """Where connections to the service's port that are not HTTP may go."""
+        key = (service.key, port)
+        held = self._connections.get(key)
+        if held is None:
+            held = self._connections[key] = self._tcp_route(service, port)
+        return held
+
+    def _tcp_route(self, service: L7Service, port: int) -> Weighted:
+        virtual = self._virtual_service(service)
+        if virtual is not None:
+            for rule in virtual.tcp:
+                if not rule.matches or any(
+                    self._concerns(m, port) and in_subnets(service.address, m.destination_subnets)
+                    for m in rule.matches
+                ):
+                    return weighted(rule.destinations, lambda d: self._cluster(d.destination, virtual.namespace, port))
+        return Weighted([(self.view.cluster(service.key, port), 1)])
 
     def decide(self, request: Request, *, address: str, port: int, draw: Draw) -> Decision:
         """`address` and `port`: of a waypoint's CONNECT authority (VIP or host name), or a sidecar's SO_ORIGINAL_DST.
@@ -147,7 +169,7 @@ class RouteTable:
                     return routes  # what stands behind a route that always holds is never asked
         return routes
 
-    def _concerns(self, match: RequestMatch, port: int) -> bool:
+    def _concerns(self, match: RequestMatch | L4Match, port: int) -> bool:
         """What is known before any request: the port and, at a sidecar, who the client is."""
         if match.port not in (None, port):
             return False

@@ -14,13 +14,13 @@ from planes.l7.decision import Decision, Kind
 from planes.l7.detect import Detected
 from planes.l7.dial import Way
 from planes.l7.exchange import Exchange
+from planes.l7.group import UNLIMITED, Group
 from planes.l7.members import Members
 from planes.l7.program import L7Program
 from planes.l7.retry import DEFAULT as DEFAULT_RETRY
 from planes.l7.serve import Downstream, HttpSide, deny
 from planes.l7.tunnels import Tunnels
 from planes.l7.upstream import Upstream
-from planes.l7.view import Cluster
 from planes.mesh.metrics import Peer, Reporter
 from planes.mesh.relay import Pipe
 from planes.mesh.route import Flag
@@ -126,13 +126,17 @@ class Inbound(HttpSide):
         program, destination = self.program, self._destination(downstream)
         key = destination.service_key if destination is not None else None
         allowed = self._may_pass(downstream)
-        way, workload = self._tcp_way(destination, downstream) if destination is not None else (None, None)
+        way, workload, group = None, None, UNLIMITED
+        if destination is not None:
+            way, workload, group = self._tcp_way(destination, downstream)
         peers = self._peers(downstream, workload, program.mesh.service_by_key(key) if key is not None else None)
         if not allowed or way is None:
             flag = Flag.CONNECT if allowed else Flag.DENY
             program.tcp_metrics.fail(Reporter.WAYPOINT, *peers, mtls=True, flag=flag)
             way = None
-        pipe = pipe_to(program, way, self._pipes, reporter=self.reporter, downstream=downstream, peers=peers)
+        pipe = pipe_to(
+            program, way, self._pipes, reporter=self.reporter, downstream=downstream, peers=peers, group=group
+        )
         if way is None:
             self.loop.call_soon(self._refuse, pipe)
         else:
@@ -148,19 +152,16 @@ class Inbound(HttpSide):
 
     def _tcp_way(
         self, destination: Destination, downstream: Downstream
-    ) -> tuple[Way | None, WorkloadView | None]:
+    ) -> tuple[Way | None, WorkloadView | None, Group]:
         workload, port = destination.workload, destination.port
         if workload is not None:
-            return self._members.way(workload, port, None, http2=False, tcp=True), workload
-        cluster = self._tcp_cluster(destination)
+            return self._members.way(workload, port, None, http2=False, tcp=True), workload, UNLIMITED
+        assert destination.service is not None
+        cluster = self.program.table.connections(destination.service, port).choose(self.draw)
         picked = None
         if cluster is not None:
             picked = self._members.pick(cluster, self.draw, tcp=True, source_ip=downstream.source[0])
-        return (picked.way, picked.workload) if picked is not None else (None, None)
-
-    def _tcp_cluster(self, destination: Destination) -> Cluster | None:
-        assert destination.service is not None
-        return self.program.l7.cluster(destination.service.key, destination.port)
+        return (picked.way, picked.workload, picked.upstream.group) if picked is not None else (None, None, UNLIMITED)
 
     def _refuse(self, pipe: Pipe) -> None:
         self._pipes.discard(pipe)

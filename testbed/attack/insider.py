@@ -10,11 +10,9 @@ everybody's. It tells of keys whose they are, never what they are; it changes no
 
 from __future__ import annotations
 
-import array
 import contextlib
 import json
 import os
-import re
 import select
 import socket
 import struct
@@ -25,17 +23,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from testbed.attack.ear import LIMIT_S, connected, given, in_memory, inside, listeners, packet_socket
 from testbed.runtime import kernel
 from testbed.verify import probe
 
 PRIVATE = b"PRIVATE KEY-----"
 SO_MARK, IP_FREEBIND, IP_TRANSPARENT = 36, 15, 19
-ETH_P_ALL = 3
-LIMIT_S = 1.5
 ROUND_S = 0.05
-CHUNK_BYTES = 1 << 20
 MNT_DETACH = 2
-STAGE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) r(.)")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -157,9 +152,8 @@ def sockets(_here: Here, *, roots: list[str], spare: str = "") -> Row:
 
 def _connects(name: str) -> bool:
     for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
-        with socket.socket(socket.AF_UNIX, kind) as sock, contextlib.suppress(OSError):
-            sock.settimeout(LIMIT_S)
-            sock.connect(name)
+        with contextlib.suppress(OSError):
+            connected(name, kind).close()
             return True
     return False
 
@@ -168,7 +162,7 @@ def agent(_here: Here, *, path: str) -> Row:
     """Asks the node agent for the node's workloads, as their ztunnel does: each comes with its network namespace."""
     named = []
     try:
-        for name, fd in _given(path):
+        for name, fd in given(path):
             named.append(name)
             os.close(fd)
     except OSError as error:
@@ -176,25 +170,9 @@ def agent(_here: Here, *, path: str) -> Row:
     return Row(got=bool(named), found=named, seen=f"{len(named)} network namespaces")
 
 
-def _given(path: str) -> Iterator[tuple[str, int]]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-        sock.settimeout(LIMIT_S)
-        sock.connect(path)
-        sock.send(b'{"version": "V1"}')
-        while True:
-            data, rights, _, _ = sock.recvmsg(65536, socket.CMSG_SPACE(4))
-            message = json.loads(data or b"{}")
-            sock.send(b'{"ack": {"error": ""}}')
-            if "add" not in message:
-                return
-            for level, kind, payload in rights:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    yield message["add"]["workload_info"]["name"], array.array("i", payload[:4])[0]
-
-
 def read(here: Here, *, tokens: list[str], limit_s: float, agent: str = "", enough: int = 0) -> Row:
     """Which canaries it can read while others send them: on every wire that it may listen to, in its own memory."""
-    wires = _listeners(agent)
+    wires = listeners(agent)
     wanted = {token.encode(): token for token in tokens}
     found: set[str] = set()
     ends_s = time.monotonic() + limit_s
@@ -203,59 +181,12 @@ def read(here: Here, *, tokens: list[str], limit_s: float, agent: str = "", enou
         while (left_s := until_s - time.monotonic()) > 0 and wires:
             for wire in select.select(wires, [], [], left_s)[0]:
                 with contextlib.suppress(BlockingIOError):
-                    found |= _inside(wire.recv(65536, socket.MSG_DONTWAIT), wanted)
-        found |= _in_memory(here, wanted)
+                    found |= inside(wire.recv(65536, socket.MSG_DONTWAIT), wanted)
+        found |= in_memory(here.memory, here.maps, wanted)
     for wire in wires:
         wire.close()
     how = f"{len(wires)} wires and its memory" if wires else "its memory; no wire may be listened to"
     return Row(got=bool(found), found=sorted(found), seen=how)
-
-
-def _inside(data: bytes, wanted: Mapping[bytes, str]) -> set[str]:
-    return {name for token, name in wanted.items() if token in data}
-
-
-def _in_memory(here: Here, wanted: Mapping[bytes, str]) -> set[str]:
-    """In what the component has written to: its heap and stacks, not its code."""
-    if here.memory < 0:
-        return set()
-    found: set[str] = set()
-    os.lseek(here.maps, 0, os.SEEK_SET)
-    text = b""
-    while part := os.read(here.maps, CHUNK_BYTES):
-        text += part
-    for line in text.decode().splitlines():
-        match = STAGE.match(line)
-        if match is None or match[3] != "w":
-            continue
-        start, end = int(match[1], 16), int(match[2], 16)
-        for at in range(start, end, CHUNK_BYTES):
-            try:
-                found |= _inside(os.pread(here.memory, min(CHUNK_BYTES, end - at), at), wanted)
-            except OSError:
-                break
-    return found
-
-
-def _listeners(agent: str) -> list[socket.socket]:
-    """A packet socket here, and in each network namespace that the node agent hands out."""
-    wires = []
-    with contextlib.suppress(OSError):
-        wires.append(_packet_socket())
-    if agent and wires:
-        back = os.open("/proc/self/ns/net", os.O_RDONLY)
-        with contextlib.suppress(OSError):
-            for _, fd in _given(agent):
-                kernel.setns(fd, kernel.NEWNET)
-                os.close(fd)
-                wires.append(_packet_socket())
-        kernel.setns(back, kernel.NEWNET)
-        os.close(back)
-    return wires
-
-
-def _packet_socket() -> socket.socket:
-    return socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
 
 
 def ports(_here: Here, *, targets: list[list], path: str = "/", needle: str = "") -> Row:
@@ -322,7 +253,7 @@ def option(_here: Here, *, level: int, option: int, value: int) -> Row:
 
 def raw(_here: Here, *, family: str) -> Row:
     try:
-        made = _packet_socket() if family == "packet" else socket.socket(socket.AF_INET, socket.SOCK_RAW, 6)
+        made = packet_socket() if family == "packet" else socket.socket(socket.AF_INET, socket.SOCK_RAW, 6)
         made.close()
     except OSError as error:
         return Row(got=False, seen=_told(error))

@@ -40,7 +40,8 @@ from testbed.seams import LinkMaker, Process, Progress, Runtime, Spawn
 NEIGHBOUR_UID = 3000
 NEIGHBOUR_RIGHTS = ("net_admin", "net_raw")
 INSIDER_LIMIT_S = 90.0
-CALL_LIMIT_S = 2.0
+MORE_TRIES = 2
+CALL_LIMIT_S = 5.0
 SETTLED_S = 15.0
 """Within which every allowed call must pass before something is ended."""
 
@@ -82,6 +83,15 @@ class Attack:
         if started.returncode != 0:
             raise PeerError(f"attacker in {component.name}: ended with {started.returncode}:\n{started.stderr[-2000:]}")
         return {name: Row(**row) for name, row in json.loads(started.stdout).items()}
+
+    def insisting(self, component: Component, tried: Sequence[made.Attempt]) -> dict[str, Row]:
+        """The same, but what should succeed and did not is tried again: on a busy machine an answer may be late."""
+        rows = self.inside(component, tried)
+        for _ in range(MORE_TRIES):
+            left = [a for a in tried if not rows[a.name].got and expected(self.world, component, a.name).got]
+            if left:
+                rows |= self.inside(component, left)
+        return rows
 
 
 def leaves(deployment: Deployment, world: World) -> dict[str, str]:
@@ -219,7 +229,7 @@ def _from_inside(attack: Attack, told: _Told) -> list[Finding]:
     target = next(a.job["address"] for a in tried[f"app.{attack.components[0].sandbox}"] if a.job["what"] == "udp")
     answering = next(w.name for w in attack.world.topology.workloads if w.address == target)
     with ThreadPoolExecutor() as pool, _datagrams(attack.netns(answering)):
-        outcomes = list(pool.map(lambda c: attack.inside(c, tried[c.name]), attack.components))
+        outcomes = list(pool.map(lambda c: attack.insisting(c, tried[c.name]), attack.components))
     findings = []
     for component, rows in zip(attack.components, outcomes, strict=True):
         for attempt in tried[component.name]:
@@ -278,7 +288,7 @@ def _on_path(attack: Attack, told: _Told) -> list[Finding]:
         replayed = Row(got=b"x-workload: " in back, seen=f"{len(sent)} bytes sent again, {len(back)} came back")
         genuine, false = flow[1].encode(), b"4" * len(flow[1])
         wire.alter = (b"x-workload: " + genuine, b"x-workload: " + false)
-        believed = _answerer(attack, flow)
+        believed = next((who for _ in range(3) if not (who := _answerer(attack, flow)).startswith("nobody")), "nobody")
         tampered = Row(got=believed == false.decode(), seen=f"{wire.altered} writes altered; answer: {believed}")
     _settle(attack, [flow])
     rows = (
@@ -309,7 +319,7 @@ def _spoofed(attack: Attack, told: _Told) -> list[Finding]:
         job={"what": "spoof", "source": source.address, "address": target.address, "port": target.app.ports[0],
              "transparent": True},
     )  # fmt: skip
-    rows = attack.inside(component, [tried])
+    rows = attack.insisting(component, [tried])
     return list(told.rows(component, tried, rows[tried.name]))
 
 

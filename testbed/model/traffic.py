@@ -197,6 +197,7 @@ class L4Match:
 class L4Rule:
     matches: tuple[L4Match, ...] = ()
     destinations: tuple[WeightedDestination, ...] = ()
+    kept_fields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +238,7 @@ class HttpRoute:
     hostnames: tuple[str, ...] = ()
     rules: tuple[HttpRule, ...] = ()
     grpc: bool = False
+    kept_fields: tuple[str, ...] = ()
 
 
 class Balance(StrEnum):

@@ -38,6 +38,8 @@ LIMIT_S = 20.0
 APP_PORT = 8080
 ENDPOINTS = {"v1": 11, "v2": 12, "other": 13, "dead": 14}
 """By name, the last part of their addresses. Nobody listens at `dead`."""
+RAW = "raw"
+"""The service whose port is declared TCP; given first, it is where a sidecar's connections were going."""
 ROLES = ("sidecar", "waypoint")
 IMPLEMENTATIONS = ("ours", "envoy")
 _numbers = itertools.count(1)
@@ -63,7 +65,8 @@ def topology(services: Sequence[str], resources: Sequence[object]) -> Topology:
     made = tuple(
         Service(
             name=name, namespace="default", address=f"10.96.{n >> 8}.{n & 255}",
-            ports=(ServicePort(port=80, target_port=APP_PORT, protocol="http"),), endpoints=endpoints_of,
+            ports=(ServicePort(port=80, target_port=APP_PORT, protocol="tcp" if name == RAW else "http"),),
+            endpoints=endpoints_of,
             waypoint=WaypointRef(name="waypoint", node="node"),
         )
         for n, (name, endpoints_of) in enumerate(members.items(), 1)
