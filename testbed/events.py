@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed import nftables, stages
+from testbed import nftables, stages, swap
 from testbed.deploy import READY_PORT, Deployment, begin, capture_batches, pod, start, wait_ready
 from testbed.errors import PeerError, TrialError, UsageError
 from testbed.lab import http_get, wait_for_port
@@ -343,10 +343,7 @@ def deploy_anew(deployment: Deployment, placement: Placement, stack: ExitStack) 
         process.signal(signal.SIGKILL)
     for process in deployment.proxies.values():
         _ended(process)
-    for capture in deployment.placement.captures:
-        name = capture.workload
-        for sandbox in (name, lab.topology.workload(name).node):
-            nftables.apply(lab.netns(sandbox), nftables.removal(nftables.CAPTURE_TABLE))
+    swap.uncapture(lab)  # a change that failed half-way has rules that `deployment.placement` does not name
     for agent in deployment.agents:
         agent.close()
     _start_apps(deployment, [name for name, process in lab.apps.items() if process.poll() is not None])
