@@ -22,7 +22,7 @@ from testbed.observe.pcapng import Interface, Packet, Recording
 from testbed.verify.evidence import Canary, gather
 from testbed.verify.judge import judge
 from testbed.verify.segments import WIRE, Layout, Segment
-from tests.recorded import TO_CLIENT, TO_SERVER, Authority, Exchange, Pair, Tunnels, frame, h2_pair, tcp
+from tests.recorded import TO_CLIENT, TO_SERVER, Authority, Exchange, Pair, Tunnels, h2_pair, tcp
 
 B, N = Result.BROKEN, Result.NO_EVIDENCE
 TOKEN = b"canary-7f3a9e"
@@ -323,6 +323,10 @@ def suite(exchange: Exchange, code: bytes) -> Exchange:
     return instead(exchange, at, hello[:place] + code + hello[place + 2 :])
 
 
+SPLIT = bytes(MSS - 31) + request(3)
+"""The canary across the border of two packets."""
+
+
 def leaked(leg: Leg, data: bytes = request(3), **ends: object) -> list[bytes]:
     """One connection more, in clear."""
     return leg.frames([(TO_SERVER, data)], **{"port": 8080, "source_port": 50000, **ends})
@@ -445,7 +449,7 @@ def truncated(frames: list[bytes], numbers: Sequence[int], kept: int) -> list[Fr
 
 
 def tail_lost(frames: list[bytes]) -> list[bytes]:
-    """The last request's bytes and both FINs; the server's answer, which acknowledges them, is there."""
+    """The client's last bytes and both FINs; the server's answer, which acknowledges them, is there."""
     return without(frames, of(frames, TO_SERVER)[-1], -1, -2)
 
 
@@ -464,8 +468,7 @@ TUNNELS: dict[str, tuple[Make, dict[str, Result]]] = {
     "ALPN http/1.1": (exchanged(lambda s: s.tunnel(alpn=["http/1.1"])), {"alpn": B}),
     "no ALPN": (exchanged(lambda s: s.tunnel(chosen=["foo"])), {"alpn": B}),
     "application data without a handshake": (
-        exchanged(lambda s: s.tunnel()[6:]),
-        {"tls": B, **INSIDE, "way": N},
+        exchanged(lambda s: s.tunnel()[6:]), {"hidden": N, "tls": B, **INSIDE, "way": N},
     ),
     # identities
     "another client": (exchanged(lambda s: s.tunnel(SERVER_ID.replace("server", "thief"))), {"identity": B}),
@@ -493,17 +496,17 @@ TUNNELS: dict[str, tuple[Make, dict[str, Result]]] = {
     ),
     "leak off the way": (beside(lambda leg: leaked(leg, client="10.0.9.9"), WAYPOINT_VETH), {"waypoint/hidden": B}),
     "leak split over two packets": (
-        beside(lambda leg: leaked(leg, bytes(MSS - 6) + request(3), client="10.0.9.9")[:4]), {"hidden": B},
+        beside(lambda leg: leaked(leg, SPLIT, client="10.0.9.9")[:4]), {"hidden": B},
     ),
     "leak split, second part first": (
-        beside(lambda leg: swap_pairs(leaked(leg, bytes(MSS - 6) + request(3), client="10.0.9.9")[:4])), {"hidden": B},
+        beside(lambda leg: swap_pairs(leaked(leg, SPLIT, client="10.0.9.9")[:4])), {"hidden": B},
     ),
     "leak split over IP fragments": (
         beside(lambda leg: [ip(6, bytes(20) + TOKEN[:4], flags=0x2000), ip(6, TOKEN[4:] + bytes(9), flags=3)]),
         {"hidden": N},
     ),
     "leak split inside another IP": (
-        beside(lambda leg: [ip(4, leak[14:]) for leak in leaked(leg, bytes(MSS - 6) + request(3))]), {"hidden": N},
+        beside(lambda leg: [ip(4, leak[14:]) for leak in leaked(leg, SPLIT)]), {"hidden": N},
     ),
     "leak in a datagram": (beside(lambda leg: [ip(17, bytes(8) + request(3))]), {"hidden": B}),
     "leak in an answer": (
@@ -531,7 +534,8 @@ TUNNELS: dict[str, tuple[Make, dict[str, Result]]] = {
         exchanged(lambda s: [*s.tunnel(), (TO_SERVER, request(3))]), {"hidden": B, "tls": B, **INSIDE},
     ),
     "clear bytes behind the records": (
-        exchanged(lambda s: [*s.tunnel(), (TO_SERVER, b"no canary, and no record")]), {"tls": B, **INSIDE},
+        exchanged(lambda s: [*s.tunnel(), (TO_SERVER, b"no canary, and no record")]),
+        {"hidden": N, "tls": B, **INSIDE},
     ),
     "leak inside a record that is none": (
         exchanged(lambda s: [*s.tunnel(), (TO_SERVER, b"\x17\x03\x03\x00" + bytes((len(request(3)),)) + request(3))]),
@@ -559,7 +563,7 @@ TUNNELS: dict[str, tuple[Make, dict[str, Result]]] = {
         exchanged(lambda s: s.inside(*CLEAR)), {"hbone": B, "delivered": B},
     ),
     "requests in a stream never opened": (exchanged(orphan), {"hbone": B, "delivered": B, "way": N}),
-    "a request behind a tunnel's end": (exchanged(late), {"hbone": B, "delivered": B}),
+    "a request behind a tunnel's end": (exchanged(late), {"hbone": B, "delivered": B, "way": N}),
     "a canary in the CONNECT itself": (exchanged(in_head), {"delivered": B}),
     "a request less": (exchanged(lambda s: s.tunnel(bodies=REQUESTS[:7])), {"delivered": B, "way": N}),
     "a request more": (exchanged(lambda s: s.tunnel(bodies=[*REQUESTS, (request(8), b"")])),
@@ -590,19 +594,19 @@ TUNNELS: dict[str, tuple[Make, dict[str, Result]]] = {
         bent(lambda f: without(f, of(f, TO_CLIENT)[1])), {"hidden": N, **INSIDE},
     ),
     "a packet of data lost": (bent(lambda f: without(f, of(f, TO_SERVER)[-5])), {"hidden": N, **INSIDE, "way": N}),
-    "the last request lost": (bent(lambda f: without(f, of(f, TO_SERVER)[-1])), {"hidden": N, **INSIDE, "way": N}),
-    "the last request lost, no end seen": (bent(tail_lost), {"hidden": N, **INSIDE, "way": N}),
+    "the last packet of data lost": (bent(lambda f: without(f, of(f, TO_SERVER)[-1])), {"hidden": N, **INSIDE}),
+    "the last packets lost, no end seen": (bent(tail_lost), {"hidden": N, **INSIDE}),
     "reordered": (bent(swap_pairs), {}),
     "all packets twice": (bent(lambda f: [x for shot in f for x in (shot, shot)]), {}),
     "all packets again at the end": (bent(lambda f: [*f, *f[2:]]), {}),
     "retransmitted with overlap": (bent(overlapped), {}),
-    "capture ends within a record": (bent(mid_record), {"hidden": N, **INSIDE, "way": N}),
+    "capture ends within a record": (bent(mid_record), {"hidden": N, "delivered": N, "hbone": N, "way": N}),
     "capture file cut": (changed(cut=True), {f"*/{c}": N for c in ALL} | {"way": N}),
     "one packet cut by the snaplen": (
         bent(lambda f: truncated(f, of(f, TO_SERVER)[-3:-2], 60)), {"hidden": N, **INSIDE, "way": N},
     ),
     "last packet cut by the snaplen": (
-        bent(lambda f: truncated(f, of(f, TO_SERVER)[-1:], 60)), {"hidden": N, **INSIDE, "way": N},
+        bent(lambda f: truncated(f, of(f, TO_SERVER)[-1:], 60)), {"hidden": N, **INSIDE},
     ),
     "all packets cut to 60 bytes": (bent(lambda f: truncated(f, range(len(f)), 60)), {**ALL, "way": N}),
     "all packets cut to 40 bytes": (bent(lambda f: truncated(f, range(len(f)), 40)), {**ALL, "way": N}),

@@ -10,6 +10,7 @@ capture is.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from testbed.model.experiment import Finding, Result
@@ -124,8 +125,8 @@ class _Bench:
         heard = self._between(claim, listening)
         if not heard:
             return self._absent(claim, value)
-        if lacking := [h for h in heard if not h.is_whole]:
-            return Result.NO_EVIDENCE, value, f"bytes are missing in {_names(lacking)}", ()
+        if why := _unsearched(heard, listening):
+            return Result.NO_EVIDENCE, value, why, ()
         carried = sum(len(h.connection.forward.data) for h in heard)
         needed = sum(c.count * len(c.token) for c in self._canaries(claim))
         if carried < needed:
@@ -149,8 +150,11 @@ class _Bench:
         if sightings:
             seen = "some are missing: the capture or the load was not complete"
             return Result.NO_EVIDENCE, value, seen, _packets(sightings)
-        if listening.segment.kind == WIRE and not self._between(claim, listening):
+        heard = self._between(claim, listening)
+        if listening.segment.kind == WIRE and not heard:
             return self._absent(claim, value)
+        if lacking := [h for h in heard if not h.is_whole]:
+            return Result.NO_EVIDENCE, value, f"bytes are missing in {_names(lacking)}", ()
         return Result.BROKEN, value, "traffic is there and the canary is not: the check itself is broken", ()
 
     def _delivered(self, claim: Claim, listening: Listening) -> Verdict:
@@ -163,13 +167,19 @@ class _Bench:
         for canary in self._canaries(claim):
             inside = [s for s in opened(listening, canary.token) if id(s.heard) in ours and canary.owns(s)]
             if claim.hbone:
-                inside = [s for s in inside if s.exchange is not None and s.exchange.is_connect]
+                inside = [s for s in inside if self._in_tunnel(claim, s)]
             forward += [s for s in inside if s.direction == FORWARD]
             if canary.replies is not None:
                 backward += [s for s in inside if s.direction == BACKWARD]
                 wanted_back += canary.replies
         value = f"{len(forward)} of {expected} inside"
         seen = f"decrypted {_names(heard)}"
+        if repeated := _repeated(forward) + _repeated(backward):
+            return Result.BROKEN, value, f"{seen}; twice inside: {_some(repeated)}", _packets([*forward, *backward])
+        cut = [h for h in heard if h.is_cut or (h.conversation is not None and h.conversation.problem)]
+        too_many = len(forward) > expected or len(backward) > wanted_back  # is too many all the same
+        if cut and not too_many:
+            return Result.NO_EVIDENCE, value, f"{seen}; not to its end: {_names(cut)}", ()
         if len(forward) == expected and len(backward) == wanted_back:
             return Result.HOLDS, value, seen, _packets([*forward, *backward])
         if len(backward) != wanted_back:
@@ -180,37 +190,45 @@ class _Bench:
         heard = self._between(claim, listening)
         if not heard:
             return self._absent(claim, "no connection")
-        if before := [h for h in heard if h.began_before]:
-            return Result.NO_EVIDENCE, "no handshake", f"began before the capture: {_names(before)}", _ends(before)
-        plain = [h for h in heard if h.tls is None]
+        plain = [h for h in heard if h.tls is None and not h.began_before]
         if plain:
             return Result.BROKEN, "not TLS", f"no TLS in {_names(plain)}", _ends(plain)
-        if lacking := [h for h in heard if h.tls.server_hello is None]:
-            return Result.NO_EVIDENCE, "no ServerHello", f"handshake not whole in {_names(lacking)}", _ends(lacking)
-        kinds = sorted({f"{h.tls.version} {h.tls.server_hello.cipher}" for h in heard})
-        wrong = [h for h in heard if h.tls.version != "TLS 1.3" or h.tls.server_hello.cipher not in HBONE_SUITES]
-        value = ", ".join(sorted({h.tls.version for h in heard}))
+        shaken = [h for h in heard if h.tls is not None and h.tls.server_hello is not None]
+        kinds = sorted({f"{h.tls.version} {h.tls.server_hello.cipher}" for h in shaken})
+        wrong = [h for h in shaken if h.tls.version != "TLS 1.3" or h.tls.server_hello.cipher not in HBONE_SUITES]
+        value = ", ".join(sorted({h.tls.version for h in shaken}))
         if wrong:
             return Result.BROKEN, value, f"{_some(kinds)} in {_names(wrong)}", _ends(wrong)
+        foreign = [h for h in heard if h.foreign]
+        if certain := [h for h in foreign if h.is_certain]:
+            return Result.BROKEN, "not only TLS", f"bytes outside every record in {_names(certain)}", _ends(certain)
+        if foreign:
+            seen = f"packets contradict each other in {_names(foreign)}"
+            return Result.NO_EVIDENCE, "not only TLS", seen, _ends(foreign)
+        if before := [h for h in heard if h.began_before]:
+            seen = f"its beginning is not in the capture: {_names(before)}"
+            return Result.NO_EVIDENCE, "no handshake", seen, _ends(before)
+        if lacking := [h for h in heard if h not in shaken]:
+            return Result.NO_EVIDENCE, "no ServerHello", f"handshake not whole in {_names(lacking)}", _ends(lacking)
         return Result.HOLDS, value, f"{_some(kinds)} in {_names(heard)}", _ends(heard)
 
     def _alpn(self, claim: Claim, listening: Listening) -> Verdict:
         heard, reason = self._to_open(claim, listening)
+        known = [h for h in heard if h.tls is not None and (h.tls.opened or h.tls.server.alpn)]
+        chosen = sorted({h.tls.server.alpn or "none" for h in known})
+        if wrong := [h for h in known if h.tls.server.alpn != "h2"]:
+            return Result.BROKEN, ", ".join(chosen), f"chosen in {_names(wrong)}", _ends(wrong)
         if reason:
             return Result.NO_EVIDENCE, "?", reason, ()
-        chosen = sorted({h.tls.server.alpn or "none" for h in heard})
-        wrong = [h for h in heard if h.tls.server.alpn != "h2"]
-        result = Result.BROKEN if wrong else Result.HOLDS
-        return result, ", ".join(chosen), f"chosen in {_names(wrong or heard)}", _ends(wrong or heard)
+        return Result.HOLDS, ", ".join(chosen), f"chosen in {_names(heard)}", _ends(heard)
 
     def _offer(self, claim: Claim, listening: Listening) -> Verdict:
         """What the client says before anything is encrypted: it takes no keys."""
         heard = self._between(claim, listening)
         if not heard:
             return self._absent(claim, "no connection")
-        if silent := [h for h in heard if h.tls is None or h.tls.client_hello is None]:
-            return Result.NO_EVIDENCE, "no ClientHello", f"no ClientHello in {_names(silent)}", _ends(silent)
-        hellos = [(h, h.tls.client_hello) for h in heard]
+        silent = [h for h in heard if h.tls is None or h.tls.client_hello is None]
+        hellos = [(h, h.tls.client_hello) for h in heard if h not in silent]
         wrong = [
             h
             for h, hello in hellos
@@ -224,17 +242,21 @@ class _Bench:
             if claim.alpn_http2:
                 wanted += f", with HTTP/2 inside {', '.join(claim.alpn_http2)}"
             return Result.BROKEN, value, f"{_some(told)}, claimed {wanted}, in {_names(wrong)}", _ends(wrong)
+        if silent:
+            return Result.NO_EVIDENCE, "no ClientHello", f"no ClientHello in {_names(silent)}", _ends(silent)
         return Result.HOLDS, value, f"{_some(told)} in {_names(heard)}", _ends(heard)
 
     def _identity(self, claim: Claim, listening: Listening) -> Verdict:
         heard, reason = self._to_open(claim, listening)
-        if reason:
-            return Result.NO_EVIDENCE, "?", reason, ()
         wrong, packets, said = [], set(), set()
         for h in heard:
+            if h.tls is None:
+                continue
             sides = ((claim.client_identity, h.tls.client), (claim.server_identity, h.tls.server))
             for role, (wanted, side) in zip(("client", "server"), sides, strict=True):
                 certificate = side.certificate
+                if certificate is None and not h.tls.opened:
+                    continue  # not seen is not the same as not sent
                 uris = certificate.uris if certificate else ()
                 packets.update(certificate.packets if certificate else ())
                 said.add(f"{role} {', '.join(uris) or 'without identity'}")
@@ -242,24 +264,29 @@ class _Bench:
                     wrong.append(f"{role} of {h.connection.name} is {', '.join(uris) or 'nobody'}, claimed {wanted}")
         if wrong:
             return Result.BROKEN, "wrong identity", _some(wrong), packets
+        if reason:
+            return Result.NO_EVIDENCE, "?", reason, ()
         return Result.HOLDS, "both as claimed", _some(sorted(said)), packets
 
     def _hbone(self, claim: Claim, listening: Listening) -> Verdict:
         heard, reason = self._to_open(claim, listening)
-        if reason:
-            return Result.NO_EVIDENCE, "?", reason, ()
-        wanted = {c.authority for c in self.claims if (c.source, c.destination) == (claim.source, claim.destination)}
+        wanted = self._authorities(claim)
         wrong: list[str] = []
         packets: set[int] = set()
         seen_authorities, count = set(), 0
         for h in heard:
+            if h.tls is None or not (h.tls.client.data or h.tls.opened):
+                continue
             if h.connection.server[1] != HBONE_PORT:
                 wrong.append(f"{h.connection.name} is not on port {HBONE_PORT}")
-            if h.conversation is None or h.conversation.problem:
-                if h.tls.client.data:
+            whole = h.tls.opened and not h.is_cut
+            if h.conversation is None or (h.conversation.problem and h.tls.opened):
+                if h.tls.client.data and h.tls.opened:
                     why = h.conversation.problem if h.conversation else "it does not begin with the preface"
                     wrong.append(f"{h.connection.name} does not read as HTTP/2: {why}")
                 continue
+            if whole:  # else what opened the stream may be what is missing
+                wrong += [f"{h.connection.name} has {breach}" for breach in h.conversation.breaches]
             for exchange in h.conversation.exchanges:
                 count += 1
                 packets.update(h.tls.client.carriers(*exchange.request_span))
@@ -275,12 +302,17 @@ class _Bench:
                 wrong += [f"{where} has {name}" for name in (":scheme", ":path", ":protocol") if name in names]
                 if not exchange.header("baggage"):
                     wrong.append(f"{where} has no baggage")
-                if exchange.status != 200:
+                if exchange.status != 200 and (whole or exchange.status):
                     wrong.append(f"{where} was answered {exchange.status or 'not at all'}")
-        if claim.authority is not None and count and claim.authority not in seen_authorities:
+        cut = [h for h in heard if h.is_cut]
+        if claim.authority is not None and count and claim.authority not in seen_authorities and not (reason or cut):
             wrong.append(f"no CONNECT asks for {claim.authority}")
         if wrong:
             return Result.BROKEN, "not as HBONE", _some(wrong), packets or _ends(heard)
+        if reason:
+            return Result.NO_EVIDENCE, "?", reason, ()
+        if cut:
+            return Result.NO_EVIDENCE, "?", f"the capture stops inside a record of {_names(cut)}", ()
         if not count:
             return Result.NO_EVIDENCE, "no CONNECT", f"no stream in {_names(heard)}", ()
         return Result.HOLDS, f"{count} CONNECT", f"to {_some(sorted(seen_authorities))} in {_names(heard)}", packets
@@ -348,6 +380,17 @@ class _Bench:
         source, destination = (self.layout.addresses[name] for name in leg)
         return client in source and server in destination
 
+    def _authorities(self, claim: Claim) -> set[str | None]:
+        """What may be asked for between the two: by any claim, for calls of several ports may share a connection."""
+        return {c.authority for c in self.claims if (c.source, c.destination) == (claim.source, claim.destination)}
+
+    def _in_tunnel(self, claim: Claim, sighting: Sighting) -> bool:
+        """In the bytes of a tunnel to where it is claimed to go; the CONNECT's own fields are for the tunnel's end."""
+        exchange = sighting.exchange
+        if exchange is None or not exchange.is_connect or sighting.in_head:
+            return False
+        return claim.authority is None or exchange.header(":authority") in self._authorities(claim)
+
     def _between(self, claim: Claim, listening: Listening) -> list[Heard]:
         """Connections of the pair that carried bytes. Inside a sandbox redirection has changed addresses: there,
         all."""
@@ -405,6 +448,27 @@ def _unless_incomplete(verdict: Verdict, listening: Listening, *, counts: bool) 
     else:
         why = "the capture file is cut off"
     return Result.NO_EVIDENCE, verdict[1], f"{why}; {verdict[2]}", verdict[3]
+
+
+def _unsearched(heard: Sequence[Heard], listening: Listening) -> str:
+    """Why not finding a canary proves nothing here; empty when it does."""
+    if lacking := [h for h in heard if not h.is_whole]:
+        return f"bytes are missing in {_names(lacking)}"
+    if twofold := [h for h in heard if not h.is_certain]:
+        return f"packets contradict each other in {_names(twofold)}: which of them counted is not known"
+    if other := [h for h in heard if not h.is_records]:
+        return f"not TLS, and so perhaps readable by other means than a search: {_names(other)}"
+    if cut := [h for h in heard if h.is_cut]:
+        return f"the capture stops inside a record of {_names(cut)}"
+    if listening.unread:
+        return f"{listening.unread} packets could not be read to their end (fragments, packets in packets, cut ones)"
+    return ""
+
+
+def _repeated(sightings: Sequence[Sighting]) -> list[str]:
+    """Requests seen more than once, of those that have names."""
+    counts = Counter((s.request, s.direction) for s in sightings if s.request)
+    return sorted(request for (request, _), count in counts.items() if count > 1)
 
 
 def _offers(claim: Claim, heard: Heard) -> tuple[tuple[str, ...], ...]:
