@@ -88,7 +88,19 @@ def parse(data: bytes) -> Recording:
     first = 0  # interface numbers start anew in each section
     cut = False
     enhanced = {order: struct.Struct(order + "IIIII").unpack_from for order in "<>"}
-    for kind, body, order in _blocks(data):
+    for kind, start, stop, order in _blocks(data):
+        if kind == ENHANCED:  # nearly all
+            interface, high, low, kept, wire = enhanced[order](data, start)
+            interface += first
+            multiply, divide = ticks[interface]
+            time_ns = high << 32 | low
+            if multiply != divide:
+                time_ns = time_ns * multiply // divide
+            end = start + 20 + kept
+            content = data[start + 20 : end if end < stop else stop]
+            packets.append(Packet(len(packets) + 1, interface, time_ns, content, wire))
+            continue
+        body = data[start:stop]
         if kind == SECTION:
             first = len(interfaces)
         elif kind == INTERFACE:
@@ -98,14 +110,6 @@ def parse(data: bytes) -> Recording:
                 Interface(name=options.get(2, b"").decode("utf-8", "replace"), link_type=link_type, snaplen=snaplen)
             )
             ticks.append(_tick(options.get(9, b"\x06")))
-        elif kind == ENHANCED:
-            interface, high, low, kept, wire = enhanced[order](body)
-            interface += first
-            multiply, divide = ticks[interface]
-            time_ns = high << 32 | low
-            if multiply != divide:
-                time_ns = time_ns * multiply // divide
-            packets.append(Packet(len(packets) + 1, interface, time_ns, bytes(body[20 : 20 + kept]), wire))
         elif kind == SIMPLE:
             (wire,) = struct.unpack_from(order + "I", body)
             kept = min(wire, interfaces[first].snaplen or wire)
@@ -134,31 +138,32 @@ def parse(data: bytes) -> Recording:
     )
 
 
-def _blocks(data: bytes) -> Iterator[tuple[int | None, memoryview, str]]:
-    """(type, body, byte order) of each block; type None once at the end if the file stops inside a block."""
-    view, at, order = memoryview(data), 0, ""
+def _blocks(data: bytes) -> Iterator[tuple[int | None, int, int, str]]:
+    """(type, where its body begins and ends, byte order) of each block; type None once at the end if the file stops
+    inside a block."""
+    at, order = 0, ""
     if data[:4] != b"\n\r\r\n" or len(data) < 12:
         raise ValueError("not a pcapng file (it does not begin with a section header)")
-    size = len(view)
+    size = len(data)
     heads = {order: struct.Struct(order + "II").unpack_from for order in "<>"}
     while at < size:
         if at + 12 > size:
-            yield None, view[at:at], order
+            yield None, at, at, order
             return
         if data[at] == 10 and data[at : at + 4] == b"\n\r\r\n":
             order = "<" if data[at + 8 : at + 12] == b"\x4d\x3c\x2b\x1a" else ">"
             head = heads[order]
-        kind, length = head(view, at)
+        kind, length = head(data, at)
         if length < 12 or length % 4:
             raise ValueError(f"block at byte {at} claims an impossible length {length}")
         if at + length > size:
-            yield None, view[at:at], order
+            yield None, at, at, order
             return
-        yield kind, view[at + 8 : at + length - 4], order
+        yield kind, at + 8, at + length - 4, order
         at += length
 
 
-def _options(body: memoryview, order: str) -> dict[int, bytes]:
+def _options(body: bytes, order: str) -> dict[int, bytes]:
     found, at = {}, 0
     while at + 4 <= len(body):
         code, length = struct.unpack_from(order + "HH", body, at)

@@ -249,46 +249,68 @@ class _Half:
     last_acknowledgement: int = -1
     fin: int | None = None
     longest: int = 0
+    pieces: list[bytes] = field(default_factory=list)
+    """In order behind `data`, not yet in it."""
+    next: int | None = None
+    """Where they end; None if there are none."""
     other: bytearray | None = None
+
+    def _came(self) -> int:
+        return len(self.data) if self.next is None else self.next
 
     def _offset(self, sequence: int) -> int:
         """Serial arithmetic (RFC 9293 §3.4) around what has come so far: a stream may pass 4 GiB, a packet may come
         from before."""
         assert self.base is not None
+        came = self._came()
         start = (sequence - self.base) & 0xFFFFFFFF
-        start += len(self.data) & ~0xFFFFFFFF
-        if start - len(self.data) > 1 << 31:
+        start += came & ~0xFFFFFFFF
+        if start - came > 1 << 31:
             start -= 1 << 32
-        elif len(self.data) - start > 1 << 31:
+        elif came - start > 1 << 31:
             start += 1 << 32
         return start
 
+    def extend(self, sequence: int, payload: bytes, packet: int, time_ns: int) -> bool:
+        """The usual case at little cost: what follows in order. False if it does not; `put` knows what to do then."""
+        came = self.next
+        if came is None:
+            if not self.known or self.other is not None or self.known[-1][1] != len(self.data):
+                return False
+            came = len(self.data)
+        if (sequence - self.base - came) & 0xFFFFFFFF:
+            return False
+        if payload:
+            size = len(payload)
+            self.next = stop = came + size
+            self.pieces.append(payload)
+            if size > self.longest:
+                self.longest = size
+            self.marks.append(Mark(came, stop, packet, time_ns))
+        return True
+
+    def _settle(self) -> None:
+        if self.next is not None:
+            self.data += b"".join(self.pieces)
+            self.known[-1] = (self.known[-1][0], self.next)
+            self.end = max(self.end, self.next)
+            self.pieces.clear()
+            self.next = None
+
     def acknowledge(self, number: int) -> None:
+        """To be asked after `extend` or `put` of what came with it."""
         if number == self.last_acknowledgement:
             return
         self.last_acknowledgement = number
-        if self.base is not None and self.acknowledged < (at := self._offset(number)) <= len(self.data) + MAX_GAP_BYTES:
-            self.acknowledged = at
+        if self.base is not None:
+            at = self._offset(number)
+            if self.acknowledged < at <= self._came() + MAX_GAP_BYTES:
+                self.acknowledged = at
 
     def put(self, segment: Segment) -> None:
         payload, sequence = segment.payload, segment.sequence
-        known, came = self.known, len(self.data)
-        if (
-            known
-            and self.other is None
-            and not segment.flags & (SYN | FIN)
-            and known[-1][1] == came
-            and (sequence - self.base - came) & 0xFFFFFFFF == 0
-            and segment.wire_length == len(payload)
-        ):  # the usual case: in order, and nothing special
-            if payload:
-                self.data += payload
-                stop = came + len(payload)
-                known[-1] = (known[-1][0], stop)
-                self.end = max(self.end, stop)
-                self.longest = max(self.longest, len(payload))
-                self.marks.append(Mark(came, stop, segment.packet, segment.time_ns))
-            return
+        if self.next is not None:  # what came since, in order
+            self._settle()
         if segment.flags & SYN:
             sequence += 1
             self.base = sequence & 0xFFFFFFFF
@@ -362,6 +384,7 @@ class _Half:
         self.known = merged
 
     def close(self) -> ByteStream:
+        self._settle()
         gaps, at = [], 0
         for low, high in self.known:
             if low > at:
@@ -412,8 +435,28 @@ def follow(packets: Iterable[Packet], interfaces: tuple[Interface, ...]) -> Traf
     opened: list[_Open] = []
     live: dict[tuple[int, Address, Address], _Open] = {}
     not_tcp, unread = [], []
+    link_types = [i.link_type for i in interfaces]
+    lanes: dict[tuple[int, bytes], tuple[_Open, _Half, _Half]] = {}
+    """By addresses and ports as they stand in the packet: so most packets need be taken apart no further."""
     for packet in packets:
-        link_type = interfaces[packet.interface].link_type
+        link_type = link_types[packet.interface]
+        lane = None
+        if link_type == ETHERNET and len(data := packet.data) >= 54:
+            kind, first, total, fragment, protocol = _ETHERNET_IPV4(data)
+            if kind == 0x0800 and first == 0x45 and protocol == 6 and not fragment & 0x3FFF:
+                lane = (packet.interface, data[26:38])
+                known = lanes.get(lane)
+                if known is not None and 14 + total <= len(data):
+                    sequence, acknowledged, offset, flags = _TCP_BEHIND_PORTS(data, 38)
+                    connection, sender, receiver = known
+                    payload = data[34 + (offset >> 4) * 4 : 14 + total]
+                    if not flags & (SYN | FIN | RST) and sender.extend(
+                        sequence, payload, packet.number, packet.time_ns
+                    ):
+                        connection.last = packet.number
+                        if flags & ACK and acknowledged != receiver.last_acknowledgement:
+                            receiver.acknowledge(acknowledged)
+                        continue
         segment = segment_of(packet, link_type)
         if segment is None:
             not_tcp.append(packet.number)
@@ -432,12 +475,15 @@ def follow(packets: Iterable[Packet], interfaces: tuple[Interface, ...]) -> Traf
             connection = _Open(segment.interface, client, server, opening, packet.number)
             opened.append(connection)
             live[(segment.interface, client, server)] = live[(segment.interface, server, client)] = connection
+            lanes.clear()
         if opening:
             connection.syn = segment.sequence
         connection.last = packet.number
         sender, receiver = connection.forward, connection.backward
         if segment.source != connection.client:
             sender, receiver = receiver, sender
+        if lane is not None:
+            lanes[lane] = (connection, sender, receiver)
         sender.put(segment)
         if segment.flags & ACK:
             receiver.acknowledge(segment.acknowledged)
