@@ -644,3 +644,131 @@ def test_a_tunnel_made_wrong(studio: Studio, name: str) -> None:
     mutation = make(studio, scene, scene.legs[0])
 
     assert findings(scene, mutation, studio.keys) == expand(expected, (0, 1, 2))
+
+
+def leg_of(number: int, at: int, make: Callable[[Studio, Leg], Sequence[Frame]]) -> Make:
+    return lambda studio, scene, leg: Mutation(leg=number, at=at, frames=make(studio, scene.legs[number]))
+
+
+WAYPOINT_LEG = "waypoint>server"
+
+
+def at(leg: str, device: str, **checks: Result) -> dict[str, Result]:
+    return {f"{leg}/{device}/{check}": result for check, result in checks.items()}
+
+
+OTHERS: dict[tuple[str, str], tuple[Make, dict[str, Result]]] = {
+    # sidecars: Istio's own mutual TLS, HTTP inside
+    ("sidecar", "TLS 1.2 negotiated"): (
+        exchanged(lambda s: s.sidecars(tls12=True)), {"tls": B, "delivered": N, "identity": N, "way": N},
+    ),
+    ("sidecar", "ChaCha20 chosen"): (
+        exchanged(lambda s: suite(s.sidecars(), b"\x13\x03")),
+        {"tls": B, "delivered": N, "identity": N, "way": N},
+    ),
+    ("sidecar", "not Istio's ALPN"): (exchanged(lambda s: s.sidecars(alpn=["h2", "http/1.1"])), {"offer": B}),
+    ("sidecar", "ALPN in another order"): (exchanged(lambda s: s.sidecars(alpn=ISTIO[::-1])), {"offer": B}),
+    ("sidecar", "more ALPN between"): (exchanged(lambda s: s.sidecars(alpn=[ISTIO[0], "x", *ISTIO[1:]])), {}),
+    ("sidecar", "another SNI"): (exchanged(lambda s: s.sidecars(name=SNI.replace("server", "other"))), {"offer": B}),
+    ("sidecar", "no SNI"): (exchanged(lambda s: s.sidecars(name=None)), {"offer": B}),
+    ("sidecar", "another client"): (exchanged(lambda s: s.sidecars(client=WAYPOINT_ID)), {"identity": B}),
+    ("sidecar", "another server"): (exchanged(lambda s: s.sidecars(server=WAYPOINT_ID)), {"identity": B}),
+    ("sidecar", "server of another trust domain"): (
+        exchanged(lambda s: s.sidecars(server=SERVER_ID.replace("cluster.local", "other.test"))), {"identity": B},
+    ),
+    ("sidecar", "client without a certificate"): (exchanged(lambda s: s.sidecars(anonymous=True)), {"identity": B}),
+    ("sidecar", "in clear"): (
+        exchanged(lambda s: CLEAR), {"hidden": B, "tls": B, "offer": N, "delivered": N, "identity": N},
+    ),
+    ("sidecar", "leak split, second part first"): (
+        beside(lambda leg: swap_pairs(leaked(leg, SPLIT, client="10.0.9.9")[:4])), {"hidden": B},
+    ),
+    ("sidecar", "ClientHello lost"): (
+        bent(lambda f: without(f, of(f, TO_SERVER)[0])),
+        {"hidden": N, "tls": N, "offer": N, "delivered": N, "identity": N, "way": N},
+    ),
+    ("sidecar", "a packet of data lost"): (
+        bent(lambda f: without(f, of(f, TO_SERVER)[-2])), {"hidden": N, "delivered": N, "identity": N, "way": N},
+    ),
+    ("sidecar", "reordered"): (bent(swap_pairs), {}),
+    ("sidecar", "all packets twice"): (bent(lambda f: [x for shot in f for x in (shot, shot)]), {}),
+    ("sidecar", "no key log"): (
+        changed(keys=lambda log: ""), {"*/delivered": N, "*/identity": N, "way": N},
+    ),
+    # a wrong one beside one that cannot be opened: what was seen was seen
+    ("ambient-l4", "a thief, and a packet of another connection lost"): (
+        lambda s, scene, leg: Mutation(
+            frames=without(leg.frames(), of(leg.frames(), TO_SERVER)[-5]),
+            beside=leg.frames(s.tunnel(NODE_A_ID, bodies=REQUESTS[:1]), source_port=40001),
+        ),
+        {"hidden": N, "delivered": N, "identity": B, "alpn": N, "hbone": N, "way": N},
+    ),
+    # no mesh: what is claimed is that the search finds
+    ("none", "all unreadable"): (exchanged(lambda s: s.tunnel()), {"readable": B}),
+    ("none", "one missing"): (exchanged(lambda s: CLEAR[2:]), {"readable": N, "way": N}),
+    ("none", "one twice, another never"): (exchanged(lambda s: [*CLEAR[2:], CLEAR[2]]), {"readable": N, "way": N}),
+    ("none", "a packet of data lost"): (
+        bent(lambda f: without(f, of(f, TO_SERVER)[3])), {"readable": N, "way": N},
+    ),
+    ("none", "all data lost"): (
+        bent(lambda f: without(f, *of(f, TO_SERVER), *of(f, TO_CLIENT))), {"readable": N, "way": N},
+    ),
+    ("none", "packets lost by the capture"): (changed(drops=1), {"readable": N, "way": N}),
+    ("none", "reordered"): (bent(swap_pairs), {}),
+    ("none", "all packets twice"): (bent(lambda f: [x for shot in f for x in (shot, shot)]), {}),
+    ("none", "nothing captured"): (bent(lambda f: []), {"readable": N, "way": N}),
+    ("none", "packets of others only"): (
+        lambda s, scene, leg: Mutation(frames=leg.frames(client="10.0.9.9")), {"readable": N, "way": N},
+    ),
+    # a waypoint between: two legs, each with its own ends
+    ("ambient", "the server's address asked of the waypoint"): (
+        leg_of(0, LINK, lambda s, leg: leg.frames(s.tunnel(CLIENT_ID, WAYPOINT_ID))),
+        at("client>waypoint", "link", hbone=B, delivered=B),
+    ),
+    ("ambient", "another in the waypoint's place"): (
+        leg_of(0, LINK, lambda s, leg: leg.frames(s.tunnel(CLIENT_ID, SERVER_ID, to=f"{VIP}:80"))),
+        at("client>waypoint", "link", identity=B),
+    ),
+    ("ambient", "the waypoint as its client"): (
+        leg_of(1, SERVER_VETH, lambda s, leg: leg.frames(s.tunnel(CLIENT_ID, SERVER_ID))),
+        at(WAYPOINT_LEG, "server", identity=B),
+    ),
+    ("ambient", "onward in clear"): (
+        leg_of(1, SERVER_VETH, lambda s, leg: leg.frames(CLEAR, port=8080)),
+        at(WAYPOINT_LEG, "server", hidden=B, tls=B, **INSIDE) | at("client>waypoint", "server", hidden=B),
+    ),
+    ("ambient", "one past the waypoint"): (
+        leg_of(0, LINK, lambda s, leg: [
+            *leg.frames(s.tunnel(CLIENT_ID, WAYPOINT_ID, to=f"{VIP}:80", bodies=REQUESTS[:7])),
+            *leg.frames(s.tunnel(bodies=REQUESTS[7:]), server=SERVER, source_port=40001),
+        ]),
+        at("client>waypoint", "link", delivered=B) | {"way": N},
+    ),
+    # a proxy for each node
+    ("node-l7", "in clear between the nodes"): (
+        leg_of(1, LINK, lambda s, leg: leg.frames(CLEAR, port=15008)),
+        at("node-a>node-b", "link", hidden=B, tls=B, **INSIDE),
+    ),
+    ("node-l7", "one in clear between the nodes"): (
+        beside(lambda leg: leaked(leg, client=NODE_A, server=NODE_B)),
+        at("node-a>node-b", "link", hidden=B, tls=B, **INSIDE),
+    ),
+    ("node-l7", "as its workload"): (
+        leg_of(1, LINK, lambda s, leg: leg.frames(s.tunnel(CLIENT_ID, NODE_B_ID))),
+        at("node-a>node-b", "link", identity=B),
+    ),
+    ("node-l7", "the last leg unreadable"): (
+        leg_of(2, SERVER_VETH, lambda s, leg: leg.frames(s.tunnel(NODE_B_ID, SERVER_ID))),
+        at("node-b>server", "server", readable=B),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", OTHERS, ids=lambda key: ": ".join(key))
+def test_another_plane_made_wrong(studio: Studio, key: tuple[str, str]) -> None:
+    """What is particular to each of them."""
+    make, expected = OTHERS[key]
+    scene = studio.scene(key[0])
+    mutation = make(studio, scene, scene.legs[0])
+
+    assert findings(scene, mutation, studio.keys) == expand(expected, (0, 1, 2))

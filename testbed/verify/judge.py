@@ -139,10 +139,13 @@ class _Bench:
         sightings = [
             s
             for c in self._canaries(claim)
-            for s in in_clear(listening, c.token)
-            if s.direction in (FORWARD, "")
-            and c.owns(s)
-            and (claim.segment != WIRE or s.heard is None or self._matches(claim, s.heard))
+            for s in _once(
+                s
+                for s in in_clear(listening, c.token)
+                if s.direction in (FORWARD, "")
+                and c.owns(s)
+                and (claim.segment != WIRE or s.heard is None or self._matches(claim, s.heard))
+            )
         ]
         value = f"{len(sightings)} of {expected} readable"
         if len(sightings) >= expected > 0:
@@ -163,18 +166,19 @@ class _Bench:
         if reason:
             return Result.NO_EVIDENCE, f"? of {expected} inside", reason, ()
         ours = {id(h) for h in heard}
-        forward, backward, wanted_back = [], [], 0
+        forward, backward, repeated, wanted_back = [], [], [], 0
         for canary in self._canaries(claim):
             inside = [s for s in opened(listening, canary.token) if id(s.heard) in ours and canary.owns(s)]
             if claim.hbone:
                 inside = [s for s in inside if self._in_tunnel(claim, s)]
+            repeated += _repeated(s for s in inside if s.direction == FORWARD or canary.replies is not None)
             forward += [s for s in inside if s.direction == FORWARD]
             if canary.replies is not None:
                 backward += [s for s in inside if s.direction == BACKWARD]
                 wanted_back += canary.replies
         value = f"{len(forward)} of {expected} inside"
         seen = f"decrypted {_names(heard)}"
-        if repeated := _repeated(forward) + _repeated(backward):
+        if repeated:
             return Result.BROKEN, value, f"{seen}; twice inside: {_some(repeated)}", _packets([*forward, *backward])
         cut = [h for h in heard if h.is_cut or (h.conversation is not None and h.conversation.problem)]
         too_many = len(forward) > expected or len(backward) > wanted_back  # is too many all the same
@@ -465,7 +469,13 @@ def _unsearched(heard: Sequence[Heard], listening: Listening) -> str:
     return ""
 
 
-def _repeated(sightings: Sequence[Sighting]) -> list[str]:
+def _once(sightings: Iterable[Sighting]) -> list[Sighting]:
+    """The first of each request, of those that have names."""
+    seen: dict[str, Sighting] = {}
+    return [s for s in sightings if not s.request or seen.setdefault(s.request, s) is s]
+
+
+def _repeated(sightings: Iterable[Sighting]) -> list[str]:
     """Requests seen more than once, of those that have names."""
     counts = Counter((s.request, s.direction) for s in sightings if s.request)
     return sorted(request for (request, _), count in counts.items() if count > 1)
