@@ -126,6 +126,7 @@ class Studio:
     def __init__(self, folder: Path) -> None:
         self.folder, self.keys = folder, ""
         self.authority = Authority(folder)
+        self.roots = self.authority.root.read_bytes()
         self._scenes: dict[str, Scene] = {}
 
     def pair(
@@ -220,7 +221,7 @@ class Studio:
         return Scene(claims=claims, legs=legs, via=("node-a", "node-b"))
 
 
-def findings(scene: Scene, mutation: Mutation, keys: str) -> dict[str, Result]:
+def findings(scene: Scene, mutation: Mutation, keys: str, roots: bytes) -> dict[str, Result]:
     """What does not hold, as `<leg>/<device>/<check>` (without the leg where there is one only)."""
     packets: list[Packet] = []
 
@@ -249,7 +250,7 @@ def findings(scene: Scene, mutation: Mutation, keys: str) -> dict[str, Result]:
         drops={n: lost for n, lost in told.items() if lost is not None},
         cut=mutation.cut,
     )
-    evidence = gather(recording, SEGMENTS, file="x.pcapng", key_log=mutation.keys(keys))
+    evidence = gather(recording, SEGMENTS, file="x.pcapng", key_log=mutation.keys(keys), roots=roots)
     canary = Canary(token=TOKEN, source="client", destination="server", count=COUNT, via=scene.via)
     found = judge(plane="p", claims=scene.claims, canaries=[canary], evidence=evidence, layout=LAYOUT)
     named = {}
@@ -271,7 +272,7 @@ SCENES = ("ambient-l4", "ambient", "sidecar", "none", "node-l7")
 @pytest.mark.parametrize("name", SCENES)
 def test_a_good_capture_holds(studio: Studio, name: str) -> None:
     """Without this no mutant below would show anything."""
-    assert findings(studio.scene(name), Mutation(), studio.keys) == {}
+    assert findings(studio.scene(name), Mutation(), studio.keys, studio.roots) == {}
 
 
 # -- how frames are bent
@@ -483,6 +484,7 @@ TUNNELS: dict[str, tuple[Make, dict[str, Result]]] = {
         exchanged(lambda s: s.tunnel(server=SERVER_ID.replace("cluster.local", "other.test"))),
         {"identity": B},
     ),
+    "the same names of another authority": (exchanged(lambda s: s.tunnel(authority=foreign(s))), {"identity": B}),
     "client without a certificate": (exchanged(lambda s: s.tunnel(anonymous=True)), {"identity": B}),
     "an identity more": (exchanged(lambda s: s.tunnel(f"{CLIENT_ID} {SERVER_ID}")), {"identity": B}),
     # leaks
@@ -643,7 +645,7 @@ def test_a_tunnel_made_wrong(studio: Studio, name: str) -> None:
     scene = studio.scene("ambient-l4")
     mutation = make(studio, scene, scene.legs[0])
 
-    assert findings(scene, mutation, studio.keys) == expand(expected, (0, 1, 2))
+    assert findings(scene, mutation, studio.keys, studio.roots) == expand(expected, (0, 1, 2))
 
 
 def leg_of(number: int, at: int, make: Callable[[Studio, Leg], Sequence[Frame]]) -> Make:
@@ -675,6 +677,9 @@ OTHERS: dict[tuple[str, str], tuple[Make, dict[str, Result]]] = {
     ("sidecar", "another server"): (exchanged(lambda s: s.sidecars(server=WAYPOINT_ID)), {"identity": B}),
     ("sidecar", "server of another trust domain"): (
         exchanged(lambda s: s.sidecars(server=SERVER_ID.replace("cluster.local", "other.test"))), {"identity": B},
+    ),
+    ("sidecar", "the same names of another authority"): (
+        exchanged(lambda s: s.sidecars(authority=foreign(s))), {"identity": B},
     ),
     ("sidecar", "client without a certificate"): (exchanged(lambda s: s.sidecars(anonymous=True)), {"identity": B}),
     ("sidecar", "in clear"): (
@@ -771,4 +776,4 @@ def test_another_plane_made_wrong(studio: Studio, key: tuple[str, str]) -> None:
     scene = studio.scene(key[0])
     mutation = make(studio, scene, scene.legs[0])
 
-    assert findings(scene, mutation, studio.keys) == expand(expected, (0, 1, 2))
+    assert findings(scene, mutation, studio.keys, studio.roots) == expand(expected, (0, 1, 2))

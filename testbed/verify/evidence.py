@@ -129,6 +129,8 @@ class Evidence:
     file: str
     listenings: tuple[Listening, ...]
     has_keys: bool
+    roots: bytes = b""
+    """PEM of the mesh's authorities; empty: who signed certificates is not judged."""
 
     def at(self, segment: Segment) -> Listening | None:
         return next((x for x in self.listenings if x.segment.name == segment.name), None)
@@ -150,7 +152,9 @@ class Sighting:
     """In a header block of that exchange; else in its DATA."""
 
 
-def gather(recording: Recording, segments: Sequence[Segment], *, file: str, key_log: str = "") -> Evidence:
+def gather(
+    recording: Recording, segments: Sequence[Segment], *, file: str, key_log: str = "", roots: bytes = b""
+) -> Evidence:
     """Secrets inside the capture and those of `key_log` are both used."""
     keys = keylog.parse_key_log(recording.key_log + "\n" + key_log)
     traffic = follow(recording.packets, recording.interfaces)
@@ -173,7 +177,7 @@ def gather(recording: Recording, segments: Sequence[Segment], *, file: str, key_
                 cut=recording.cut,
             )
         )
-    return Evidence(file=file, listenings=tuple(listenings), has_keys=bool(keys))
+    return Evidence(file=file, listenings=tuple(listenings), has_keys=bool(keys), roots=roots)
 
 
 def hear(connection: Connection, keys: KeyLog) -> Heard:

@@ -28,6 +28,7 @@ from testbed.verify.evidence import (
 )
 from testbed.verify.journeys import Journey, journeys
 from testbed.verify.segments import WIRE, Layout, Segment
+from testbed.verify.trust import is_vouched_for
 
 HBONE_PORT = 15008
 HBONE_SUITES = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384")
@@ -263,6 +264,8 @@ class _Bench:
                     continue  # not seen is not the same as not sent
                 uris = certificate.uris if certificate else ()
                 packets.update(certificate.packets if certificate else ())
+                if certificate and self.evidence.roots and not is_vouched_for(certificate, self.evidence.roots):
+                    wrong.append(f"{role} of {h.connection.name} bears what no authority of the mesh signed")
                 said.add(f"{role} {', '.join(uris) or 'without identity'}")
                 if wanted is not None and uris != (str(wanted),):
                     wrong.append(f"{role} of {h.connection.name} is {', '.join(uris) or 'nobody'}, claimed {wanted}")
