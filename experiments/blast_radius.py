@@ -13,7 +13,7 @@ EXPERIMENT = Experiment(
     planes=("none", "sidecar", "ambient-l4", "ambient", "node-l7"),
     client="client",
     target="catalog",
-    load=Load(kind="closed", connections=1, warmup_s=0.3, window_s=1.0, response_bytes=256),
+    load=Load(kind="open", rate_rps=30, connections=2, warmup_s=0.3, window_s=1.0, response_bytes=256),
     rounds=1,
     aa_pair=False,
     claims=(

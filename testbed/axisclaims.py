@@ -1,7 +1,8 @@
 """Verdicts on claims that one cell cannot decide: break-even points, slopes over a sweep, a neighbour's noise. Pure.
 
 `judge` is what the table, the report and `claims` ask for any run: claims named in `JUDGES` here are weighed over all
-cells of a sweep, the others over its first, as those of a run without an axis.
+cells of a sweep, those of `eventclaims` over all cells of an experiment with events, the others over its first, as
+those of a run without an axis.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from testbed import axis, axistable, claims, planespec, stats
+from testbed import axis, axistable, claims, eventclaims, planespec, stats
 from testbed.axis import Sweep
 from testbed.axistable import spanned
 from testbed.claimlist import CLAIMS, Claim
@@ -35,7 +36,9 @@ def judge(
     first = [m for m in measurements if m.cell == cells[0]] if cells else measurements
     summary = summarise(first, order=sweep.experiment["planes"])
     return [
-        JUDGES[id_](CLAIMS[id_], sweep)
+        eventclaims.JUDGES[id_](CLAIMS[id_], measurements, findings)
+        if id_ in eventclaims.JUDGES
+        else JUDGES[id_](CLAIMS[id_], sweep)
         if id_ in JUDGES and sweep.axis.get("name") and decides(id_, sweep)
         else claims.judge([id_], summary, findings)[0]
         for id_ in ids

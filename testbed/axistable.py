@@ -74,6 +74,8 @@ def break_evens(sweep: Sweep) -> Block | None:
 
 def told(found: BreakEven) -> str:
     """The crossing in words where it is none, or none one could use."""
+    if not math.isfinite(found.difference.slope.high):
+        return "not told by so few rounds"
     if found.crossing is None:
         if found.difference.slope.high < 0:
             return "none: it gains with distance"

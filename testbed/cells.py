@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from testbed import axistable, effects, parity
+from testbed import axistable, effects, eventtable, parity
 from testbed.attack import matrix
 from testbed.axis import Sweep
 from testbed.fidelitytable import with_fidelity
@@ -32,6 +32,8 @@ def names(info: Mapping[str, Any]) -> list[str]:
 def table_of(info: Mapping[str, Any], measurements: Sequence[Measurement], findings: Sequence[Finding]) -> Table:
     """The table of any run: with an axis a block a metric and what was left out, without one what `table` builds; then
     what the trials' certificates say."""
+    if info["plan"]["experiment"].get("streams"):
+        return eventtable.table_of(info, measurements, findings)
     return with_fidelity(_figures(info, measurements, findings), measurements, info["plan"]["experiment"]["planes"])
 
 

@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +74,10 @@ class Deployment:
     keylog: bool = False
     issued_at: float = 0.0
     leaf_lifetime_s: float = LEAF_LIFETIME_S
+    spawns: dict[str, Spawn] = field(default_factory=dict)
+    """As which each proxy was started, to be started again."""
+    stack: ExitStack = field(default_factory=ExitStack)
+    """Ends with the deployment."""
 
     def folder(self, proxy: str) -> Path:
         return self.lab.folder / "proxies" / proxy
@@ -137,29 +141,37 @@ def start(
         authority=CertificateAuthority(now=now, trust_domain=lab.topology.trust_domain),
         issued_at=now,
         leaf_lifetime_s=leaf_lifetime_s,
-        uids={proxy.name: PROXY_UID + number for number, proxy in enumerate(placement.proxies)},
         keylog=keylog,
+        stack=stack,
     )
     if placement.proxies:
         progress(f"plane {placement.plane}: {len(placement.proxies)} proxies")
-    spawns = [_prepare(deployment, proxy) for proxy in placement.proxies]
-    for proxy, spawn in zip(placement.proxies, spawns, strict=True):
-        if proxy.enters:
-            agent = NodeAgent(
-                spawn.folder / "ztunnel.sock", [pod(lab, name) for name in proxy.enters], owner=owner_for(spawn.uid)
-            )
-            agent.start()
-            stack.callback(agent.close)
-            deployment.agents.append(agent)
-    for proxy, process in zip(placement.proxies, lab.running.spawn(spawns), strict=True):
-        deployment.proxies[proxy.name] = process
-    for proxy in placement.proxies:
-        _wait_ready(deployment, proxy)
+    begin(deployment, placement.proxies)
     if renewed and any(proxy.identities for proxy in placement.proxies):
         deployment.renewer = _start_renewing(deployment, stack)
     for sandbox, batch in capture_batches(lab.topology, placement, deployment.uids):
         nftables.apply(lab.netns(sandbox), batch if replacing else batch.for_new_namespace())
     return deployment
+
+
+def begin(deployment: Deployment, proxies: Sequence[Proxy]) -> None:
+    """Starts these beside those that run, each with a user id that no other has had; returns once they are ready."""
+    lab, first_uid = deployment.lab, max(deployment.uids.values(), default=PROXY_UID - 1) + 1
+    deployment.uids |= {proxy.name: first_uid + number for number, proxy in enumerate(proxies)}
+    spawns = [_prepare(deployment, proxy) for proxy in proxies]
+    for proxy, spawn in zip(proxies, spawns, strict=True):
+        if proxy.enters:
+            agent = NodeAgent(
+                spawn.folder / "ztunnel.sock", [pod(lab, name) for name in proxy.enters], owner=owner_for(spawn.uid)
+            )
+            agent.start()
+            deployment.stack.callback(agent.close)
+            deployment.agents.append(agent)
+    for proxy, spawn, process in zip(proxies, spawns, lab.running.spawn(spawns), strict=True):
+        deployment.proxies[proxy.name] = process
+        deployment.spawns[proxy.name] = spawn
+    for proxy in proxies:
+        wait_ready(deployment, proxy)
 
 
 def refuse_shared_id(placement: Placement) -> None:
@@ -350,7 +362,7 @@ def _write_owned(path: Path, text: str, *, owner: int | None) -> None:
     temporary.replace(path)
 
 
-def _wait_ready(deployment: Deployment, proxy: Proxy, limit_s: float = 20.0) -> None:
+def wait_ready(deployment: Deployment, proxy: Proxy, limit_s: float = 20.0) -> None:
     process = deployment.proxies[proxy.name]
     deadline = time.monotonic() + limit_s
     while True:

@@ -35,6 +35,8 @@ class Lab:
     links: list[LiveLink]
     link_kind: str
     apps: dict[str, Process] = field(default_factory=dict)
+    app_spawns: dict[str, Spawn] = field(default_factory=dict)
+    """As which each application was started, to be started again."""
     readings: list[LinkReading] = field(default_factory=list)
 
     @property
@@ -139,6 +141,7 @@ def _start_apps(lab: Lab, workloads: Sequence[Workload], logs: Path) -> None:
         )
     for workload, process in zip(serving, lab.running.spawn(spawns), strict=True):
         lab.apps[workload.name] = process
+    lab.app_spawns = {workload.name: spawn for workload, spawn in zip(serving, spawns, strict=True)}
     for workload in serving:
         for port in workload.app.ports:
             wait_for_port(lab, workload.name, port, process=lab.apps[workload.name])

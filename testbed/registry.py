@@ -13,6 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from testbed.errors import UsageError
 
 _SWEPT = ("arrival", "churn", "footprint", "neighbour", "payload", "placement", "policies", "protocol", "rate")
+_EVENTFUL = ("disruption", "joining", "migration", "policy_change")
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "runtime": {
@@ -40,8 +41,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "quickstart": "experiments.quickstart:EXPERIMENT",
         "blast_radius": "experiments.blast_radius:EXPERIMENT",
         "runtime_parity": "experiments.runtime_parity:EXPERIMENT",
-        **{name: f"experiments.{name}:EXPERIMENT" for name in _SWEPT},
-        **{f"{name}-full": f"experiments.{name}:FULL" for name in _SWEPT},
+        **{name: f"experiments.{name}:EXPERIMENT" for name in (*_SWEPT, *_EVENTFUL)},
+        **{f"{name}-full": f"experiments.{name}:FULL" for name in (*_SWEPT, *_EVENTFUL)},
         "policies-l7": "experiments.policies:L7",
         "policies-l7-full": "experiments.policies:L7_FULL",
     },

@@ -25,6 +25,7 @@ from testbed import (
     plots,
     stats,
     table,
+    timelines,
     typeset,
 )
 from testbed.attack import matrix
@@ -46,7 +47,8 @@ def build(run_path: Path | str) -> Path:
     over_axis = axisplots.page(Sweep(run.info, measurements))
     built = cells.table_of(run.info, measurements, findings)
     swept = cells.names(run.info)
-    if swept:  # plots and judges look at one cell; the table above them has all
+    # Plots look at one cell, the table above them has all; what happens in one is drawn for each.
+    if swept and not run.info["plan"]["experiment"].get("streams"):
         measurements = cells.of(measurements, swept[0])
     summary = table.summarise(measurements, order=run.info["plan"]["experiment"]["planes"])
     built = claims.with_claims(built, named, summary, findings, run.info.get("planes", {}), judged)
@@ -92,11 +94,7 @@ def _page(
         _notes(built.notes),
         "<p class=dim>Absolute figures are those of the implementations named below on this machine. What carries over "
         "is the difference between planes in the same run.</p>",
-        f"<p class=dim>From here on: the cell {_e(swept[0])}.</p>" if (swept := cells.names(info)) else "",
-        "<h2>Latency</h2>",
-        _latency(run, summary, measurements),
-        "<h2>Cost</h2>",
-        _cost(summary),
+        *(_eventful(run, measurements) if experiment.get("streams") else _measured(run, summary, measurements)),
         _attacked(findings),
         "<h2>What packets proved</h2>",
         "<p>A closed padlock: packets proved encryption there. Open: they proved cleartext. <b>?</b>: no evidence.</p>",
@@ -124,6 +122,21 @@ def _page(
     )
     body = f"<main>{''.join(parts)}</main>"
     return f"<!doctype html><html lang=en><head>{head}<style>{style}</style></head><body>{body}</body></html>"
+
+
+def _measured(run: Run, summary: table.Summary, measurements: Sequence[Measurement]) -> list[str]:
+    return [
+        f"<p class=dim>From here on: the cell {_e(swept[0])}.</p>" if (swept := cells.names(run.info)) else "",
+        "<h2>Latency</h2>",
+        _latency(run, summary, measurements),
+        "<h2>Cost</h2>",
+        _cost(summary),
+    ]
+
+
+def _eventful(run: Run, measurements: Sequence[Measurement]) -> list[str]:
+    """Of one round every request, as it went."""
+    return ["<h2>Who was served when</h2>", *timelines.sections(run, measurements)]
 
 
 def _warnings(run: Run, summary: table.Summary) -> str:

@@ -212,7 +212,7 @@ def show(path: Path, *, as_json_text: bool = False) -> int:
 
 
 def newest_claims(root: Path, *, as_json_text: bool = False) -> int:
-    """Every claim with its experiments and the verdict of the newest run that speaks of it."""
+    """Every claim with its experiments and the verdict of the newest run that has evidence of it."""
     newest: dict[str, tuple[claims.Judged, Path, str]] = {}
     for path in stored_runs(root):
         try:
@@ -223,7 +223,9 @@ def newest_claims(root: Path, *, as_json_text: bool = False) -> int:
             print(f"passed over: {error}", file=sys.stderr)
             continue
         made = stored.info.get("planes", {})
-        newest |= {one.claim.id: (one, path, claims.made_of(one, made)) for one in judged}
+        for one in judged:  # a run without the planes that it takes does not unsay what another showed
+            if one.verdict is not claims.Verdict.NO_EVIDENCE or one.claim.id not in newest:
+                newest[one.claim.id] = (one, path, claims.made_of(one, made))
     speaking = experiments_by_claim()
     rows = []
     for id_, claim in CLAIMS.items():

@@ -20,7 +20,20 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from testbed import boundaries, deploy, effects, interrupts, lab, planespec, points, proof, standing, trial, variants
+from testbed import (
+    boundaries,
+    deploy,
+    effects,
+    eventtrial,
+    interrupts,
+    lab,
+    planespec,
+    points,
+    proof,
+    standing,
+    trial,
+    variants,
+)
 from testbed.attack import tried
 from testbed.capacity import Capacity, Goal, Probe, Try, decide
 from testbed.deploy import Deployment, extra_sandboxes
@@ -90,9 +103,10 @@ def resolve(experiment: Experiment) -> Topology:
     workloads, services = [w.name for w in topology.workloads], [s.name for s in topology.services]
     here = [cell for cell in experiment.cells if not cell.topology]
     beside = [cell.beside for cell in here if cell.beside is not None]
-    targets = [experiment.target, *(one.target for one in (*here, *beside) if one.target)]
+    targets = [experiment.target, *(one.target for one in (*here, *beside, *experiment.streams) if one.target)]
+    clients = [experiment.client, *(one.client for one in (*beside, *experiment.streams))]
     for what, name, known in (
-        *(("client", name, workloads) for name in (experiment.client, *(one.client for one in beside))),
+        *(("client", name, workloads) for name in clients),
         *(("target", target.partition(":")[0], services) for target in targets),
     ):
         if name not in known:
@@ -121,15 +135,18 @@ class Setting:
     say: Progress
 
     @contextmanager
-    def deployed(self, plane: str, logs: str, *, keylog: bool = False) -> Iterator[Deployment]:
-        """A plane on a fresh lab; what its programs print goes to `logs` in the run's folder."""
+    def deployed(
+        self, plane: str, logs: str, *, keylog: bool = False, extra: Sequence[tuple[str, str, str]] = ()
+    ) -> Iterator[Deployment]:
+        """A plane on a fresh lab, with sandboxes for what is to come (`extra`); what its programs print goes to `logs`
+        in the run's folder."""
         folder = self.into.path / "logs" / logs
         folder.mkdir(parents=True, exist_ok=True)
         placement = self.placements[plane]
         with (
             lab.up(
                 self.topology, runtime=self.runtimes[plane], links=self.links, name=lab_name(self.into), logs=folder,
-                extra=extra_sandboxes(placement),
+                extra=extra or extra_sandboxes(placement),
             ) as running,
             deploy.deploy(running, placement, keylog=keylog) as deployment,
         ):  # fmt: skip
@@ -252,8 +269,30 @@ def _measured(setting: Setting, block: Block, cells: Sequence[str]) -> Iterator[
                 )
 
 
+def _eventful(setting: Setting, block: Block, cells: Sequence[str]) -> Iterator[trial.Outcome]:
+    """Trials in which something happens, one after another in one lab."""
+    experiment, topology = setting.experiment, setting.topology
+    first = eventtrial.begins_as(experiment, points.find(experiment, cells[0]), topology, block.plane)
+    here = replace(setting, placements={**setting.placements, block.plane: first})
+    extra = eventtrial.sandboxes(experiment, topology, block.plane)
+    logs = f"r{block.round:02d}-b{block.number:02d}-{block.plane}"
+    with here.deployed(block.plane, logs, extra=extra) as deployment:
+        running = deployment.lab
+        readings = measure(running.running, running.links)
+        setting.say(asked_and_measured(readings))
+        for number, cell in enumerate(cells):
+            yield eventtrial.run(
+                deployment, experiment, points.find(experiment, cell), plane=block.label, deployed=block.plane,
+                round_number=block.round, block=block.number, folder=running.folder / f"load-{number}",
+                readings=readings,
+            )  # fmt: skip
+
+
 def _measure(setting: Setting, block: Block, cells: Sequence[str]) -> Iterator[trial.Outcome]:
     experiment = setting.experiment
+    if experiment.streams:
+        yield from _eventful(setting, block, cells)
+        return
     with setting.deployed(block.plane, f"r{block.round:02d}-b{block.number:02d}-{block.plane}") as deployment:
         running = deployment.lab
         stands = standing.rows(deployment) if experiment.axis.name else []

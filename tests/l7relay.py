@@ -11,6 +11,7 @@ import contextlib
 import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from planes.l7.accept import Detecting
@@ -22,6 +23,7 @@ from planes.l7.exchange import Exchange
 from planes.l7.group import Group
 from planes.l7.retry import RetryPolicy
 from planes.l7.serve import Downstream, HttpSide
+from planes.l7.settings import Settings
 from planes.l7.telemetry import HttpMetrics
 from planes.l7.upstream import Upstream
 from planes.mesh import net
@@ -40,6 +42,9 @@ class Program:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self.settings = Settings(
+            name="relay", role="sidecar", folder=Path(), view=Path(), l7={}, identities={}, workload=("test", "relay")
+        )
         self.dialler = Dialler(loop, None, baggage=lambda: "")  # type: ignore[arg-type]
         self.draw = random.Random(7).random
         self.random_bits = random.Random(7).getrandbits

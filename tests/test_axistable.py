@@ -41,6 +41,8 @@ def test_a_crossing_that_nobody_measured_is_told_as_such() -> None:
 
     assert "beyond what was measured (16.0)" in texts(far)[-1][3]
     assert texts(never)[-1][3] == "none: it costs more at any distance"
+    few = axistable.break_evens(sweep(PLACEMENT, placed(2.0, rounds=2)))
+    assert texts(few)[-1][3] == "not told by so few rounds"
 
 
 def test_slopes_are_by_plane_and_line() -> None:

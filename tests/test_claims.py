@@ -201,10 +201,10 @@ def test_the_newest_run_that_speaks_of_a_claim_has_the_last_word(
     """Others keep their place in the list, without evidence."""
     from experiments.quickstart import EXPERIMENT
 
-    for number, extra in enumerate([[], [found("hidden", Result.BROKEN)]]):
+    for number, seen in enumerate([ALL, [*ALL, found("hidden", Result.BROKEN)], []]):
         with Run.create(tmp_path, EXPERIMENT, PLAN, started="2026-01-02T03:04:05Z", run_id=f"r{number}") as run:
             run.append_trial([dataclasses.replace(MEASURED, trial=f"t{number}")])
-            run.append_findings([*ALL, *extra])
+            run.append_findings(seen)
 
     assert runs.newest_claims(tmp_path, as_json_text=True) == 0
     told = {row["id"]: row for row in json.loads(capsys.readouterr().out)}
@@ -213,9 +213,12 @@ def test_the_newest_run_that_speaks_of_a_claim_has_the_last_word(
     assert told["l4-suffices-for-mtls"]["verdict"] == "refuted"
     assert told["l4-suffices-for-mtls"]["run"].endswith("r1")
     assert told["ninety-percent"]["verdict"] == "no evidence" and told["ninety-percent"]["run"] is None
+    assert told["l4-suffices-for-mtls"]["experiments"].count("quickstart") == 1
+    assert told["l4-suffices-for-mtls"]["on"].startswith("ambient-l4")
     assert runs.newest_claims(tmp_path) == 0
     shown = capsys.readouterr().out
     assert "refuted" in shown and f"D: {SOURCES['D']}" in shown
+    assert "not yet: no experiment speaks to it" in shown and "of 31 claims judged" in shown
 
 
 def test_the_table_says_who_the_letters_are() -> None:

@@ -45,7 +45,7 @@ def test_the_waypoints_node_can_be_chosen() -> None:
         ("ambient:waypoint_nod=node-a", "waypoint_node, waypoints"),
         ("ambient:waypoint_node=node-c", "node-a, node-b"),
         ("ambient:waypoints=gone", "ready, left-out, missing"),
-        ("ambient-l4:waypoint_node=node-a", "takes: none"),
+        ("sidecar:waypoint_node=node-a", "takes: none"),
         ("ambiant:waypoint_node=node-a", "did you mean 'ambient'"),
     ],
 )

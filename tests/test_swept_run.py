@@ -40,7 +40,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MESHBED_STATE", str(tmp_path / "state"))
     monkeypatch.setitem(registry.BUILT_IN["experiment"], "swept", f"{__name__}:SWEPT")
     monkeypatch.setattr(sweep, "PROBE_S", 0.5)
-    monkeypatch.setattr(sweep, "SEARCH_BUDGET_S", 7.0)
+    monkeypatch.setattr(sweep, "SEARCH_BUDGET_S", 12.0)
     # A busy test machine may be late; what is tested here is the way, not the figures.
     loose = gates()
     monkeypatch.setattr(runs, "Gates", lambda: loose)

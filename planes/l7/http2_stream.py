@@ -49,7 +49,7 @@ class L7Stream(Stream):
 
     def __init__(self, connection: Carrier, number: int) -> None:
         window = connection.limits.stream_window_bytes
-        Stream.__init__(self, number, connection.peer_initial_window, window)  # `super()` costs half as much again
+        Stream.__init__(self, number, connection.peer_initial_window, window)  # cheaper than `super()`, once a request
         self.connection = connection
         self.window = window
         """What the peer may have under way; grows with a sink that keeps up."""

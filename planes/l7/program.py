@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import json
 import random
@@ -142,10 +143,11 @@ class L7Program(ABC):
         self.reload_certificates()
 
     def reload_view(self) -> None:
-        """A view that cannot be read changes nothing but the log. Its `l7`, if it has one, replaces the first one."""
+        """A view that cannot be read changes nothing but the log. Its `l7` and `sidecars`, if it has them, replace the
+        first ones."""
         try:
             raw = json.loads(self.settings.view.read_text())
-            l7 = raw.pop("l7", None)
+            l7, sidecars = raw.pop("l7", None), raw.pop("sidecars", None)
             mesh = MeshView.parse(raw)
             view = L7View.parse(l7) if l7 is not None else self.l7
             local = mesh.local(*self.settings.workload)
@@ -154,6 +156,8 @@ class L7Program(ABC):
         except (OSError, ValueError, TestbedError) as cause:
             self.warn(f"new view refused, the old one stays: {cause}")
             return
+        if sidecars is not None:
+            self.settings = dataclasses.replace(self.settings, sidecars=frozenset(sidecars))
         self.mesh, self.l7, self.local = mesh, view, local
         self.table = RouteTable(view)
         self._baggage = baggage.render(local)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from planes.l7 import edit, telemetry
+from planes.l7 import crash, edit, telemetry
 from planes.l7.codec import ServerStream
 from planes.l7.connection import HttpConnection
 from planes.l7.decision import Decision, Kind
@@ -80,6 +80,8 @@ class HttpSide(Ended, ABC):
         self._done: list[Exchange] = []
         self.exchange: Callable[[HttpConnection, ServerStream, Request], Exchange] = partial(Exchange, self)
         """For every request; a partial, since a method in between costs as much as reading a field."""
+        if program.settings.crash_header:
+            self.exchange = partial(crash.exchange, program.settings.crash_header.encode(), self)
 
     # -- connections ---------------------------------------------------------------------------------------------------
 

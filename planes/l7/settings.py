@@ -61,6 +61,8 @@ class Settings:
     """Where metrics and readiness listen; Istio's sidecars answer the whole network there (facts/hbone 1.1)."""
     policy_drain_s: float = 45.0
     """What a new policy refuses of TCP connections that are open ends after this long (`drainDuration`)."""
+    crash_header: str = ""
+    """A request with this field ends the process: a plug-in with a fault, for experiments. Empty: there is none."""
 
 
 def load(file: Path) -> Settings:

@@ -84,7 +84,7 @@ def keys(here: Here, *, roots: list[str], uncover: list[str] = (), spare: str = 
     with os.fdopen(reader) as file:
         said = json.load(file)
     os.waitpid(child, 0)
-    uncovered = said["error"] or "what covers them was taken away, the files stay closed"
+    uncovered = said["error"] or "what covers them was taken away"
     return Row(got=bool(said["found"]), found=said["found"], seen=f"{len(said['found'])} readable; {uncovered}")  # type: ignore[arg-type]
 
 

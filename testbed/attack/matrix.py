@@ -99,8 +99,8 @@ def with_matrix(built: Table, findings: Sequence[Finding]) -> Table:
 
 
 def bars(findings: Sequence[Finding]) -> list[BarRow]:
-    """For the report's plot."""
+    """For the report's plot, whose labels have less room."""
     return [
-        BarRow(label=score.label, parts={name: float(score.counts[name]) for name in PLOTTED})
+        BarRow(label=f"{score.plane}, {score.role}", parts={name: float(score.counts[name]) for name in PLOTTED})
         for score in scores(findings)
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from testbed.model.event import Event, Stage, Stream
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
@@ -66,6 +68,10 @@ class Cell:
     beside: Beside | None = None
     planes: tuple[str, ...] = ()
     """Only under these; empty: under all."""
+    events: tuple[Event, ...] = ()
+    """What happens in its window; the experiment's `streams` are its load then."""
+    before: Stage | None = None
+    """What the deployment is when it begins; None: the block's plane on the topology as it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +114,11 @@ class Experiment:
     whose proportions stay; the search begins at `load`'s rate."""
     hold_p99_ms: float = 25.0
     """What holding a rate means in that search."""
+    streams: tuple[Stream, ...] = ()
+    """Of an experiment with events: who calls whom all the while; `load` then gives warm-up and least window
+    alone."""
+    drain_s: float = 5.0
+    """Of an experiment with events: how long proxies that are told to end wait for what is open (facts/hbone 1.9)."""
 
     attackers: tuple[str, ...] = ()
     """A workload and a node that lies between others: attempts are made from inside them and each kind of proxy

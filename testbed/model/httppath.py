@@ -28,7 +28,7 @@ _ESCAPED_SLASH = re.compile(rb"%2f|%5c", re.IGNORECASE)
 
 def normalize(path: bytes, how: PathNormalization = PathNormalization.BASE) -> bytes:
     """`path` with its query, which is never touched. `*` (of OPTIONS) and anything not beginning with / stay."""
-    # Five searches cost less than one regular expression, and `in` costs three times as much for bytes as for a number.
+    # Searches cost less than one regular expression; `in` with bytes first tries them as a number, by an exception.
     if 0x25 not in path and 0x5C not in path and path.find(b"/.") < 0 and path.find(b"//") < 0 and path.isascii():
         return path  # codecs refuse spaces and controls
     if how is PathNormalization.NONE or not path.startswith((b"/", b"\\")):
