@@ -602,6 +602,8 @@ TUNNELS: dict[str, tuple[Make, dict[str, Result]]] = {
     "all packets twice": (bent(lambda f: [x for shot in f for x in (shot, shot)]), {}),
     "all packets again at the end": (bent(lambda f: [*f, *f[2:]]), {}),
     "retransmitted with overlap": (bent(overlapped), {}),
+    "lengths of 0, as super-frames have": (bent(lambda f: [x[:16] + bytes(2) + x[18:] for x in f]), {}),
+    "in a VLAN from some packet on": (bent(lambda f: [*f[:9], *(x[:12] + b"\x81\0\0\7" + x[12:] for x in f[9:])]), {}),
     "capture ends within a record": (bent(mid_record), {"hidden": N, "delivered": N, "hbone": N, "way": N}),
     "capture file cut": (changed(cut=True), {f"*/{c}": N for c in ALL} | {"way": N}),
     "one packet cut by the snaplen": (

@@ -443,7 +443,7 @@ def follow(packets: Iterable[Packet], interfaces: tuple[Interface, ...]) -> Traf
         lane = None
         if link_type == ETHERNET and len(data := packet.data) >= 54:
             kind, first, total, fragment, protocol = _ETHERNET_IPV4(data)
-            if kind == 0x0800 and first == 0x45 and protocol == 6 and not fragment & 0x3FFF:
+            if kind == 0x0800 and first == 0x45 and protocol == 6 and total and not fragment & 0x3FFF:
                 lane = (packet.interface, data[26:38])
                 known = lanes.get(lane)
                 if known is not None and 14 + total <= len(data):
