@@ -57,15 +57,18 @@ def say(line: str) -> None:
 
 
 def test(only: str = "", fast: bool = False) -> int:
-    """pytest over `tests/`, on up to TEST_PROCESSES cores; its own summary counts and names what was skipped."""
+    """pytest over `tests/`, on up to TEST_PROCESSES cores, then what must run alone; each part's own summary counts and
+    names what was skipped.
+    """
     argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    if not only:  # what is picked is mostly little, and begins at once
-        argv += ["--dist", "loadgroup", "-n", str(min(TEST_PROCESSES, os.cpu_count() or 1))]
+    tier = "not root and not docker and not envoy and not qemu"
+    if only:  # mostly little, and begins at once
+        return subprocess.run([*argv, "-k", only, *(("-m", tier) if fast else ())], cwd=ROOT).returncode
+    shared = ["--dist", "loadgroup", "-n", str(min(TEST_PROCESSES, os.cpu_count() or 1))]
     if fast:
-        argv += ["-m", "not root and not docker and not envoy and not qemu"]
-    if only:
-        argv += ["-k", only]
-    return subprocess.run(argv, cwd=ROOT).returncode
+        return subprocess.run([*argv, *shared, "-m", tier], cwd=ROOT).returncode
+    together = subprocess.run([*argv, *shared, "-m", "not alone"], cwd=ROOT).returncode
+    return subprocess.run([*argv, "-m", "alone"], cwd=ROOT).returncode or together
 
 
 def as_json(value: object) -> None:

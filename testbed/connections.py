@@ -47,12 +47,17 @@ def end(netns: str, *, spared: Callable[[int], bool]) -> int:
 
 
 def opened(asked: socket.socket) -> list[Opened]:
-    """Those of the socket's namespace that leave the namespace."""
+    """Those of the socket's namespace that leave the namespace. Raises MachineError where the kernel tells none."""
     asked.send(_message(_BY_FAMILY, _REQUEST | _DUMP, _request(_ALIVE, bytes(48))))
     found: list[Opened] = []
     done = False
     while not done:
         for kind, payload in _parts(asked.recv(1 << 17)):
+            if kind == _ERROR and (code := -struct.unpack_from("=i", payload)[0]):
+                raise MachineError(
+                    f"connections of before cannot be listed ({os.strerror(code)}), and would go on past the capture "
+                    "rules; ./inv lab.down and lab.up instead of another plane"
+                )
             done = done or kind in (_DONE, _ERROR)
             if kind == _BY_FAMILY:
                 identity = payload[4:52]

@@ -92,11 +92,7 @@ def _in_workload(deployment: Deployment, proxy: Proxy) -> bool:
 def _strike(deployment: Deployment, event: Event, struck: Sequence[Proxy], client: str) -> None:
     processes = [deployment.proxies[p.name] for p in struck]
     if event.kind is Kind.HANG:
-        for process in processes:
-            process.signal(signal.SIGSTOP)
-        time.sleep(event.for_s)
-        for process in processes:
-            process.signal(signal.SIGCONT)
+        _hang(processes, event.for_s)
         return
     if event.kind is Kind.CRASH:
         _poison(deployment, client, event.on.partition(":")[2])
@@ -189,15 +185,24 @@ def _those_that_crashed(
     raise TrialError(f"the marked request to {on} ended none of {names}; is the plug-in armed, and is it HTTP?")
 
 
+def _hang(processes: Sequence[Process], for_s: float) -> None:
+    """Whatever interrupts it, they go on."""
+    try:
+        for process in processes:
+            process.signal(signal.SIGSTOP)
+        time.sleep(for_s)
+    finally:
+        for process in processes:
+            process.signal(signal.SIGCONT)
+
+
 # -- applications ------------------------------------------------------------------------------------------------------
 
 
 def _strike_app(deployment: Deployment, event: Event, name: str, began_s: float) -> Done:
     process = deployment.lab.apps[name]
     if event.kind is Kind.HANG:
-        process.signal(signal.SIGSTOP)
-        time.sleep(event.for_s)
-        process.signal(signal.SIGCONT)
+        _hang([process], event.for_s)
         return Done(began_s=began_s, ended_s=time.monotonic(), components=(f"app.{name}",))
     process.signal(signal.SIGKILL if event.kind is Kind.KILL else signal.SIGTERM)
     _ended(process)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from testbed import planespec, policyfile
 from testbed.errors import UsageError
-from testbed.model.event import Event, Kind, Stage
+from testbed.model.event import Kind, Stage
 from testbed.model.experiment import Cell
 from testbed.model.placement import Capture, Placement, Proxy
 from testbed.model.topology import Topology
@@ -115,13 +115,3 @@ def proxies_of(placement: Placement, on: str) -> tuple[Proxy, ...]:
     if what not in found or not name:
         raise UsageError(f"an event cannot be on {on!r}; write proxy:, waypoint:, l7: or app: and a name")
     return found[what]
-
-
-def planes_of(cell: Cell, block: str) -> list[Stage]:
-    """All that the deployment becomes in a cell."""
-    stages = [cell.before or Stage(plane=block)]
-    return stages + [event.stage for event in cell.events if event.stage is not None]
-
-
-def last_stage(events: Iterable[Event]) -> Stage | None:
-    return next((e.stage for e in reversed(list(events)) if e.stage is not None), None)

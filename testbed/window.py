@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from testbed.errors import MachineError
+from testbed.errors import MachineError, TrialError
 from testbed.observe.procstat import cgroup_cpu, clock_cpu, read
 from testbed.runtime.cgroups import Trees, trees
 from testbed.seams import Process
@@ -44,6 +44,7 @@ class Sampler:
     _trees: Trees = field(default_factory=trees)
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
+    _error: Exception | None = None
     _number: int = 0
 
     def start(self) -> None:
@@ -53,8 +54,11 @@ class Sampler:
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._stop.wait(PERIOD_S):
-            self._sample()
+        try:
+            while not self._stop.wait(PERIOD_S):
+                self._sample()
+        except Exception as error:  # counters that stand still would look like a calm machine
+            self._error = error
 
     def _sample(self, *, last: bool = False) -> None:
         for name, process in self.components.items():
@@ -77,6 +81,8 @@ class Sampler:
         self._stop.set()
         if self._thread:
             self._thread.join()
+        if self._error:
+            raise TrialError(f"what was sampled during the window ended early: {self._error}") from self._error
         self._sample(last=True)
         for name, process in self.components.items():
             try:

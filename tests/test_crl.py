@@ -44,6 +44,15 @@ def test_a_serial_number_counts_with_its_issuer() -> None:
     assert key(one) not in crl.revoked(OTHER.revocation_list([serial(one)], now=NOW))
 
 
+def test_an_entry_without_a_serial_number_is_a_value_error() -> None:
+    """Whoever reads the file goes on with the list it has; nothing else may come out."""
+    name, when = bytes.fromhex("3000"), b"\x17\x0d700101000000Z"
+    fields = bytes.fromhex("3000") + name + when + bytes.fromhex("30023000")
+    tbs = b"\x30" + bytes([len(fields)]) + fields
+    with pytest.raises(ValueError, match="DER"):
+        crl.revoked(b"\x30" + bytes([len(tbs)]) + tbs)
+
+
 def test_a_file_may_hold_many_lists_or_one_in_der() -> None:
     """Text between them is passed over, as in bundles of roots."""
     one, two = leaf(), leaf(OTHER)

@@ -126,6 +126,7 @@ def test_only_our_own_labs_are_removed_while_they_run() -> None:
             ("ours", "0:/r:aa", "x", "running"), ("theirs", "0:/r:bb", "x", "running"),
             ("theirs, ended", "0:/r:bb", "x", "exited"), ("ours of before", "0:/r:cc", "x", "exited"),
             ("old", "0:/r", "y", "running"), ("old, ended", "0:/r", "z", "exited"),
+            ("in the making", "0:/r:ee", "n", "created"), ("paused", "0:/r:ff", "p", "paused"),
             ("another's", "0:/r2:dd", "x", "exited"), ("another user's", "1:/r", "x", "exited"),
         ]
     ]  # fmt: skip

@@ -407,9 +407,8 @@ def test_detached_lab_outlives_its_maker_and_can_be_attached_to() -> None:
 
 def test_the_control_socket_hears_the_keepers_user_alone(lab: NetnsLab) -> None:
     """Another user is cut off before a word, though every folder on the way and the socket let him pass."""
-    for path in (*reversed(lab.folder.parents), lab.folder):
-        if not path.stat().st_mode & 0o001:
-            path.chmod(path.stat().st_mode | 0o011)
+    closed = [(path, path.stat().st_mode) for path in (*reversed(lab.folder.parents), lab.folder)]
+    closed = [(path, mode) for path, mode in closed if not mode & 0o001]
     (lab.folder / "control").chmod(0o777)
     code = (
         "import os, socket, sys\n"
@@ -420,12 +419,18 @@ def test_the_control_socket_hears_the_keepers_user_alone(lab: NetnsLab) -> None:
         "s.connect('control')\n"
         "print(len(s.recv(1)))"
     )
-    heard = [
-        subprocess.run(
-            [sys.executable, "-I", "-c", code, str(lab.folder), uid], capture_output=True, text=True, timeout=60
-        ).stdout.strip()
-        for uid in ("0", "3999")
-    ]
+    try:
+        for path, mode in closed:
+            path.chmod(mode | 0o011)
+        heard = [
+            subprocess.run(
+                [sys.executable, "-I", "-c", code, str(lab.folder), uid], capture_output=True, text=True, timeout=60
+            ).stdout.strip()
+            for uid in ("0", "3999")
+        ]
+    finally:
+        for path, mode in closed:
+            path.chmod(mode)
 
     assert heard == ["1", "0"]
 

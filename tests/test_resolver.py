@@ -98,14 +98,14 @@ def test_a_name_server_is_asked_for_both_families() -> None:
     with name_server({NAME: [(NAME, 60, "10.0.0.1"), (NAME, 40, "fd00::1")]}) as (address, seen):
         answer = asyncio.run(server(address)(NAME))
         assert answer == Answer(addresses=("10.0.0.1", "fd00::1"), ttl_s=40)
-        assert sorted(seen) == [(NAME, 1), (NAME, 28)]
+        assert set(seen) == {(NAME, 1), (NAME, 28)}  # a busy machine asks again
         assert "NXDOMAIN" in asyncio.run(server(address)("nobody.example")).reason
 
 
 def test_nobody_at_the_name_servers_port_is_a_reason() -> None:
     """ICMP says so at once."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
+        sock.bind(("127.99.0.1", 0))  # where nobody else takes the port meanwhile
         address = sock.getsockname()
 
     assert "cannot be reached" in asyncio.run(server(address)(NAME)).reason

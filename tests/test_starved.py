@@ -24,7 +24,7 @@ from testbed.seams import Spawn
 from tests.labs import needs_root
 from tests.loose import gates
 
-pytestmark = [pytest.mark.root, needs_root]
+pytestmark = [pytest.mark.alone, pytest.mark.root, needs_root]
 
 LOAD = dataclasses.replace(EXPERIMENT.load, rate_rps=50, connections=2, warmup_s=0.3, window_s=1.5)
 QUESTION = dataclasses.replace(EXPERIMENT, load=LOAD)
@@ -111,7 +111,7 @@ def test_a_starved_machine_fails_it_and_is_named(deployment: Deployment) -> None
         found = once(deployment, deployment.lab.folder / "starved", Gates(error_share=1.0, rate_share=0.0))
 
     assert found.certificate.level is Level.FAIL
-    assert any(re.fullmatch(r"host (9[89]|100)% busy", reason) for reason in found.reasons), found.reasons
+    assert any(re.fullmatch(r"host (9[7-9]|100)% busy", reason) for reason in found.reasons), found.reasons
     waited = [c for c in found.certificate.checks if c.name == "run-queue"]
     assert waited and any(c.level for c in waited), waited
     assert not any(m.valid for m in found.measurements)

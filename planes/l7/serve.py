@@ -81,7 +81,7 @@ class HttpSide(Ended, ABC):
         self.exchange: Callable[[HttpConnection, ServerStream, Request], Exchange] = partial(Exchange, self)
         """For every request; a partial, since a method in between costs as much as reading a field."""
         if program.settings.crash_header:
-            self.exchange = partial(crash.exchange, program.settings.crash_header.encode(), self)
+            self.exchange = partial(crash.exchange, program.settings.crash_header.lower().encode(), self)
 
     # -- connections ---------------------------------------------------------------------------------------------------
 

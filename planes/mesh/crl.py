@@ -56,7 +56,7 @@ def _of_list(der: bytes) -> Iterator[Key]:
     for tag, content, _ in fields[3:5]:
         if tag == _SEQUENCE:
             for _, entry, _ in _values(content):
-                yield issuer, next(_values(entry))[1]
+                yield issuer, _only(_values(entry), _INTEGER)
 
 
 def _only(values: Iterator[tuple[int, bytes, bytes]], tag: int) -> bytes:

@@ -40,8 +40,9 @@ def secrets(file: Path) -> list[bytearray]:
         decoded = b""
     at = decoded.find(_SCALAR) + len(_SCALAR)
     key = bytearray(memoryview(decoded)[at : at + 32]) if at >= len(_SCALAR) else bytearray()
-    # It is ours alone and nobody has hashed it: the one place where bytes are written to.
-    ctypes.memset(id(decoded) + bytes.__basicsize__ - 1, 0, len(decoded))
+    if len(decoded) > 1:  # shorter ones are the interpreter's own
+        # It is ours alone and nobody has hashed it: the one place where bytes are written to.
+        ctypes.memset(id(decoded) + bytes.__basicsize__ - 1, 0, len(decoded))
     _clear(text, joined)
     if len(key) < 32:
         _clear(*lines)

@@ -111,7 +111,6 @@ def components(world: World, *, app: str, neighbour: str) -> list[Component]:
 
 
 NEVER = Expected(got=False)
-ALWAYS = Expected(got=True)
 
 
 def expected(world: World, component: Component, attempt: str) -> Expected:

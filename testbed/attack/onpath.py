@@ -96,20 +96,22 @@ def between(netns: str) -> Iterator[Wire]:
             with contextlib.suppress(TimeoutError):
                 threading.Thread(target=take, args=(listener.accept()[0],), daemon=True).start()
 
-    thread = threading.Thread(target=accept)
+    thread = threading.Thread(target=accept, daemon=True)
     thread.start()
     try:
         nftables.apply(netns, redirected(listener.getsockname()[1]))
         yield wire
     finally:
-        nftables.apply(netns, nftables.removal(TABLE))
         ending.set()
-        thread.join()
-        listener.close()
-        for sock in held:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
+        try:
+            nftables.apply(netns, nftables.removal(TABLE))
+        finally:
+            thread.join()
+            listener.close()
+            for sock in held:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+                sock.close()
 
 
 def again(netns: str, where: tuple[str, int], data: bytes) -> bytes:

@@ -251,7 +251,13 @@ def _heard(attack: Attack, told: _Told) -> list[Finding]:
     def listen(component: Component) -> Row:
         hoped = sum(expected(attack.world, component, f"read/{flow}").got for flow in tokens)
         attempt = made.listening(attack.world, component, attack.place(component), tokens, hoped)
-        return attack.inside(component, [attempt])[attempt.name]
+        row = attack.inside(component, [attempt])[attempt.name]
+        for _ in range(MORE_TRIES):
+            if len(row.found) >= hoped:
+                break
+            more = attack.inside(component, [attempt])[attempt.name]
+            row.found.extend(one for one in more.found if one not in row.found)
+        return row
 
     talkers = [threading.Thread(target=talk, args=(flow,)) for flow in attack.world.flows]
     for thread in talkers:

@@ -219,16 +219,18 @@ def cgroup_of(proc_cgroup: str) -> str:
 
 def removable(containers: Sequence[Mapping[str, Any]], *, ours: str, like_ours: str) -> list[dict]:
     """Those that bear our owner's label; and of labs of owners at the same path, with another key or from before there
-    were keys, those of which no container runs.
+    were keys, those of which every container has ended: one that is being made is somebody's.
     """
-    running = {
-        (one["Labels"][OWNER], one["Labels"].get(LAB)) for one in containers if one.get("State") == "running"
+    living = {
+        (one["Labels"][OWNER], one["Labels"].get(LAB))
+        for one in containers
+        if one.get("State") not in ("exited", "dead")
     }
     found = []
     for one in containers:
         owner = one["Labels"][OWNER]
         alike = owner == like_ours or owner.rpartition(":")[0] == like_ours
-        if owner == ours or (alike and (owner, one["Labels"].get(LAB)) not in running):
+        if owner == ours or (alike and (owner, one["Labels"].get(LAB)) not in living):
             found.append(dict(one))
     return found
 
