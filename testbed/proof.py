@@ -24,6 +24,7 @@ from testbed.model.placement import Claim
 from testbed.model.topology import Service, ServicePort, Topology
 from testbed.observe import pcapng
 from testbed.observe.capture import Capture, embed_secrets
+from testbed.pki import ROOTS_FILE
 from testbed.runtime.enter import owner_for
 from testbed.runtime.routing import paths
 from testbed.runtime.wiring import port_name
@@ -133,12 +134,21 @@ def prove(deployment: Deployment, *, client: str, target: str, captures: Path) -
             f"(first: {first['error'] or first['status']})"
         )
     embed_secrets(file, deployment.keylogs())
-    heard = gather(pcapng.read(file), layout.segments, file=f"captures/{file.name}")
+    heard = gather(
+        pcapng.read(file), layout.segments, file=f"captures/{file.name}", roots=trusted(deployment)
+    )
     shares = {endpoint: numbers for endpoint, numbers in going.shares(tries).items() if numbers and endpoint != client}
     taken = first_stops(heard, going.token.encode(), lab.topology.workload(client).address)
     claims, canaries = share_out(asked, shares, taken, layout, token=going.token.encode(), client=client)
     findings = judge(plane=plane, claims=claims, canaries=canaries, evidence=heard, layout=layout)
     return [dataclasses.replace(finding, id=f"packets.{finding.id}") for finding in findings]
+
+
+def trusted(deployment: Deployment) -> bytes:
+    """PEM of the authorities whose leaves the proxies were given."""
+    folders = [deployment.folder(proxy.name) for proxy in deployment.placement.proxies]
+    found = {path.read_bytes() for folder in folders for path in sorted(folder.rglob(ROOTS_FILE))}
+    return b"".join(sorted(found))
 
 
 def concerned(claims: Sequence[Claim], topology: Topology, going: Errand, client: str) -> list[Claim]:

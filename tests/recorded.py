@@ -8,7 +8,7 @@ import ipaddress
 import os
 import ssl
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -139,6 +139,9 @@ class Tunnels:
     status: bytes = b"200"
     pieces: int = 1
     """DATA frames that each request is split into."""
+    others: Mapping[int, str] = field(default_factory=dict)
+    """Authorities of some of the streams, by number."""
+    method: bytes = b"CONNECT"
 
     def speak(self, say: object) -> None:
         client, server = h2_pair()
@@ -157,7 +160,11 @@ class Tunnels:
         for number, (request, reply) in enumerate(self.bodies):
             stream = client.get_next_available_stream_id()
             trace = f"00-{number:032x}-{number:016x}-00".encode()
-            headers = [(b":method", b"CONNECT"), (b":authority", self.authority.encode()), *self.extra]
+            authority = self.others.get(number, self.authority).encode()
+            headers = [(b":method", self.method), (b":authority", authority)]
+            if self.method != b"CONNECT":
+                headers += [(b":scheme", b"https"), (b":path", b"/")]
+            headers += self.extra
             client.send_headers(stream, [*headers, (b"traceparent", trace)])
             swap()
             server.send_headers(stream, [(b":status", self.status)], end_stream=self.status != b"200")
@@ -228,7 +235,8 @@ def tcp(
     frames = []
 
     def put(way: str, flags: int, payload: bytes = b"") -> None:
-        frames.append(frame(*ends[way], sent[way], flags, payload))
+        heard = sent[TO_CLIENT if way == TO_SERVER else TO_SERVER]
+        frames.append(frame(*ends[way], sent[way], flags, payload, acknowledged=heard))
         sent[way] = (sent[way] + len(payload) + (1 if flags & 3 else 0)) & 0xFFFFFFFF
 
     put(TO_SERVER, 2) if opening else None
@@ -241,8 +249,17 @@ def tcp(
     return frames
 
 
-def frame(source: tuple[str, int], destination: tuple[str, int], sequence: int, flags: int, payload: bytes) -> bytes:
-    segment = struct.pack("!HHIIBBHHH", source[1], destination[1], sequence, 0, 0x50, flags, 65535, 0, 0) + payload
+def frame(
+    source: tuple[str, int],
+    destination: tuple[str, int],
+    sequence: int,
+    flags: int,
+    payload: bytes,
+    *,
+    acknowledged: int = 0,
+) -> bytes:
+    head = (source[1], destination[1], sequence, acknowledged, 0x50, flags, 65535, 0, 0)
+    segment = struct.pack("!HHIIBBHHH", *head) + payload
     addresses = ipaddress.ip_address(source[0]).packed + ipaddress.ip_address(destination[0]).packed
     head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(segment), 0, 0x4000, 64, 6, 0) + addresses
     return bytes(12) + b"\x08\x00" + head + segment

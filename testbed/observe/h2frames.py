@@ -100,6 +100,8 @@ class Conversation:
     goaway: int | None = None
     problem: str = ""
     """Where reading had to stop; empty when both directions were read to their last whole frame."""
+    breaches: tuple[str, ...] = ()
+    """What no codec would say: DATA in a stream that was never opened, or behind its end. It is in no exchange."""
 
 
 @dataclass(slots=True)
@@ -125,6 +127,8 @@ class _Side:
     blocks: dict[int, list[Block]] = field(default_factory=dict)
     bodies: dict[int, _Pieces] = field(default_factory=dict)
     resets: dict[int, int] = field(default_factory=dict)
+    ended: set[int] = field(default_factory=set)
+    breaches: list[str] = field(default_factory=list)
     goaway: int | None = None
     frames: int = 0
     problem: str = ""
@@ -161,7 +165,18 @@ def converse(client: bytes, server: bytes) -> Conversation:
         frames=asked.frames + answered.frames,
         goaway=answered.goaway if answered.goaway is not None else asked.goaway,
         problem=asked.problem or answered.problem,
+        breaches=(*_unopened(asked, asked, "client"), *_unopened(answered, asked, "server"), *asked.breaches,
+                  *answered.breaches),
     )
+
+
+def _unopened(side: _Side, asked: _Side, who: str) -> list[str]:
+    """Streams of even number are pushed, and nobody's here."""
+    return [
+        f"{who}'s DATA in stream {stream}, which was never opened"
+        for stream in sorted(side.bodies)
+        if stream % 2 and stream not in asked.headers
+    ]
 
 
 def _read(data: bytes, at: int, who: str) -> _Side:
@@ -182,8 +197,11 @@ def _read(data: bytes, at: int, who: str) -> _Side:
         side.frames += 1
         stream, stop = frame.stream_id, at + 9 + length
         if isinstance(frame, DataFrame):
-            body = side.bodies.setdefault(stream, _Pieces())
-            body.add(bytes(frame.data), at + 9 + (1 if "PADDED" in frame.flags else 0))
+            if stream in side.ended:
+                side.breaches.append(f"{who}'s DATA in stream {stream} behind its end")
+            else:
+                body = side.bodies.setdefault(stream, _Pieces())
+                body.add(bytes(frame.data), at + 9 + (1 if "PADDED" in frame.flags else 0))
         elif isinstance(frame, HeadersFrame | ContinuationFrame | PushPromiseFrame):
             if not isinstance(frame, ContinuationFrame):
                 block, opened = b"", (stream, at)
@@ -202,6 +220,8 @@ def _read(data: bytes, at: int, who: str) -> _Side:
             side.resets[stream] = frame.error_code
         elif isinstance(frame, GoAwayFrame):
             side.goaway = frame.error_code
+        if "END_STREAM" in frame.flags:
+            side.ended.add(stream)
         at = stop
     return side
 

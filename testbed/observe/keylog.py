@@ -55,6 +55,8 @@ class Certificate:
     issuer: str
     sha256: str
     packets: tuple[int, ...]
+    chain: tuple[bytes, ...] = ()
+    """DER of it and of all that were sent with it, in their order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,8 +288,14 @@ def leaf(message: bytes, packets: Iterable[int] = ()) -> Certificate | None:
     at = 5 + message[4]
     if at + 6 > len(message):
         return None
-    length = int.from_bytes(message[at + 3 : at + 6], "big")
-    der = message[at + 6 : at + 6 + length]
+    chain = []
+    at += 3  # the list's own length
+    while at + 3 <= len(message):
+        length = int.from_bytes(message[at : at + 3], "big")
+        chain.append(message[at + 3 : at + 3 + length])
+        at += 3 + length
+        at += 2 + int.from_bytes(message[at : at + 2], "big")  # extensions of this one
+    der = chain[0]
     try:
         parsed = x509.load_der_x509_certificate(der)
         names = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -297,4 +305,10 @@ def leaf(message: bytes, packets: Iterable[int] = ()) -> Certificate | None:
         uris, issuer = (), parsed.issuer.rfc4514_string()
     except ValueError:
         uris, issuer = (), ""
-    return Certificate(uris=uris, issuer=issuer, sha256=hashlib.sha256(der).hexdigest(), packets=tuple(packets))
+    return Certificate(
+        uris=uris,
+        issuer=issuer,
+        sha256=hashlib.sha256(der).hexdigest(),
+        packets=tuple(packets),
+        chain=tuple(chain),
+    )

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from testbed.errors import UsageError
 
@@ -41,8 +41,9 @@ class Interface:
         return self.name.rpartition(":")[2]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Packet:
+class Packet(NamedTuple):
+    """A tuple and no dataclass: made a hundred thousand times a file, at a quarter of the cost."""
+
     number: int
     """From 1 over the whole file: Wireshark's frame.number."""
     interface: int
@@ -86,7 +87,20 @@ def parse(data: bytes) -> Recording:
     drops: dict[int, int] = {}
     first = 0  # interface numbers start anew in each section
     cut = False
-    for kind, body, order in _blocks(data):
+    enhanced = {order: struct.Struct(order + "IIIII").unpack_from for order in "<>"}
+    for kind, start, stop, order in _blocks(data):
+        if kind == ENHANCED:  # nearly all
+            interface, high, low, kept, wire = enhanced[order](data, start)
+            interface += first
+            multiply, divide = ticks[interface]
+            time_ns = high << 32 | low
+            if multiply != divide:
+                time_ns = time_ns * multiply // divide
+            end = start + 20 + kept
+            content = data[start + 20 : end if end < stop else stop]
+            packets.append(Packet(len(packets) + 1, interface, time_ns, content, wire))
+            continue
+        body = data[start:stop]
         if kind == SECTION:
             first = len(interfaces)
         elif kind == INTERFACE:
@@ -96,19 +110,6 @@ def parse(data: bytes) -> Recording:
                 Interface(name=options.get(2, b"").decode("utf-8", "replace"), link_type=link_type, snaplen=snaplen)
             )
             ticks.append(_tick(options.get(9, b"\x06")))
-        elif kind == ENHANCED:
-            interface, high, low, kept, wire = struct.unpack_from(order + "IIIII", body)
-            interface += first
-            multiply, divide = ticks[interface]
-            packets.append(
-                Packet(
-                    number=len(packets) + 1,
-                    interface=interface,
-                    time_ns=(high << 32 | low) * multiply // divide,
-                    data=bytes(body[20 : 20 + kept]),
-                    wire_length=wire,
-                )
-            )
         elif kind == SIMPLE:
             (wire,) = struct.unpack_from(order + "I", body)
             kept = min(wire, interfaces[first].snaplen or wire)
@@ -137,28 +138,32 @@ def parse(data: bytes) -> Recording:
     )
 
 
-def _blocks(data: bytes) -> Iterator[tuple[int | None, memoryview, str]]:
-    """(type, body, byte order) of each block; type None once at the end if the file stops inside a block."""
-    view, at, order = memoryview(data), 0, ""
+def _blocks(data: bytes) -> Iterator[tuple[int | None, int, int, str]]:
+    """(type, where its body begins and ends, byte order) of each block; type None once at the end if the file stops
+    inside a block."""
+    at, order = 0, ""
     if data[:4] != b"\n\r\r\n" or len(data) < 12:
         raise ValueError("not a pcapng file (it does not begin with a section header)")
-    while at < len(view):
-        if at + 12 > len(view):
-            yield None, view[at:at], order
+    size = len(data)
+    heads = {order: struct.Struct(order + "II").unpack_from for order in "<>"}
+    while at < size:
+        if at + 12 > size:
+            yield None, at, at, order
             return
-        if data[at : at + 4] == b"\n\r\r\n":
+        if data[at] == 10 and data[at : at + 4] == b"\n\r\r\n":
             order = "<" if data[at + 8 : at + 12] == b"\x4d\x3c\x2b\x1a" else ">"
-        kind, length = struct.unpack_from(order + "II", view, at)
+            head = heads[order]
+        kind, length = head(data, at)
         if length < 12 or length % 4:
             raise ValueError(f"block at byte {at} claims an impossible length {length}")
-        if at + length > len(view):
-            yield None, view[at:at], order
+        if at + length > size:
+            yield None, at, at, order
             return
-        yield kind, view[at + 8 : at + length - 4], order
+        yield kind, at + 8, at + length - 4, order
         at += length
 
 
-def _options(body: memoryview, order: str) -> dict[int, bytes]:
+def _options(body: bytes, order: str) -> dict[int, bytes]:
     found, at = {}, 0
     while at + 4 <= len(body):
         code, length = struct.unpack_from(order + "HH", body, at)

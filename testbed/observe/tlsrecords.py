@@ -78,6 +78,19 @@ def records(data: bytes, limit: int | None = None) -> Iterator[Record]:
         at += 5 + length
 
 
+def ending(data: bytes, limit: int) -> tuple[int, bool]:
+    """(where the whole records end that begin a stream, whether what follows up to `limit` can begin another)."""
+    at = 0
+    while at + 5 <= limit:
+        length = data[at + 3] << 8 | data[at + 4]
+        if not CHANGE_CIPHER_SPEC <= data[at] <= APPLICATION_DATA or data[at + 1] != 3 or length > MAX_RECORD:
+            return at, False
+        if at + 5 + length > limit:
+            return at, True
+        at += 5 + length
+    return at, True
+
+
 def begins_tls(data: bytes) -> bool:
     """The first bytes are a handshake record whose message is a hello."""
     return (

@@ -19,6 +19,8 @@ from testbed.observe.streams import ByteStream, Connection, follow
 from testbed.verify.segments import Segment
 
 FORWARD, BACKWARD = "forward", "backward"
+FIRST_BYTES = 6
+"""Of a connection, to tell whether it is TLS."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,22 +62,44 @@ class Heard:
     """None when it does not begin with TLS hellos."""
     conversation: Conversation | None
     """HTTP/2 inside the TLS, or spoken in clear; None if it is neither or could not be opened."""
+    is_cut: bool = False
+    """A direction of the TLS stops inside a record: what was in it is not known."""
+    foreign: bool = False
+    """A direction of the TLS holds bytes that are in no record."""
+
+    @property
+    def _streams(self) -> tuple[ByteStream, ByteStream]:
+        return self.connection.forward, self.connection.backward
 
     @property
     def is_empty(self) -> bool:
-        return not self.connection.forward.data and not self.connection.backward.data
+        """Nothing was said, as far as can be known."""
+        return not any(s.data or s.gaps or s.stray for s in self._streams)
 
     @property
     def began_before(self) -> bool:
-        """TLS whose handshake was before the capture."""
-        c = self.connection
-        return self.tls is None and (
-            tlsrecords.middle_of_tls(c.forward.data) or tlsrecords.middle_of_tls(c.backward.data)
-        )
+        """Its first bytes are not in the capture, so that nobody knows what it is; cleartext HTTP/2 is known by its
+        preface."""
+        forward = self.connection.forward
+        headless = not self.connection.opening_seen or (bool(forward.gaps) and forward.whole_until() < FIRST_BYTES)
+        return self.tls is None and self.conversation is None and headless
 
     @property
     def is_whole(self) -> bool:
-        return not self.connection.forward.gaps and not self.connection.backward.gaps
+        return not any(s.gaps or s.stray for s in self._streams)
+
+    @property
+    def is_certain(self) -> bool:
+        """No byte came with two values."""
+        return not any(s.conflicts for s in self._streams)
+
+    @property
+    def is_records(self) -> bool:
+        """All that was said stands in TLS records, also where the handshake was before the capture."""
+        if self.tls is not None:
+            return not self.foreign
+        spoken = [s.data for s in self._streams if s.data]
+        return self.began_before and all(tlsrecords.middle_of_tls(d) and _ends_in_records(d) for d in spoken)
 
     @property
     def tunnels(self) -> tuple[Exchange, ...]:
@@ -89,6 +113,8 @@ class Listening:
     segment: Segment
     packets: tuple[Packet, ...]
     heard: tuple[Heard, ...]
+    unread: int
+    """Packets that may hold a part of something that was not put together (fragments, packets in packets, cut ones)."""
     drops: int | None
     """None when the capture does not say: then nothing can be concluded from absence."""
     cut: bool = False
@@ -103,6 +129,8 @@ class Evidence:
     file: str
     listenings: tuple[Listening, ...]
     has_keys: bool
+    roots: bytes = b""
+    """PEM of the mesh's authorities; empty: who signed certificates is not judged."""
 
     def at(self, segment: Segment) -> Listening | None:
         return next((x for x in self.listenings if x.segment.name == segment.name), None)
@@ -120,29 +148,36 @@ class Sighting:
     heard: Heard | None
     """None for a packet outside every TCP stream."""
     exchange: Exchange | None = None
+    in_head: bool = False
+    """In a header block of that exchange; else in its DATA."""
 
 
-def gather(recording: Recording, segments: Sequence[Segment], *, file: str, key_log: str = "") -> Evidence:
+def gather(
+    recording: Recording, segments: Sequence[Segment], *, file: str, key_log: str = "", roots: bytes = b""
+) -> Evidence:
     """Secrets inside the capture and those of `key_log` are both used."""
     keys = keylog.parse_key_log(recording.key_log + "\n" + key_log)
     traffic = follow(recording.packets, recording.interfaces)
     by_name: dict[str, set[int]] = {}
     for number, interface in enumerate(recording.interfaces):
         by_name.setdefault(interface.name, set()).add(number)
+    unread = set(traffic.unread)
     listenings = []
     for segment in segments:
         numbers = by_name.get(segment.name, set())
         told = [recording.drops.get(n) for n in numbers]
+        packets = tuple(p for p in recording.packets if p.interface in numbers)
         listenings.append(
             Listening(
                 segment=segment,
-                packets=tuple(p for p in recording.packets if p.interface in numbers),
+                packets=packets,
+                unread=sum(p.number in unread for p in packets) if unread else 0,
                 heard=tuple(hear(c, keys) for c in traffic.connections if c.interface in numbers),
                 drops=None if not told or None in told else sum(told),
                 cut=recording.cut,
             )
         )
-    return Evidence(file=file, listenings=tuple(listenings), has_keys=bool(keys))
+    return Evidence(file=file, listenings=tuple(listenings), has_keys=bool(keys), roots=roots)
 
 
 def hear(connection: Connection, keys: KeyLog) -> Heard:
@@ -152,7 +187,23 @@ def hear(connection: Connection, keys: KeyLog) -> Heard:
     else:
         inside = (connection.forward.data, connection.backward.data)
     conversation = h2frames.converse(*inside) if h2frames.begins_h2(inside[0]) else None
-    return Heard(connection=connection, tls=tls, conversation=conversation)
+    ends = []
+    if tls is not None:
+        for stream in (connection.forward, connection.backward):
+            limit = stream.whole_until()
+            stop, goes_on = tlsrecords.ending(stream.data, limit)
+            ends.append((stop < limit, goes_on))
+    return Heard(
+        connection=connection,
+        tls=tls,
+        conversation=conversation,
+        is_cut=any(rest and goes_on for rest, goes_on in ends),
+        foreign=any(rest and not goes_on for rest, goes_on in ends),
+    )
+
+
+def _ends_in_records(data: bytes) -> bool:
+    return tlsrecords.ending(data, len(data))[1]
 
 
 def in_clear(listening: Listening, token: bytes) -> list[Sighting]:
@@ -181,6 +232,17 @@ def in_clear(listening: Listening, token: bytes) -> list[Sighting]:
                         heard=heard,
                     )
                 )
+            for start, stop, request in _occurrences(stream.other, token):
+                if stream.data[start:stop] != token:
+                    found.append(
+                        Sighting(
+                            request=request,
+                            direction=direction,
+                            packets=stream.carriers(start, stop),
+                            time_ns=stream.first_seen_ns(start, stop),
+                            heard=heard,
+                        )
+                    )
     seen = {number for sighting in found for number in sighting.packets}
     for packet in listening.packets:
         if token in packet.data and packet.number not in seen:
@@ -239,7 +301,7 @@ def _in_conversation(
 ) -> Iterator[tuple[Sighting, Spans]]:
     """With the ranges that held it of `bytes_of`, which is what the conversation was read from."""
     for exchange in conversation.exchanges:
-        for spans, request in _in_exchange(exchange, token, direction):
+        for spans, request, in_head in _in_exchange(exchange, token, direction):
             sighting = Sighting(
                 request=request,
                 direction=direction,
@@ -247,26 +309,28 @@ def _in_conversation(
                 time_ns=max(bytes_of.first_seen_ns(*span) for span in spans),
                 heard=heard,
                 exchange=exchange,
+                in_head=in_head,
             )
             yield sighting, spans
 
 
-def _in_exchange(exchange: Exchange, token: bytes, direction: str) -> Iterator[tuple[Spans, str]]:
+def _in_exchange(exchange: Exchange, token: bytes, direction: str) -> Iterator[tuple[Spans, str, bool]]:
+    """(where, name of the request, whether in a header block) of each occurrence."""
     sent = direction == FORWARD
     for block in exchange.asked if sent else exchange.answered:
         for name, value in block.headers:
             for text in (name, value):
                 for _, _, request in _occurrences(text.encode(), token):
-                    yield [block.span], request
+                    yield [block.span], request, True
     body = exchange.sent if sent else exchange.received
     inner = _inner(exchange)
     if inner is not None:
         for deeper in inner.exchanges:
-            for spans, request in _in_exchange(deeper, token, direction):
-                yield [outer for span in spans for outer in body.spans(*span)], request
+            for spans, request, _ in _in_exchange(deeper, token, direction):
+                yield [outer for span in spans for outer in body.spans(*span)], request, False
         return
     for start, stop, request in _occurrences(body.data, token):
-        yield body.spans(start, stop), request
+        yield body.spans(start, stop), request, False
 
 
 def _inner(exchange: Exchange) -> Conversation | None:

@@ -10,10 +10,11 @@ capture is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from testbed.model.experiment import Finding, Result
 from testbed.model.placement import Claim, Encryption
+from testbed.verify.doubt import Verdict, once, repeated_requests, unless_incomplete, why_unsearched
 from testbed.verify.evidence import (
     BACKWARD,
     FORWARD,
@@ -27,6 +28,8 @@ from testbed.verify.evidence import (
 )
 from testbed.verify.journeys import Journey, journeys
 from testbed.verify.segments import WIRE, Layout, Segment
+from testbed.verify.trust import is_vouched_for
+from testbed.verify.wording import more, names, packets_of, some, starts
 
 HBONE_PORT = 15008
 HBONE_SUITES = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384")
@@ -35,9 +38,6 @@ COUNTING = ("delivered", "readable")
 """Checks that can fail by seeing too little."""
 MAX_PACKETS = 100
 """Packet numbers listed in one finding; its text says how many there were."""
-
-Verdict = tuple[Result, str, str, Iterable[int]]
-"""(result, short value, what was seen, packets)."""
 
 
 def judge(
@@ -89,7 +89,7 @@ class _Bench:
             if listening is None or not listening.packets:
                 verdict: Verdict = (Result.NO_EVIDENCE, "no packets", f"nothing was captured at {segment.name}", ())
             else:
-                verdict = _unless_incomplete(check(claim, listening), listening, counts=name in COUNTING)
+                verdict = unless_incomplete(check(claim, listening), listening, counts=name in COUNTING)
             findings.append(self._finding(claim, segment, name, statement, verdict))
         return findings
 
@@ -120,37 +120,43 @@ class _Bench:
         value = f"{len(sightings)} of {expected} readable"
         if sightings:
             places = sorted({s.heard.connection.name if s.heard else "outside TCP" for s in sightings})
-            return Result.BROKEN, value, f"read in clear in {_some(places)}", _packets(sightings)
+            return Result.BROKEN, value, f"read in clear in {some(places)}", packets_of(sightings)
         heard = self._between(claim, listening)
         if not heard:
             return self._absent(claim, value)
-        if lacking := [h for h in heard if not h.is_whole]:
-            return Result.NO_EVIDENCE, value, f"bytes are missing in {_names(lacking)}", ()
+        if why := why_unsearched(heard, listening):
+            return Result.NO_EVIDENCE, value, why, ()
         carried = sum(len(h.connection.forward.data) for h in heard)
         needed = sum(c.count * len(c.token) for c in self._canaries(claim))
         if carried < needed:
             seen = f"only {carried} bytes crossed here, too few for {expected} requests: their absence proves nothing"
             return Result.NO_EVIDENCE, value, seen, ()
-        return Result.HOLDS, value, f"searched {len(listening.packets)} packets, {_names(heard)}", _ends(heard)
+        return Result.HOLDS, value, f"searched {len(listening.packets)} packets, {names(heard)}", starts(heard)
 
     def _readable(self, claim: Claim, listening: Listening) -> Verdict:
         expected = sum(c.count for c in self._canaries(claim))
         sightings = [
             s
             for c in self._canaries(claim)
-            for s in in_clear(listening, c.token)
-            if s.direction in (FORWARD, "")
-            and c.owns(s)
-            and (claim.segment != WIRE or s.heard is None or self._matches(claim, s.heard))
+            for s in once(
+                s
+                for s in in_clear(listening, c.token)
+                if s.direction in (FORWARD, "")
+                and c.owns(s)
+                and (claim.segment != WIRE or s.heard is None or self._matches(claim, s.heard))
+            )
         ]
         value = f"{len(sightings)} of {expected} readable"
         if len(sightings) >= expected > 0:
-            return Result.HOLDS, value, "found in clear", _packets(sightings)
+            return Result.HOLDS, value, "found in clear", packets_of(sightings)
         if sightings:
             seen = "some are missing: the capture or the load was not complete"
-            return Result.NO_EVIDENCE, value, seen, _packets(sightings)
-        if listening.segment.kind == WIRE and not self._between(claim, listening):
+            return Result.NO_EVIDENCE, value, seen, packets_of(sightings)
+        heard = self._between(claim, listening)
+        if listening.segment.kind == WIRE and not heard:
             return self._absent(claim, value)
+        if lacking := [h for h in heard if not h.is_whole]:
+            return Result.NO_EVIDENCE, value, f"bytes are missing in {names(lacking)}", ()
         return Result.BROKEN, value, "traffic is there and the canary is not: the check itself is broken", ()
 
     def _delivered(self, claim: Claim, listening: Listening) -> Verdict:
@@ -159,58 +165,73 @@ class _Bench:
         if reason:
             return Result.NO_EVIDENCE, f"? of {expected} inside", reason, ()
         ours = {id(h) for h in heard}
-        forward, backward, wanted_back = [], [], 0
+        forward, backward, repeated, wanted_back = [], [], [], 0
         for canary in self._canaries(claim):
             inside = [s for s in opened(listening, canary.token) if id(s.heard) in ours and canary.owns(s)]
             if claim.hbone:
-                inside = [s for s in inside if s.exchange is not None and s.exchange.is_connect]
+                inside = [s for s in inside if self._in_tunnel(claim, s)]
+            repeated += repeated_requests(s for s in inside if s.direction == FORWARD or canary.replies is not None)
             forward += [s for s in inside if s.direction == FORWARD]
             if canary.replies is not None:
                 backward += [s for s in inside if s.direction == BACKWARD]
                 wanted_back += canary.replies
         value = f"{len(forward)} of {expected} inside"
-        seen = f"decrypted {_names(heard)}"
+        seen = f"decrypted {names(heard)}"
+        if repeated:
+            return Result.BROKEN, value, f"{seen}; twice inside: {some(repeated)}", packets_of([*forward, *backward])
+        cut = [h for h in heard if h.is_cut or (h.conversation is not None and h.conversation.problem)]
+        too_many = len(forward) > expected or len(backward) > wanted_back  # is too many all the same
+        if cut and not too_many:
+            return Result.NO_EVIDENCE, value, f"{seen}; not to its end: {names(cut)}", ()
         if len(forward) == expected and len(backward) == wanted_back:
-            return Result.HOLDS, value, seen, _packets([*forward, *backward])
+            return Result.HOLDS, value, seen, packets_of([*forward, *backward])
         if len(backward) != wanted_back:
             seen += f"; {len(backward)} of {wanted_back} in answers"
-        return Result.BROKEN, value, seen, _packets([*forward, *backward])
+        return Result.BROKEN, value, seen, packets_of([*forward, *backward])
 
     def _tls(self, claim: Claim, listening: Listening) -> Verdict:
         heard = self._between(claim, listening)
         if not heard:
             return self._absent(claim, "no connection")
-        if before := [h for h in heard if h.began_before]:
-            return Result.NO_EVIDENCE, "no handshake", f"began before the capture: {_names(before)}", _ends(before)
-        plain = [h for h in heard if h.tls is None]
+        plain = [h for h in heard if h.tls is None and not h.began_before]
         if plain:
-            return Result.BROKEN, "not TLS", f"no TLS in {_names(plain)}", _ends(plain)
-        if lacking := [h for h in heard if h.tls.server_hello is None]:
-            return Result.NO_EVIDENCE, "no ServerHello", f"handshake not whole in {_names(lacking)}", _ends(lacking)
-        kinds = sorted({f"{h.tls.version} {h.tls.server_hello.cipher}" for h in heard})
-        wrong = [h for h in heard if h.tls.version != "TLS 1.3" or h.tls.server_hello.cipher not in HBONE_SUITES]
-        value = ", ".join(sorted({h.tls.version for h in heard}))
+            return Result.BROKEN, "not TLS", f"no TLS in {names(plain)}", starts(plain)
+        shaken = [h for h in heard if h.tls is not None and h.tls.server_hello is not None]
+        kinds = sorted({f"{h.tls.version} {h.tls.server_hello.cipher}" for h in shaken})
+        wrong = [h for h in shaken if h.tls.version != "TLS 1.3" or h.tls.server_hello.cipher not in HBONE_SUITES]
+        value = ", ".join(sorted({h.tls.version for h in shaken}))
         if wrong:
-            return Result.BROKEN, value, f"{_some(kinds)} in {_names(wrong)}", _ends(wrong)
-        return Result.HOLDS, value, f"{_some(kinds)} in {_names(heard)}", _ends(heard)
+            return Result.BROKEN, value, f"{some(kinds)} in {names(wrong)}", starts(wrong)
+        foreign = [h for h in heard if h.foreign]
+        if certain := [h for h in foreign if h.is_certain]:
+            return Result.BROKEN, "not only TLS", f"bytes outside every record in {names(certain)}", starts(certain)
+        if foreign:
+            seen = f"packets contradict each other in {names(foreign)}"
+            return Result.NO_EVIDENCE, "not only TLS", seen, starts(foreign)
+        if before := [h for h in heard if h.began_before]:
+            seen = f"its beginning is not in the capture: {names(before)}"
+            return Result.NO_EVIDENCE, "no handshake", seen, starts(before)
+        if lacking := [h for h in heard if h not in shaken]:
+            return Result.NO_EVIDENCE, "no ServerHello", f"handshake not whole in {names(lacking)}", starts(lacking)
+        return Result.HOLDS, value, f"{some(kinds)} in {names(heard)}", starts(heard)
 
     def _alpn(self, claim: Claim, listening: Listening) -> Verdict:
         heard, reason = self._to_open(claim, listening)
+        known = [h for h in heard if h.tls is not None and (h.tls.opened or h.tls.server.alpn)]
+        chosen = sorted({h.tls.server.alpn or "none" for h in known})
+        if wrong := [h for h in known if h.tls.server.alpn != "h2"]:
+            return Result.BROKEN, ", ".join(chosen), f"chosen in {names(wrong)}", starts(wrong)
         if reason:
             return Result.NO_EVIDENCE, "?", reason, ()
-        chosen = sorted({h.tls.server.alpn or "none" for h in heard})
-        wrong = [h for h in heard if h.tls.server.alpn != "h2"]
-        result = Result.BROKEN if wrong else Result.HOLDS
-        return result, ", ".join(chosen), f"chosen in {_names(wrong or heard)}", _ends(wrong or heard)
+        return Result.HOLDS, ", ".join(chosen), f"chosen in {names(heard)}", starts(heard)
 
     def _offer(self, claim: Claim, listening: Listening) -> Verdict:
         """What the client says before anything is encrypted: it takes no keys."""
         heard = self._between(claim, listening)
         if not heard:
             return self._absent(claim, "no connection")
-        if silent := [h for h in heard if h.tls is None or h.tls.client_hello is None]:
-            return Result.NO_EVIDENCE, "no ClientHello", f"no ClientHello in {_names(silent)}", _ends(silent)
-        hellos = [(h, h.tls.client_hello) for h in heard]
+        silent = [h for h in heard if h.tls is None or h.tls.client_hello is None]
+        hellos = [(h, h.tls.client_hello) for h in heard if h not in silent]
         wrong = [
             h
             for h, hello in hellos
@@ -223,48 +244,59 @@ class _Bench:
             wanted = f"{', '.join(claim.alpn) or 'any ALPN'} for {claim.sni or 'any name'}"
             if claim.alpn_http2:
                 wanted += f", with HTTP/2 inside {', '.join(claim.alpn_http2)}"
-            return Result.BROKEN, value, f"{_some(told)}, claimed {wanted}, in {_names(wrong)}", _ends(wrong)
-        return Result.HOLDS, value, f"{_some(told)} in {_names(heard)}", _ends(heard)
+            return Result.BROKEN, value, f"{some(told)}, claimed {wanted}, in {names(wrong)}", starts(wrong)
+        if silent:
+            return Result.NO_EVIDENCE, "no ClientHello", f"no ClientHello in {names(silent)}", starts(silent)
+        return Result.HOLDS, value, f"{some(told)} in {names(heard)}", starts(heard)
 
     def _identity(self, claim: Claim, listening: Listening) -> Verdict:
         heard, reason = self._to_open(claim, listening)
-        if reason:
-            return Result.NO_EVIDENCE, "?", reason, ()
         wrong, packets, said = [], set(), set()
         for h in heard:
+            if h.tls is None:
+                continue
             sides = ((claim.client_identity, h.tls.client), (claim.server_identity, h.tls.server))
             for role, (wanted, side) in zip(("client", "server"), sides, strict=True):
                 certificate = side.certificate
+                if certificate is None and not h.tls.opened:
+                    continue  # not seen is not the same as not sent
                 uris = certificate.uris if certificate else ()
                 packets.update(certificate.packets if certificate else ())
+                if certificate and self.evidence.roots and not is_vouched_for(certificate, self.evidence.roots):
+                    wrong.append(f"{role} of {h.connection.name} bears what no authority of the mesh signed")
                 said.add(f"{role} {', '.join(uris) or 'without identity'}")
                 if wanted is not None and uris != (str(wanted),):
                     wrong.append(f"{role} of {h.connection.name} is {', '.join(uris) or 'nobody'}, claimed {wanted}")
         if wrong:
-            return Result.BROKEN, "wrong identity", _some(wrong), packets
-        return Result.HOLDS, "both as claimed", _some(sorted(said)), packets
+            return Result.BROKEN, "wrong identity", some(wrong), packets
+        if reason:
+            return Result.NO_EVIDENCE, "?", reason, ()
+        return Result.HOLDS, "both as claimed", some(sorted(said)), packets
 
     def _hbone(self, claim: Claim, listening: Listening) -> Verdict:
         heard, reason = self._to_open(claim, listening)
-        if reason:
-            return Result.NO_EVIDENCE, "?", reason, ()
-        wanted = {c.authority for c in self.claims if (c.source, c.destination) == (claim.source, claim.destination)}
+        wanted = self._authorities(claim)
         wrong: list[str] = []
         packets: set[int] = set()
         seen_authorities, count = set(), 0
         for h in heard:
+            if h.tls is None or not (h.tls.client.data or h.tls.opened):
+                continue
             if h.connection.server[1] != HBONE_PORT:
                 wrong.append(f"{h.connection.name} is not on port {HBONE_PORT}")
-            if h.conversation is None or h.conversation.problem:
-                if h.tls.client.data:
+            whole = h.tls.opened and not h.is_cut
+            if h.conversation is None or (h.conversation.problem and h.tls.opened):
+                if h.tls.client.data and h.tls.opened:
                     why = h.conversation.problem if h.conversation else "it does not begin with the preface"
                     wrong.append(f"{h.connection.name} does not read as HTTP/2: {why}")
                 continue
+            if whole:  # else what opened the stream may be what is missing
+                wrong += [f"{h.connection.name} has {breach}" for breach in h.conversation.breaches]
             for exchange in h.conversation.exchanges:
                 count += 1
                 packets.update(h.tls.client.carriers(*exchange.request_span))
                 where = f"stream {exchange.stream} of {h.connection.name}"
-                names = exchange.names()
+                fields = exchange.names()
                 if not exchange.is_connect:
                     wrong.append(f"{where} is {exchange.header(':method')}, not CONNECT")
                     continue
@@ -272,18 +304,23 @@ class _Bench:
                 seen_authorities.add(authority)
                 if claim.authority is not None and authority not in wanted:
                     wrong.append(f"{where} asks for {authority}, claimed {claim.authority}")
-                wrong += [f"{where} has {name}" for name in (":scheme", ":path", ":protocol") if name in names]
+                wrong += [f"{where} has {name}" for name in (":scheme", ":path", ":protocol") if name in fields]
                 if not exchange.header("baggage"):
                     wrong.append(f"{where} has no baggage")
-                if exchange.status != 200:
+                if exchange.status != 200 and (whole or exchange.status):
                     wrong.append(f"{where} was answered {exchange.status or 'not at all'}")
-        if claim.authority is not None and count and claim.authority not in seen_authorities:
+        cut = [h for h in heard if h.is_cut]
+        if claim.authority is not None and count and claim.authority not in seen_authorities and not (reason or cut):
             wrong.append(f"no CONNECT asks for {claim.authority}")
         if wrong:
-            return Result.BROKEN, "not as HBONE", _some(wrong), packets or _ends(heard)
+            return Result.BROKEN, "not as HBONE", some(wrong), packets or starts(heard)
+        if reason:
+            return Result.NO_EVIDENCE, "?", reason, ()
+        if cut:
+            return Result.NO_EVIDENCE, "?", f"the capture stops inside a record of {names(cut)}", ()
         if not count:
-            return Result.NO_EVIDENCE, "no CONNECT", f"no stream in {_names(heard)}", ()
-        return Result.HOLDS, f"{count} CONNECT", f"to {_some(sorted(seen_authorities))} in {_names(heard)}", packets
+            return Result.NO_EVIDENCE, "no CONNECT", f"no stream in {names(heard)}", ()
+        return Result.HOLDS, f"{count} CONNECT", f"to {some(sorted(seen_authorities))} in {names(heard)}", packets
 
     def way(self, canary: Canary) -> Finding:
         """Each request on each segment of each of its legs, one leg after the other: read in clear or inside a tunnel,
@@ -297,7 +334,7 @@ class _Bench:
         identities = sorted(
             {f"{c.client_identity}→{c.server_identity}" for j in found for c in j.crossings if c.client_identity}
         )
-        seen = f"over {_some(points, 6)}" + (f" as {_some(identities)}" if identities else " in clear")
+        seen = f"over {some(points, 6)}" + (f" as {some(identities)}" if identities else " in clear")
         packets = sorted({n for j in whole for c in j.crossings for n in c.packets})
         if expected and len(whole) == len(found) == canary.count and not incomplete:
             result = Result.HOLDS
@@ -306,7 +343,7 @@ class _Bench:
         else:
             result = Result.NO_EVIDENCE
             if incomplete:
-                seen = f"capture not complete at {_some(incomplete)}; {seen}"
+                seen = f"capture not complete at {some(incomplete)}; {seen}"
             elif not self.evidence.has_keys:
                 seen = f"no keys: what is inside tunnels cannot be followed; {seen}"
         stops = (canary.source, *canary.via, canary.destination)
@@ -318,7 +355,7 @@ class _Bench:
             statement=f"every request from {canary.source} to {canary.destination} is seen on each segment of its "
             f"way{told}",
             result=result,
-            evidence=f"{self.evidence.file}: {seen}{_more(packets)}",
+            evidence=f"{self.evidence.file}: {seen}{more(packets)}",
             packets=tuple(packets[:MAX_PACKETS]),
             value=value,
         )
@@ -348,6 +385,17 @@ class _Bench:
         source, destination = (self.layout.addresses[name] for name in leg)
         return client in source and server in destination
 
+    def _authorities(self, claim: Claim) -> set[str | None]:
+        """What may be asked for between the two: by any claim, for calls of several ports may share a connection."""
+        return {c.authority for c in self.claims if (c.source, c.destination) == (claim.source, claim.destination)}
+
+    def _in_tunnel(self, claim: Claim, sighting: Sighting) -> bool:
+        """In the bytes of a tunnel to where it is claimed to go; the CONNECT's own fields are for the tunnel's end."""
+        exchange = sighting.exchange
+        if exchange is None or not exchange.is_connect or sighting.in_head:
+            return False
+        return claim.authority is None or exchange.header(":authority") in self._authorities(claim)
+
     def _between(self, claim: Claim, listening: Listening) -> list[Heard]:
         """Connections of the pair that carried bytes. Inside a sandbox redirection has changed addresses: there,
         all."""
@@ -367,12 +415,12 @@ class _Bench:
         if not heard:
             return [], f"no connection from {claim.source} to {claim.destination} here"
         if not_tls := [h for h in heard if h.tls is None]:
-            return heard, f"not opened: {_names(not_tls)} (no TLS handshake seen)"
+            return heard, f"not opened: {names(not_tls)} (no TLS handshake seen)"
         shut = [h for h in heard if not h.tls.opened]
         if shut and not self.evidence.has_keys:
             return heard, "no key log: nothing can be decrypted"
         if shut:
-            return heard, f"{_names(shut)} could not be decrypted: {shut[0].tls.problem or 'no encrypted record seen'}"
+            return heard, f"{names(shut)} could not be decrypted: {shut[0].tls.problem or 'no encrypted record seen'}"
         return heard, ""
 
     def _absent(self, claim: Claim, value: str) -> Verdict:
@@ -388,23 +436,14 @@ class _Bench:
             segment=f"{segment.label} ({where})" if segment else where,
             statement=f"{claim.source} → {claim.destination}: {statement}",
             result=result,
-            evidence=f"{self.evidence.file}: {seen}{_more(numbers)}",
+            evidence=f"{self.evidence.file}: {seen}{more(numbers)}",
             packets=tuple(numbers[:MAX_PACKETS]),
             value=value,
         )
 
 
-def _unless_incomplete(verdict: Verdict, listening: Listening, *, counts: bool) -> Verdict:
-    """A capture that lost packets can prove a breach that was seen, never a rule kept nor that something is missing."""
-    if listening.is_complete or verdict[0] is Result.NO_EVIDENCE or (verdict[0] is Result.BROKEN and not counts):
-        return verdict
-    if listening.drops is None:
-        why = "the capture does not say how many packets it lost"
-    elif listening.drops:
-        why = f"the capture lost {listening.drops} packets"
-    else:
-        why = "the capture file is cut off"
-    return Result.NO_EVIDENCE, verdict[1], f"{why}; {verdict[2]}", verdict[3]
+
+
 
 
 def _offers(claim: Claim, heard: Heard) -> tuple[tuple[str, ...], ...]:
@@ -420,28 +459,3 @@ def _in_order(wanted: Sequence[str], offered: Sequence[str]) -> bool:
     """Whether all of `wanted` stand in `offered` in that order; a real Istio may offer more between them."""
     rest = iter(offered)
     return all(name in rest for name in wanted)
-
-
-def _packets(sightings: Iterable[Sighting]) -> set[int]:
-    return {number for s in sightings for number in s.packets}
-
-
-def _ends(heard: Sequence[Heard]) -> set[int]:
-    """First packet of each connection: enough to find it."""
-    return {h.connection.first_packet for h in heard}
-
-
-def _names(heard: Sequence[Heard]) -> str:
-    return _some([h.connection.name for h in heard])
-
-
-def _some(texts: Sequence[str], limit: int = 3) -> str:
-    rest = len(texts) - limit
-    return "; ".join(texts[:limit]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _more(packets: Sequence[int]) -> str:
-    if not packets:
-        return ""
-    shown = ", ".join(map(str, packets[:8]))
-    return f"; packets {shown}" + (f", … ({len(packets)} in all)" if len(packets) > 8 else "")
