@@ -190,6 +190,30 @@ def test_block_interval_is_seeded_and_holds_its_estimate(values: list[float], se
     assert (len(values) > 1) or (first.low, first.high) == (-math.inf, math.inf)
 
 
+@pytest.mark.parametrize(("rounds", "left"), [(6, 1), (7, 3)])
+def test_few_rounds_have_the_interval_of_signed_ranks(rounds: int, left: int) -> None:
+    """As tables of Wilcoxon's signed ranks have it at 5 %: T of 0, and of 2 or less, is lopsided."""
+    values = [float(2**number) for number in range(rounds)]
+    averages = sorted((a + b) / 2 for n, a in enumerate(values) for b in values[n:])
+    found = block_interval(values)
+
+    assert (found.low, found.high) == (averages[left - 1], averages[-left])
+
+
+def test_one_odd_round_of_six_makes_no_interval_beyond_the_rounds() -> None:
+    """A resample without any spread but the odd one's would make it several times as wide."""
+    found = block_interval([1.0, 1.01, 1.0, 1.02, 0.99, 9.0])
+
+    assert (found.low, found.high) == (0.99, 9.0)
+
+
+def test_more_confidence_than_few_rounds_have_is_not_made_up_from_ranks() -> None:
+    """Six rounds are all on one side by chance once in 32: 98 % takes more than their range."""
+    found = block_interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], confidence=0.98)
+
+    assert found.low < 1.0 < 6.0 < found.high
+
+
 def test_more_confidence_is_wider() -> None:
     """What looking several times is paid with."""
     values = [random.Random(number).gauss(0, 1) for number in range(20)]
