@@ -38,6 +38,7 @@ def pytest_unconfigure() -> None:
         shutil.rmtree(_state, ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # before who shares the tests out looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """By its marks: a report's keywords hold names of folders, too, so that a checkout in `docker/` would be a tier."""
     for item in items:
