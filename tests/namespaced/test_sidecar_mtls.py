@@ -13,7 +13,7 @@ import h2.config
 import h2.connection
 import pytest
 
-from planes.l7.clienthello import read_client_hello
+from planes.l7.clienthello import ClientHello, read_client_hello
 from testbed.model.identity import Identity
 from testbed.model.placement import Placement
 from testbed.model.topology import Topology
@@ -303,6 +303,9 @@ def test_alpn_and_sni_are_istios(
             data += sock.recv(65536)
         hellos.append(data)
 
+    def parsed() -> list[ClientHello]:
+        return [hello for data in hellos if (hello := read_client_hello(data))]
+
     if not first:
         made = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
         made.initiate_connection()
@@ -312,10 +315,9 @@ def test_alpn_and_sni_are_istios(
         first = made.data_to_send()
     with deceived.serve("plain", target, handle), deceived.connect("client", deceived.vip("plain"), port) as sock:
         sock.sendall(first)
-        wait_for(lambda: hellos, "a ClientHello comes")
-    hello = read_client_hello(hellos[0])
-    assert hello is not None
-    assert hello.alpn == alpn
+        # What the case before asked for may be tried again here.
+        wait_for(lambda: any(hello.alpn == alpn for hello in parsed()), f"a ClientHello with {alpn} comes")
+    (hello,) = {hello.server_name: hello for hello in parsed() if hello.alpn == alpn}.values()
     assert hello.server_name == f"outbound_.{port}_._.plain.default.svc.cluster.local"
     assert b"\x03\x04" in hellos[0]
 
