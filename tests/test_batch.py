@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from testbed.links.batch import BATCH, Batch, read_singly
 from testbed.links.delayline import Shape
-from testbed.links.devices import End, in_netns, make_pairs, set_up
+from testbed.links.devices import End, in_netns, make_pairs, set_up, settle
 from testbed.links.direction import Direction
 from testbed.links.pacing import Pacer
 from testbed.links.prompt import open_device
@@ -38,6 +39,8 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         make_pairs([(End(netns=a, name="x", mac=A), End(netns=b, name="y", mac=B))])
         set_up(a, ["x"])
         set_up(b, ["y"])
+        settle(a, ["x"])
+        settle(b, ["y"])
         ends = [stack.enter_context(in_netns(fd, lambda n=n: open_device(n))) for fd, n in ((a, "x"), (b, "y"))]
         while not stamps_on_arrival(*ends):  # the kernel begins with that a moment after it was asked
             time.sleep(0.01)
@@ -47,6 +50,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 def stamps_on_arrival(sender: socket.socket, receiver: socket.socket) -> bool:
     sender.send(frame(0))
     sent_ns = time.time_ns()
+    assert select.select([receiver], [], [], 10)[0], "the frame does not come"  # on a busy machine it takes a moment
     ((_, stamp_ns),) = read_singly(receiver, 1)
     return stamp_ns < sent_ns
 
