@@ -48,17 +48,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.user_properties += [("tier", tier) for tier in TIERS if item.get_closest_marker(tier)]
         on_engine = item.get_closest_marker("docker") is not None
-        assert on_engine is (group(item.nodeid) == "docker"), f"{item.nodeid}: its name must tell that it needs Docker"
+        assert on_engine is group(item.nodeid).startswith("docker"), f"{item.nodeid}: its name must tell of Docker"
 
 
 def group(nodeid: str) -> str:
-    """What one process does alone: all that uses the engine, whose image they share; the namespaced cases, which share
-    labs; of the others a file, whose cases share fixtures.
+    """What one process does alone: a file, whose cases share fixtures; what makes and removes the engine's images; of
+    the namespaced cases those that share labs: a runtime's with sidecars, with waypoints, or with neither.
     """
     path, _, case = nodeid.partition("::")
-    if path.startswith("tests/docker/") or re.search(r"[\[-]docker[\]-]", case):
+    if path.startswith("tests/docker/"):
         return "docker"
-    return "namespaced" if path.startswith("tests/namespaced/") else path
+    if not path.startswith("tests/namespaced/"):
+        return path
+    runtime = "docker" if re.search(r"[\[-]docker[\]-]", case) else "netns"
+    plane = re.search(r"test_(sidecar|waypoint)", path)
+    return f"{runtime} {plane[1] if plane else 'ztunnel'}"
 
 
 @pytest.hookimpl(optionalhook=True)
