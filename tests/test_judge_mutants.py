@@ -412,19 +412,19 @@ def doubled(numbers: Sequence[int]) -> list[tuple[bytes, bytes]]:
 
 def orphan(studio: Studio) -> Exchange:
     """The last request in a stream that no HEADERS ever opened."""
-    pair = studio.pair(CLIENT_ID, SERVER_ID)
-    Tunnels(bodies=REQUESTS[:7]).speak(pair.say)
-    data = request(7)
-    pair.say(TO_SERVER, len(data).to_bytes(3, "big") + b"\x00\x00" + (99).to_bytes(4, "big") + data)
-    return pair.wire
+    return _as_data_of(studio, 99)
 
 
 def late(studio: Studio) -> Exchange:
     """The last request behind the end of the first one's tunnel."""
+    return _as_data_of(studio, 1)
+
+
+def _as_data_of(studio: Studio, stream_id: int) -> Exchange:
     pair = studio.pair(CLIENT_ID, SERVER_ID)
     Tunnels(bodies=REQUESTS[:7]).speak(pair.say)
     data = request(7)
-    pair.say(TO_SERVER, len(data).to_bytes(3, "big") + b"\x00\x00" + (1).to_bytes(4, "big") + data)
+    pair.say(TO_SERVER, len(data).to_bytes(3, "big") + b"\x00\x00" + stream_id.to_bytes(4, "big") + data)
     return pair.wire
 
 
