@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from planes.envoy import hbone
-from testbed.bench.proxy import (
+from testbed.bench.loopback import (
     CLIENT_URI,
     SERVER_URI,
     TRUST_DOMAIN,

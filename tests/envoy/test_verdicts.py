@@ -26,7 +26,7 @@ from planes.envoy import binary, http, pieces, rbac
 from planes.envoy.authorization import PEER_PRINCIPAL, Authorization, by_certificate, by_filter_state
 from planes.envoy.pieces import TYPE, Json
 from planes.envoy.routes import virtual_host
-from testbed.bench.proxy import write_certificates
+from testbed.bench.loopback import write_certificates
 from testbed.model import l4policy
 from testbed.model.httppath import normalize
 from testbed.model.identity import Identity
