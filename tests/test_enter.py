@@ -62,11 +62,10 @@ def test_ordinary_user_runs_a_lab_with_a_plane_and_leaves_nothing(user: Ordinary
     assert shown.returncode in (0, 3) and "renewed at half life by pid" in shown.stdout, shown.stderr
     assert "node-a--node-b" in user.inv("link.set", "node-a", "node-b", "--delay-ms", "5").stdout
 
-    # The same lab with another plane; one whose captures know a sidecar by its user id needs ids to give.
+    # The same lab with another plane; where a sidecar has no user id of its own, a mark keeps its traffic out of it.
     other = user.inv("lab.up", "pair", "--plane", "sidecar", own_ids=own_ids)
     assert "plane: ambient-l4 → sidecar" in other.stderr
-    assert other.returncode in (0, 3) if own_ids else other.returncode == 5, other.stderr
-    assert own_ids or "install uidmap" in other.stderr
+    assert other.returncode in (0, 3), other.stderr
     done = user.inv("lab.exec", "client", "--", sys.executable, "-c", get)
     assert (done.returncode, done.stdout.strip()) == (0, "200 server"), done.stderr
 
