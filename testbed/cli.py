@@ -36,7 +36,7 @@ def exit_with(verb: Callable[..., int | None], *args: object, **options: object)
             code = error.exit_code
         except KeyboardInterrupt as interrupt:
             interrupts.sweep_own()
-            print(f"interrupted; {interrupt or 'everything of this run was taken down'}", file=sys.stderr)
+            print(f"interrupted; {str(interrupt) or 'everything of this run was taken down'}", file=sys.stderr)
             code = interrupts.EXIT_CODE
         except BrokenPipeError:
             code = 0  # the reader (head, less) had enough
