@@ -34,9 +34,9 @@ def exit_with(verb: Callable[..., int | None], *args: object, **options: object)
         except TestbedError as error:
             print(error, file=sys.stderr)
             code = error.exit_code
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             interrupts.sweep_own()
-            print("interrupted; everything of this run was taken down", file=sys.stderr)
+            print(f"interrupted; {str(interrupt) or 'everything of this run was taken down'}", file=sys.stderr)
             code = interrupts.EXIT_CODE
         except BrokenPipeError:
             code = 0  # the reader (head, less) had enough

@@ -52,6 +52,11 @@ ZTUNNEL_CAPABILITIES = ("sys_admin", "net_admin", "net_raw")
 what Istio's ztunnel holds (facts/hbone 2.14).
 """
 ENTERING_CAPABILITIES = {"ztunnel": ZTUNNEL_CAPABILITIES}
+MARKING_CAPABILITIES = ("net_raw", "net_admin")
+"""To set marks; before Linux 5.17 the second is needed. Their namespace is the workload's, and no other."""
+MARKING_ROLES = frozenset({"sidecar", "envoy-sidecar", "envoy-ztunnel"})
+"""Those that can mark their connections (`mark` in their options), so that capture rules know them without a user id of
+their own."""
 
 
 @dataclass(slots=True)
@@ -175,14 +180,22 @@ def begin(deployment: Deployment, proxies: Sequence[Proxy]) -> None:
 
 
 def refuse_shared_id(placement: Placement) -> None:
-    """Raises MachineError where sidecars would capture their own traffic: the rules know them by their user id alone.
+    """Raises MachineError where proxies would capture their own traffic: those beside an application, known to the
+    rules by a user id that is the application's, too, and not of a role that marks its connections.
     """
-    if any(capture.kind is CaptureKind.SIDECAR for capture in placement.captures) and single_uid():
+    if not single_uid():
+        return
+    beside = {capture.proxy for capture in placement.captures if capture.kind is CaptureKind.SIDECAR}
+    if unknown := [p for p in placement.proxies if p.name in beside and p.role not in MARKING_ROLES]:
         raise MachineError(
-            f"plane {placement.plane}: its sidecars are told from applications by their user ids, and here all "
+            f"plane {placement.plane}: {unknown[0].name} is told from its application by its user id, and here all "
             f"programs of a lab share one; install uidmap (newuidmap) and have a range in /etc/subuid and /etc/subgid, "
-            f"run as root, or take planes without sidecars (--plane none,ambient-l4,ambient)"
+            f"run as root, or leave this plane out (--plane names those that are taken)"
         )
+
+
+def _marks(proxy: Proxy) -> bool:
+    return proxy.role in MARKING_ROLES and single_uid()
 
 
 def extra_sandboxes(placement: Placement) -> list[tuple[str, str, str]]:
@@ -202,7 +215,8 @@ def capture_batches(
         if capture.proxy not in uids:
             raise Bug(f"capture of {capture.workload} names proxy {capture.proxy!r}, which is not placed")
         if capture.kind is CaptureKind.SIDECAR:
-            yield capture.workload, nftables.sidecar_capture(uids[capture.proxy])
+            uid = None if single_uid() else uids[capture.proxy]
+            yield capture.workload, nftables.sidecar_capture(uid)
             continue
         workload = topology.workload(capture.workload)
         if all((p.name, p.sandbox) != (capture.proxy, workload.node) for p in placement.proxies):
@@ -243,7 +257,7 @@ def _prepare(deployment: Deployment, proxy: Proxy) -> Spawn:
         env=program.environment(folder),
         uid=uid,
         folder=folder,
-        capabilities=ENTERING_CAPABILITIES.get(proxy.role, ()),
+        capabilities=MARKING_CAPABILITIES if _marks(proxy) else ENTERING_CAPABILITIES.get(proxy.role, ()),
     )
 
 
@@ -282,7 +296,7 @@ def write_config(deployment: Deployment, proxy: Proxy, *, owner: int | None = No
         },
         **({"uds": "ztunnel.sock"} if proxy.enters else {}),
         **({"keylog": "keys.log"} if deployment.keylog else {}),
-        "options": proxy.options,
+        "options": {**proxy.options, "mark": nftables.MARK} if _marks(proxy) else proxy.options,
     }
     _write_owned(deployment.folder(proxy.name) / "config.json", json.dumps(config, indent=1), owner=owner)
 

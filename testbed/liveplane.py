@@ -65,10 +65,14 @@ def become(
             _write(folder, _told(deployment, declared=declared, keylog=keylog and bool(placement.proxies)))
     except BaseException as error:
         # Where this fails, too, the lab still bears the mark of a change whose maker is gone.
+        state = f"lab {folder.name} is up, its plane half changed"
         with suppress(TestbedError, OSError):
             _without_plane(folder, lab, {**declared, "plane": "none", "keylog": False})
+            state = f"lab {folder.name} is up, without a plane"
         if isinstance(error, PeerError):
             raise PeerError(f"lab {folder.name} has no plane now, for the one asked for failed: {error}") from error
+        if isinstance(error, KeyboardInterrupt):  # nothing was taken down, as would be said of one without words
+            raise KeyboardInterrupt(f"{state}; the same lab.up goes on, lab.down ends it") from error
         raise
 
 

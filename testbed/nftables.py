@@ -24,7 +24,7 @@ __all__ = [
 ]  # fmt: skip
 
 MARK = 0x539
-"""On every socket of ztunnel."""
+"""On every socket of ztunnel, and of a sidecar that has no user id of its own."""
 CONNECTION_MARK = 0x111
 OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT = 15001, 15006, 15008
 PASSTHROUGH_SOURCE = "127.0.0.6"
@@ -62,13 +62,21 @@ def in_pod_capture(outbound_port: int = OUTBOUND_PORT, inbound_port: int = INBOU
 
 
 def sidecar_capture(
-    uid: int,
+    uid: int | None,
     *,
     excluded_inbound_ports: Sequence[int] = (15090, 15021, 15020),
     outbound_port: int = OUTBOUND_PORT,
     inbound_port: int = INBOUND_PORT,
 ) -> Batch:
-    """Istio's sidecar rules for one workload's namespace; the proxy is known by its user id, not by a mark."""
+    """Istio's sidecar rules for one workload's namespace; the proxy is known by its user id, not by a mark.
+
+    None: where all programs share one id it is by its mark after all; the packets that these rules see are the same.
+    """
+    own, another = (
+        (nft.marked(MARK), nft.marked(MARK, equal=False))
+        if uid is None
+        else (nft.owner(uid), nft.owner(uid, equal=False))
+    )
     t = nft.Table(CAPTURE_TABLE)
     t.chain("prerouting_nat", "nat", nft.PREROUTING, -100)
     for port in (HBONE_PORT, *excluded_inbound_ports):
@@ -79,11 +87,11 @@ def sidecar_capture(
     t.rule("inbound passthrough", lo, nft.source(PASSTHROUGH_SOURCE), nft.accept())
     t.rule(
         "a call to itself through the sidecar",
-        *(lo, nft.tcp(), nft.destination("127.0.0.1", equal=False), nft.port(HBONE_PORT, equal=False), nft.owner(uid)),
+        *(lo, nft.tcp(), nft.destination("127.0.0.1", equal=False), nft.port(HBONE_PORT, equal=False), own),
         nft.redirect(inbound_port),
     )
-    t.rule("the application on loopback", lo, nft.owner(uid, equal=False), nft.accept())
-    t.rule("the sidecar itself", nft.owner(uid), nft.accept())
+    t.rule("the application on loopback", lo, another, nft.accept())
+    t.rule("the sidecar itself", own, nft.accept())
     t.rule("loopback stays", nft.destination("127.0.0.1"), nft.accept())
     t.rule("outbound to the sidecar", nft.tcp(), nft.redirect(outbound_port))
     return Batch(tables=t.messages)

@@ -15,13 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed import program
+from testbed import honoured, program
 from testbed.deploy import Deployment
 from testbed.errors import PeerError, UsageError
 from testbed.lab import APP_UID, log_tail
 from testbed.model.experiment import Finding
 from testbed.model.placement import Claim
-from testbed.model.topology import Service, ServicePort, Topology
+from testbed.model.policy import AuthorizationPolicy, selects
+from testbed.model.topology import ROOT_NAMESPACE, Service, ServicePort, Topology
 from testbed.observe import pcapng
 from testbed.observe.capture import Capture, embed_secrets
 from testbed.pki import ROOTS_FILE
@@ -132,6 +133,7 @@ def prove(deployment: Deployment, *, client: str, target: str, captures: Path) -
         raise PeerError(
             f"{len(lost)} of {REQUESTS} canary requests failed, so nothing can be proven "
             f"(first: {first['error'] or first['status']})"
+            + "".join(f"\n{line}" for line in policies_before(going.service, lab.topology, plane))
         )
     embed_secrets(file, deployment.keylogs())
     heard = gather(
@@ -142,6 +144,23 @@ def prove(deployment: Deployment, *, client: str, target: str, captures: Path) -
     claims, canaries = share_out(asked, shares, taken, layout, token=going.token.encode(), client=client)
     findings = judge(plane=plane, claims=claims, canaries=canaries, evidence=heard, layout=layout)
     return [dataclasses.replace(finding, id=f"packets.{finding.id}") for finding in findings]
+
+
+def policies_before(service: Service, topology: Topology, plane: str) -> list[str]:
+    """Why canaries may be refused rightly: the policies of a service's endpoints, with what the plane makes of them."""
+    undone: dict[str, list[str]] = {}
+    for one in honoured.not_honoured(topology.policies, plane):
+        undone.setdefault(one.resource, []).append(f"{one.field}: {one.why}" if one.field else one.why)
+    endpoints = [topology.workload(name) for name in service.endpoints]
+    found = []
+    for policy in topology.policies:
+        if not isinstance(policy, AuthorizationPolicy) or policy.target_refs:
+            continue
+        if any(selects(policy.selector or (), policy.namespace, one, ROOT_NAMESPACE) for one in endpoints):
+            name = f"AuthorizationPolicy {policy.namespace}/{policy.name}"
+            why = "; ".join(undone.get(name, ["as it is written"]))
+            found.append(f"{name} ({policy.action.value}) stands before {service.name}; under {plane}: {why}")
+    return found
 
 
 def trusted(deployment: Deployment) -> bytes:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from testbed import axisclaims, cells, claims, honoured, planespec, report, runnames, sweep, table, typeset
+from testbed import axisclaims, cells, claims, deploy, honoured, planespec, report, runnames, sweep, table, typeset
 from testbed.claimlist import CLAIMS, SOURCES, said_by
 from testbed.errors import MachineError, TestbedError, UsageError
 from testbed.fidelity import PREFIX, Gates, Level
@@ -67,8 +67,12 @@ def run(
     made_runtime = load("runtime", runtime_name)()
     own = {asked: load("runtime", asked)() for asked in set(map(planespec.runtime_of, experiment.planes)) - {""}}
     topology = sweep.resolve(experiment)
-    for plane in experiment.planes:
-        planespec.place(plane, topology)  # an unknown name or option speaks before anything is built
+    left_out = not_placeable(experiment.planes, topology, by_one_user=runtime_name != "docker" and not dry_run)
+    if left_out and (planes or resume or len(left_out) == len(experiment.planes)):
+        raise MachineError("\n".join(left_out.values()))
+    for plane, why in left_out.items():
+        print(f"LEFT OUT: {plane}: {why}", file=sys.stderr)
+    experiment = sweep.with_overrides(experiment, planes=[p for p in experiment.planes if p not in left_out])
     if resume:
         must_be_the_same(Path(resume), planned, experiment, topology)
     blocks = sweep.plan_blocks(experiment, experiment.planes, seed)
@@ -121,6 +125,8 @@ def run(
     )
     left = sweep.steps_left(experiment, store, blocks)
     with store as into, _steps(total=left, at_least_s=experiment.block_s) as (progress, say):
+        if left_out:
+            into.note(left_out=left_out)
         for weakness in made_runtime.weaker():
             say(f"warning: {weakness}")
         try:
@@ -154,6 +160,23 @@ def run(
         raise
     print(f"\nreport: {page}")
     return code
+
+
+def not_placeable(planes: Sequence[str], topology: Topology, *, by_one_user: bool) -> dict[str, str]:
+    """Of these planes those that this machine or user cannot have, with why and the mend.
+
+    `by_one_user`: labs may have to do with one user id (`deploy.refuse_shared_id`). Raises UsageError for a plane or
+    option that is not known: before anything is built.
+    """
+    found = {}
+    for plane in planes:
+        try:
+            placement = planespec.place(plane, topology)
+            if by_one_user:
+                deploy.refuse_shared_id(placement)
+        except MachineError as error:
+            found[plane] = str(error)
+    return found
 
 
 def _proxies(plane: str, topology: Topology) -> list[dict[str, Any]]:

@@ -67,6 +67,28 @@ def test_each_error_ends_with_its_code_and_one_text(
     assert printed.err.strip()
 
 
+@pytest.mark.parametrize(
+    ("interrupt", "said"),
+    [
+        (KeyboardInterrupt(), "interrupted; everything of this run was taken down\n"),
+        (KeyboardInterrupt("lab x is up"), "interrupted; lab x is up\n"),
+    ],
+    ids=["as usual", "what stays is told"],
+)
+def test_an_interrupt_says_what_is_left(
+    interrupt: KeyboardInterrupt, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the words of who was interrupted; without any, nothing is."""
+
+    def interrupted() -> None:
+        raise interrupt
+
+    with pytest.raises(SystemExit):
+        cli.exit_with(interrupted)
+
+    assert capsys.readouterr().err == said
+
+
 def test_errors_of_ours_are_a_family() -> None:
     """So that one `except` at the edge is enough."""
     assert all(issubclass(kind, TestbedError) for kind in (UsageError, TrialError, MachineError, PeerError, Bug))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import tempfile
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from testbed import deploy, planespec, runs, topofile
+from testbed.errors import MachineError
 from testbed.runtime import enter
 from tests.ordinary import FIRST_SUBORDINATE_ID, UID, OrdinaryUser
 
@@ -62,17 +65,34 @@ def test_ordinary_user_runs_a_lab_with_a_plane_and_leaves_nothing(user: Ordinary
     assert shown.returncode in (0, 3) and "renewed at half life by pid" in shown.stdout, shown.stderr
     assert "node-a--node-b" in user.inv("link.set", "node-a", "node-b", "--delay-ms", "5").stdout
 
-    # The same lab with another plane; one whose captures know a sidecar by its user id needs ids to give.
-    other = user.inv("lab.up", "pair", "--plane", "sidecar", own_ids=own_ids)
+    # The same lab with another plane; where a sidecar has no user id of its own, a mark keeps its traffic out of it.
+    other = user.inv("lab.up", "pair", "--plane", "sidecar", "--keylog", own_ids=own_ids)
     assert "plane: ambient-l4 → sidecar" in other.stderr
-    assert other.returncode in (0, 3) if own_ids else other.returncode == 5, other.stderr
-    assert own_ids or "install uidmap" in other.stderr
-    done = user.inv("lab.exec", "client", "--", sys.executable, "-c", get)
-    assert (done.returncode, done.stdout.strip()) == (0, "200 server"), done.stderr
+    assert other.returncode in (0, 3), other.stderr
+    proven = user.inv("lab.prove", "pair", "client", "server", own_ids=own_ids)
+    assert proven.returncode == 0, proven.stdout + proven.stderr
+    assert "16 of 16 findings hold" in proven.stderr
 
     down = user.inv("lab.down", own_ids=own_ids)
     assert down.returncode == 0, down.stderr
     assert [path.name for path in user.state.iterdir() if not path.name.startswith(".")] == []
+
+
+def test_a_proxy_that_marks_nothing_is_refused_where_it_has_no_user_id_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would capture its own connections without end. The run goes on without that plane only if nobody named it."""
+    topology = topofile.load("pair")
+    ours = planespec.place("sidecar", topology)
+    foreign = dataclasses.replace(ours, proxies=tuple(dataclasses.replace(p, role="mine") for p in ours.proxies))
+    monkeypatch.setattr(deploy, "single_uid", lambda: True)
+
+    deploy.refuse_shared_id(ours)
+    with pytest.raises(MachineError, match=r"sidecar\.client is told .* by its user id.* install uidmap"):
+        deploy.refuse_shared_id(foreign)
+    monkeypatch.setattr(planespec, "place", lambda plane, _: foreign if plane == "mine" else ours)
+    assert list(runs.not_placeable(("none", "mine"), topology, by_one_user=True)) == ["mine"]
+    assert runs.not_placeable(("none", "mine"), topology, by_one_user=False) == {}
 
 
 RENEWS = """

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import labs, livelab, topofile
+from testbed import deploy, labs, livelab, topofile
 from testbed.errors import PeerError
 from testbed.livelab import ABOUT, CHANGING
 from testbed.observe import pcapng
@@ -193,6 +193,23 @@ def test_a_plane_that_does_not_come_up_leaves_none_at_all(lab: Path) -> None:
         assert status(bare) == "200"
     assert up("sidecar") in (0, 3)
     assert kept(livelab.about_of(lab)) == kept(about)
+
+
+def test_an_interrupted_change_says_that_the_lab_is_up(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle: no plane, all else as before, and these are the words; the next change makes it whole."""
+    assert up("none") in (0, 3)
+    before = kept(livelab.about_of(lab))
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt) as told:
+        patched.setattr(deploy, "begin", interrupted)
+        up("sidecar")
+    assert str(told.value).startswith("lab two-zones is up, without a plane; ")
+    bare = livelab.about_of(lab)
+    assert (bare["plane"], bare["proxies"], kept(bare)) == ("none", [], before)
+    assert up("sidecar") in (0, 3)
 
 
 def test_a_change_whose_maker_was_killed_is_told_and_made_anew(lab: Path) -> None:

@@ -38,7 +38,7 @@ def _messages(data: bytes) -> list[tuple[int, int]]:
     return found
 
 
-@pytest.mark.parametrize("batch", [in_pod_capture(), sidecar_capture(UID)])
+@pytest.mark.parametrize("batch", [in_pod_capture(), sidecar_capture(UID), sidecar_capture(None)])
 def test_a_batch_is_one_transaction_that_replaces_its_table(batch: Batch) -> None:
     """BEGIN and END frame it; the table is made, deleted and made again, so applying twice leaves one copy."""
     kinds = [kind for kind, _ in _messages(batch.datagrams[0])]
@@ -283,10 +283,17 @@ def test_a_call_to_its_own_address_is_not_captured(pair: tuple[Namespace, Namesp
 
 
 @pytest.mark.root
-def test_sidecar_rules_spare_the_proxys_user(pair: tuple[Namespace, Namespace]) -> None:
+@pytest.mark.parametrize(
+    ("known_by", "proxys"),
+    [(UID, {"uid": UID}), (None, {"uid": 1000, "mark": nftables.MARK})],
+    ids=["by its user id", "by its mark"],
+)
+def test_sidecar_rules_spare_the_proxy(
+    pair: tuple[Namespace, Namespace], known_by: int | None, proxys: dict[str, int]
+) -> None:
     """Everyone else's connection lands at 15001, the proxy's own goes out; inbound lands at 15006."""
     here, there = pair
-    nftables.apply(here.path, sidecar_capture(UID))
+    nftables.apply(here.path, sidecar_capture(known_by))
 
     with (
         there.listen(THERE, 8080) as server,
@@ -295,7 +302,7 @@ def test_sidecar_rules_spare_the_proxys_user(pair: tuple[Namespace, Namespace]) 
     ):
         with here.connect(THERE, 8080, uid=1000) as app, _reaches(app, outbound) as accepted:
             assert _original(accepted) == (THERE, 8080)
-        with here.connect(THERE, 8080, uid=UID) as proxy:
+        with here.connect(THERE, 8080, **proxys) as proxy:
             _reaches(proxy, server).close()
         with there.connect(HERE, 8080) as client, _reaches(client, inbound) as accepted:
             assert _original(accepted) == (HERE, 8080)

@@ -73,6 +73,17 @@ class TestErrand:
             proof.errand(shipped("pair"), "server:81", "t")
 
 
+def test_policies_that_may_refuse_canaries_are_told_with_what_the_plane_makes_of_them() -> None:
+    """`ledger` may be read only; a ztunnel that cannot see methods lets nobody in, so no canary can arrive."""
+    topology = shipped("two-zones")
+    (line,) = proof.policies_before(topology.service("ledger"), topology, "ambient")
+
+    assert line.startswith("AuthorizationPolicy default/read-only (ALLOW) stands before ledger; under ambient: ")
+    assert "HTTP attributes are not seen at L4 (methods)" in line
+    assert "as it is written" in proof.policies_before(topology.service("ledger"), topology, "sidecar")[0]
+    assert proof.policies_before(topology.service("tcp"), topology, "ambient") == []
+
+
 @pytest.fixture
 def deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Deployment]:
     topology_name, plane = request.param

@@ -47,6 +47,7 @@ def build(config: Mapping, view: Mapping) -> tuple[Json, list[str]]:
         node=config["name"],
         listeners=[*parts.listeners, pieces.ready_listener()],
         clusters=list(parts.clusters.values()),
+        mark=config["options"].get("mark"),
     )
     return made, parts.undone
 

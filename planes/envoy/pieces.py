@@ -16,6 +16,7 @@ PASSTHROUGH_SOURCE = "127.0.0.6"
 READY_PORT = 15021
 ADMIN_PORT = 15000
 _MANY = 1_000_000
+_SOL_SOCKET, _SO_MARK = 1, 36  # Linux's numbers
 
 Json = dict[str, object]
 
@@ -356,7 +357,16 @@ def ready_listener() -> Json:
     return listener("ready", "127.0.0.1", READY_PORT, [chain([connection_manager("ready", virtual_hosts=[host])])])
 
 
-def bootstrap(*, node: str, listeners: Sequence[Json], clusters: Sequence[Json], admin_port: int = ADMIN_PORT) -> Json:
+def bootstrap(
+    *,
+    node: str,
+    listeners: Sequence[Json],
+    clusters: Sequence[Json],
+    admin_port: int = ADMIN_PORT,
+    mark: int | None = None,
+) -> Json:
+    """`mark`: on every connection that leaves from no address of its own choice (`cluster`'s `source`)."""
+    marked = {"level": _SOL_SOCKET, "name": _SO_MARK, "int_value": mark, "state": "STATE_PREBIND"}
     return {
         "node": {"id": node, "cluster": "meshbed"},
         "admin": {"address": address("127.0.0.1", admin_port)},
@@ -366,5 +376,6 @@ def bootstrap(*, node: str, listeners: Sequence[Json], clusters: Sequence[Json],
                 "typed_config": {"@type": f"{TYPE}.extensions.bootstrap.internal_listener.v3.InternalListener"},
             }
         ],
+        **({"cluster_manager": {"upstream_bind_config": {"socket_options": [marked]}}} if mark is not None else {}),
         "static_resources": {"listeners": list(listeners), "clusters": list(clusters)},
     }

@@ -72,11 +72,12 @@ class Dialler:
         *,
         baggage: Callable[[], str],
         fields: bytes = b"",
+        mark: int | None = None,
     ) -> None:
-        """`fields`: more of a CONNECT's, encoded."""
+        """`fields`: more of a CONNECT's, encoded; `mark`: on every socket."""
         self.loop = loop
         self.contexts = contexts
-        self._baggage, self._fields = baggage, fields
+        self._baggage, self._fields, self._mark = baggage, fields, mark
         self._upstreams: WeakValueDictionary[tuple[str, Way], Upstream] = WeakValueDictionary()
         """Kept alive by who may choose them, and by their connections."""
         self._groups: dict[str, tuple[TrafficPolicy, Group]] = {}
@@ -122,7 +123,7 @@ class Dialler:
             return await self._through(way, factory, limit_s)
         if way.security is Security.REFUSED:
             raise ConnectionError("tls: the destination rule asks for SIMPLE or MUTUAL, which is not spoken here")
-        sock = net.upstream(way.address, source=None)
+        sock = net.upstream(way.address, mark=self._mark)
         if way.security is Security.PLAIN:
             if way.source:
                 sock.bind((way.source, 0))
@@ -166,8 +167,8 @@ class Dialler:
 
     async def _open_session(self, way: Way) -> HboneSession:
         return await ask.open_session(
-            self.loop, net.upstream(way.tunnel), way.tunnel, self.contexts.client, expected=way.expected,
-            sessions=self.sessions,
+            self.loop, net.upstream(way.tunnel, mark=self._mark), way.tunnel, self.contexts.client,
+            expected=way.expected, sessions=self.sessions,
         )  # fmt: skip
 
     # -- housekeeping --------------------------------------------------------------------------------------------------

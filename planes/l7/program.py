@@ -64,7 +64,9 @@ class L7Program(ABC):
         uri, files = next(iter(settings.identities.items()))
         self.contexts = tls.IdentityContexts(uri, files, settings.keylog)
         self.uri = uri
-        self.dialler = Dialler(loop, self.contexts, baggage=lambda: self._baggage)
+        if settings.mark is not None:
+            net.must_mark(settings.mark)
+        self.dialler = Dialler(loop, self.contexts, baggage=lambda: self._baggage, mark=settings.mark)
         self.draw: Callable[[], float] = random.random
         self.random_bits: Callable[[int], int] = random.getrandbits
         self.http_metrics = HttpMetrics()

@@ -59,6 +59,8 @@ class Settings:
     """15090 of a sidecar. A port of 0 switches that listener off."""
     open_address: str = "127.0.0.1"
     """Where metrics and readiness listen; Istio's sidecars answer the whole network there (facts/hbone 1.1)."""
+    mark: int | None = None
+    """On all its connections, where capture rules cannot know it by a user id of its own."""
     policy_drain_s: float = 45.0
     """What a new policy refuses of TCP connections that are open ends after this long (`drainDuration`)."""
     crash_header: str = ""

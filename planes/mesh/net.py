@@ -109,6 +109,13 @@ def upstream(
     return sock
 
 
+def must_mark(mark: int) -> None:
+    """Raises MachineError where sockets cannot be marked: for who would capture its own connections then."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        if not _try_option(sock, socket.SOL_SOCKET, socket.SO_MARK, mark):
+            raise MachineError("sockets cannot be marked here; it needs CAP_NET_RAW, before Linux 5.17 CAP_NET_ADMIN")
+
+
 def _try_option(sock: socket.socket, level: int, option: int, value: int) -> bool:
     try:
         sock.setsockopt(level, option, value)
