@@ -6,12 +6,13 @@ Cells of one topology share a deployment; a cell's own links are set on the live
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from testbed import planespec, standing, variants
 from testbed.beside import beside
 from testbed.deploy import Deployment
+from testbed.hops import traced
 from testbed.model.experiment import Cell, Experiment
 from testbed.model.placement import Placement
 from testbed.model.topology import Impairment, Topology
@@ -85,7 +86,8 @@ def measured(
         )  # fmt: skip
         return standing.with_rows(outcome, stands)
     with beside(deployment, cell.beside, experiment.load, seed=seed, folder=folder / "beside") as neighbour:
-        outcome = run(alone=cell.beside is None)
+        measure = partial(run, alone=cell.beside is None)
+        outcome = traced.run(deployment, experiment, measure, folder=folder) if cell.traced else measure()
     if cell.beside is not None:
         outcome = neighbour.judged(outcome)
     return standing.with_rows(outcome, stands) if stands else outcome

@@ -293,7 +293,9 @@ def _measure(setting: Setting, block: Block, cells: Sequence[str]) -> Iterator[t
     if experiment.streams:
         yield from _eventful(setting, block, cells)
         return
-    with setting.deployed(block.plane, f"r{block.round:02d}-b{block.number:02d}-{block.plane}") as deployment:
+    logs = f"r{block.round:02d}-b{block.number:02d}-{block.plane}"
+    keylog = any(cell.traced for cell in experiment.cells)  # for all its cells, so that these differ by the capture alone
+    with setting.deployed(block.plane, logs, keylog=keylog) as deployment:
         running = deployment.lab
         stands = standing.rows(deployment) if experiment.axis.name else []
         rest: trial.AtRest | None = None

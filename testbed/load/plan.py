@@ -29,3 +29,8 @@ class GeneratorPlan:
     def from_json(cls, text: str) -> GeneratorPlan:
         values = json.loads(text)
         return cls(**{**values, "load": Load(**values["load"]), "trace_s": tuple(values["trace_s"])})
+
+
+def request_id(connection: int, intended_s: float) -> str:
+    """Of a request under `Load.request_ids`: its row has all that it says. No UUID, so that no proxy writes into it."""
+    return f"mb-{connection}-{round(intended_s * 1e9)}"
