@@ -294,7 +294,7 @@ def _measure(setting: Setting, block: Block, cells: Sequence[str]) -> Iterator[t
         yield from _eventful(setting, block, cells)
         return
     logs = f"r{block.round:02d}-b{block.number:02d}-{block.plane}"
-    keylog = any(cell.traced for cell in experiment.cells)  # for all its cells, so that these differ by the capture alone
+    keylog = any(cell.traced for cell in experiment.cells)  # for all of them, so that they differ by the capture alone
     with setting.deployed(block.plane, logs, keylog=keylog) as deployment:
         running = deployment.lab
         stands = standing.rows(deployment) if experiment.axis.name else []

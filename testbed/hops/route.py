@@ -84,7 +84,8 @@ def _way(topology: Topology, placement: Placement, layout: Layout, call: Sequenc
             Place(interface=f"{sandbox}:{device}", kind=kind, whose=whose, sandbox=sandbox, leg=leg, towards=towards)
             for sandbox, device, kind, whose in found
         ]
-    roles = {served: proxy.role for proxy in placement.proxies for served in proxy.serves}
+    # A waypoint serves workloads, too, but stands on the way to them and not in them.
+    roles = {served: p.role for p in placement.proxies if not p.own_address for served in p.serves}
     hops = [_hop(a, b, call, roles, nodes) for a, b in itertools.pairwise(places)]
     names = [hop.name for hop in hops]
     hops = [  # a waypoint's veth, and its node, are passed on the way in and on the way out

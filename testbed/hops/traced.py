@@ -18,6 +18,7 @@ from pathlib import Path
 from testbed import proof
 from testbed.deploy import Deployment
 from testbed.errors import Bug
+from testbed.hops.readback import PERCENTS, WHOLE, component
 from testbed.hops.route import Way, ways
 from testbed.hops.sightings import sightings
 from testbed.hops.waterfall import Request, Waterfall, all_falls, at_percentile, typical
@@ -27,9 +28,6 @@ from testbed.observe import pcapng
 from testbed.observe.capture import Capture, Point
 from testbed.trial import Outcome
 
-HOP, WHOLE = "hop", "hops"
-"""Component of a part's rows begins `hop `; that of the rows of all is `hops`."""
-PERCENTS = (50, 99)
 SETTLE_S = 0.3
 """The last answers' acknowledgements are still under way."""
 
@@ -137,16 +135,15 @@ def rows_of(falls: Sequence[Waterfall]) -> list[tuple[str, str, str, float]]:
         return []
     rows: list[tuple[str, str, str, float]] = []
     shown = {percent: one for percent in PERCENTS if (one := at_percentile(falls, percent))}
-    numbered = list(enumerate(typical(falls)))
-    for number, part in numbered:
-        component = f"{HOP} {number:02d} {part.kind} {part.label}"
+    for number, part in enumerate(typical(falls)):
+        called = component(number, part.kind, part.label)
         middle = math.nan if part.median_ns is None else part.median_ns / 1e3
-        rows.append((component, "hop_median", "us", middle))
-        rows.append((component, "hop_unknown", "share", 1 - part.known / part.requests))
+        rows.append((called, "hop_median", "us", middle))
+        rows.append((called, "hop_unknown", "share", 1 - part.known / part.requests))
         for percent, one in shown.items():
             here = [p.duration_ns for p in one.parts if (p.kind, p.label) == (part.kind, part.label)]
             if here:
-                rows.append((component, f"hop_in_p{percent}", "us", math.nan if here[0] is None else here[0] / 1e3))
+                rows.append((called, f"hop_in_p{percent}", "us", math.nan if here[0] is None else here[0] / 1e3))
     for percent, one in shown.items():
         rows.append((WHOLE, f"total_in_p{percent}", "us", one.request.total_ns / 1e3))
         rows.append((WHOLE, f"remainder_in_p{percent}", "us", one.remainder_ns / 1e3))
@@ -154,6 +151,8 @@ def rows_of(falls: Sequence[Waterfall]) -> list[tuple[str, str, str, float]]:
     rows.append((WHOLE, "requests", "", float(len(falls))))
     rows.append((WHOLE, "whole", "share", sum(one.is_whole for one in falls) / len(falls)))
     rows.append((WHOLE, "total_median", "us", statistics.median(one.request.total_ns for one in falls) / 1e3))
+    if edges := [one.edge_ns for one in falls if one.edge_ns is not None]:
+        rows.append((WHOLE, "edge_median", "us", statistics.median(edges) / 1e3))
     if shares:
         rows.append((WHOLE, "remainder_median", "share", statistics.median(shares)))
     return rows

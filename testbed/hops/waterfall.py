@@ -56,6 +56,8 @@ class Part:
 class Waterfall:
     request: Request
     parts: tuple[Part, ...]
+    edge_ns: int | None = None
+    """From the request to the answer at the place next to the client; None where it did not see both."""
 
     @property
     def known_ns(self) -> int:
@@ -123,7 +125,12 @@ def fall(ways: Sequence[Way], request: Request, seen: Iterable[Sighting]) -> Wat
         *((hop, BACK, start, end) for hop, (end, start) in reversed(back)),
         (own, BACK, moments.answered[0], request.done_ns),
     ]
-    return Waterfall(request=request, parts=tuple(_part(*row, zero_ns=request.intended_ns) for row in rows))
+    out, home = moments.asked[0], moments.answered[0]
+    return Waterfall(
+        request=request,
+        parts=tuple(_part(*row, zero_ns=request.intended_ns) for row in rows),
+        edge_ns=None if out is None or home is None else home - out,
+    )
 
 
 def _part(hop: Hop, direction: str, start: int | None, end: int | None, *, zero_ns: int) -> Part:
