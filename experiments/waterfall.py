@@ -1,6 +1,7 @@
 """Where does a request's time go? Packets at every edge of a namespace on its way, matched by request, hop by hop.
 
-The same load twice on each deployment, with the capture and without: what capturing costs is told beside what it shows.
+The same load twice, with the capture and without, each on a deployment of its own: what capturing costs is told beside
+what it shows. Nothing is claimed of planes, so there is no A/A pair.
 """
 
 from dataclasses import replace
@@ -22,6 +23,7 @@ EXPERIMENT = Experiment(
     target="server",
     load=LOAD,
     rounds=6,
+    aa_pair=False,
     cells=(Cell(name="captured", load=LOAD, traced=True), Cell(name="not captured", load=LOAD)),
     axis=Axis(name="capture", metrics=("latency_p50", "latency_p99")),
 )

@@ -28,12 +28,17 @@ def find(experiment: Experiment, name: str) -> Cell:
     return next((cell for cell in experiment.cells if cell.name == name), unnamed)
 
 
-def deployments(experiment: Experiment, names: Sequence[str]) -> dict[str, list[str]]:
-    """Cells by the topology that they ask for (empty: the experiment's), all in the order given."""
-    found: dict[str, list[str]] = {}
+def deployments(experiment: Experiment, names: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """(topology that they ask for, cells) of each deployment, all in the order given; empty: the experiment's topology.
+
+    What is traced has one of its own: of a connection between proxies that was open before the capture, nobody can
+    read what is in it.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
     for name in names:
-        found.setdefault(find(experiment, name).topology, []).append(name)
-    return found
+        cell = find(experiment, name)
+        found.setdefault((cell.topology, name if cell.traced else ""), []).append(name)
+    return [(topology, cells) for (topology, _), cells in found.items()]
 
 
 @cache

@@ -251,7 +251,7 @@ def lab_name(into: Run) -> str:
 
 def _measured(setting: Setting, block: Block, cells: Sequence[str]) -> Iterator[trial.Outcome]:
     """One outcome a cell; where the deployment or a cell's load fails, what is left has failed with it."""
-    for own, names in points.deployments(setting.experiment, cells).items():
+    for own, names in points.deployments(setting.experiment, cells):
         here = setting
         if own:
             topology, placement = points.placed(block.plane, own)

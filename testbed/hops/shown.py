@@ -79,12 +79,12 @@ def _figure_row(row: Row, total: Estimate | None, notes: list[str]) -> tuple[Cel
 def _median(row: Row, way: str, notes: list[str]) -> Cell:
     if way not in row.median:
         return _empty()
-    unknown = row.unknown.get(way, 0.0)
-    note = _note(notes, f"unknown of up to {unknown:.1%} of a round's requests: a place did not see them")
-    found = row.median[way]
+    unknown, found, note = row.unknown.get(way, 0.0), row.median[way], None
+    if unknown:
+        note = _note(notes, f"unknown of up to {unknown:.1%} of a round's requests: a place did not show them")
     if found is None:
         return Cell(lines=("unknown",), tone="weak", note=note)
-    return Cell(lines=(_told(found),), note=note if unknown else None)
+    return Cell(lines=(_told(found),), note=note)
 
 
 def _told(found: Estimate) -> str:
@@ -120,7 +120,8 @@ def track(bars: Mapping[str, Bar], total_us: float, width: int = TRACK) -> str:
             at = at if bar.start_us is None or not total_us > 0 else _at(bar.start_us, total_us, width)
             line[at] = "?"
             continue
-        first, last = (_at(t, total_us, width) for t in (bar.start_us, bar.start_us + bar.length_us))
+        first = _at(bar.start_us, total_us, width)
+        last = min(width, round((bar.start_us + bar.length_us) / total_us * width))
         for at in range(first, max(first + 1, last)):
             line[at] = FILL[way]
     return "".join(line)

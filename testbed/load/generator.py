@@ -38,7 +38,7 @@ from locust.env import Environment
 from testbed.load import rowfile
 from testbed.load.connection import Connection
 from testbed.load.pacer import Pacer
-from testbed.load.plan import CONNECT_TIMEOUT_S, DRAIN_S, REQUEST_TIMEOUT_S, GeneratorPlan, request_id
+from testbed.load.plan import CONNECT_TIMEOUT_S, DRAIN_S, REQUEST_TIMEOUT_S, GeneratorPlan, with_id
 from testbed.load.schedule import intended_times
 from testbed.load.tcp import TcpConnection
 from testbed.model.experiment import RequestRow
@@ -67,11 +67,6 @@ def request_bytes(plan: GeneratorPlan) -> bytes:
     length = f"content-length: {load.request_bytes}\r\n" if load.request_bytes else ""
     head = f"{method} /?size={load.response_bytes} HTTP/1.1\r\nhost: {plan.host}:{plan.port}\r\n{length}\r\n"
     return head.encode() + b"b" * load.request_bytes
-
-
-def with_id(request: bytes, connection: int, intended_s: float) -> bytes:
-    line = f"\r\nx-request-id: {request_id(connection, intended_s)}\r\n\r\n".encode()
-    return request.replace(b"\r\n\r\n", line, 1)
 
 
 class Trial:
