@@ -123,7 +123,7 @@ class TestText:
         assert sum(line.count("unknown") for line in lines) == 3  # the median, and the requests at p50 and p99
         assert "unknown of up to 100.0% of a round's requests" in " ".join(text.split())
         assert "?" in text
-        assert re.search(r"not explained\S* +0\.0% +1\.00 +1\.00", text)
+        assert re.search(r"not explained\S* +0\.0% +1\.00 +1\.00\n", text)
 
     def test_a_plane_without_a_trial_that_counts_says_so(self) -> None:
         """No empty table."""

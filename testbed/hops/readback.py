@@ -20,6 +20,9 @@ from testbed.table import AA, interval
 HOP, WHOLE = "hop", "hops"
 """Component of a part's rows begins `hop `; that of the rows of the whole is `hops`."""
 PERCENTS = (50, 99)
+OF_WHOLE = (
+    "total_median", "edge_median", "remainder_median", "whole", "requests", "clock_off", "packets_lost",
+)  # fmt: skip
 _COMPONENT = re.compile(rf"{HOP} (\d+) (\S+) ([{THERE}{BACK}{AT}]) (.+)", re.DOTALL)
 
 
@@ -67,7 +70,7 @@ class Hops:
     rows: tuple[Row, ...]
     rounds: int
     whole: Mapping[str, Estimate] = field(default_factory=dict)
-    """`total_median`, `remainder_median`, … over rounds."""
+    """Of OF_WHOLE, over rounds."""
     shown: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     """By percentile: `total` and `remainder` of the request that is drawn, us."""
 
@@ -106,7 +109,7 @@ def read(measurements: Sequence[Measurement], plane: str) -> Hops | None:
         rounds=len(trials),
         whole={
             metric: found
-            for metric in ("total_median", "edge_median", "remainder_median", "whole", "requests", "clock_off")
+            for metric in OF_WHOLE
             if (found := _estimate([m.value for rows in trials.values() for m in rows if m.metric == metric]))
         },
         shown={

@@ -36,32 +36,37 @@ def with_hops(table: Table, measurements: Sequence[Measurement], cells: Sequence
 
 
 def _figures(hops: Hops, notes: list[str]) -> Block:
-    total = hops.whole.get("total_median")
-    rows = [_figure_row(row, total, notes) for row in hops.rows]
-    rest, whole = hops.whole.get("remainder_median"), hops.whole.get("whole")
-    left = [_weak("not explained"), _empty(), _empty(), Cell(lines=(f"{rest.value:.1%}" if rest else "–",))]
-    left += [Cell(lines=(_us(hops.shown[percent]["remainder"]),)) for percent in PERCENTS]
-    if whole and whole.value < 1:
-        note = _note(notes, f"{hops.plane}: every hop is known of {whole.value:.1%} of the requests")
-        left[0] = replace(left[0], note=note)
-    edge = hops.whole.get("edge_median")
-    rows += [tuple(left)]
-    if edge:
-        rows.append(
-            (Cell(lines=("client's edge, whole",)), Cell(lines=(_told(edge),)), *(_empty() for _ in range(4)))
-        )
-    rows.append(
-        (
-            Cell(lines=("whole time",)), Cell(lines=(_told(total) if total else "–",)), _empty(),
-            Cell(lines=("",)), *(Cell(lines=(_us(hops.shown[percent]["total"]),)) for percent in PERCENTS),
-        )
-    )  # fmt: skip
+    rows = [_figure_row(row, hops.whole.get("total_median"), notes) for row in hops.rows]
+    if clock := hops.whole.get("clock_off"):
+        text = f"{hops.plane}: clocks of packets and of the generator are brought together to {digits(clock.value)} us"
+        rows[0] = (replace(rows[0][0], note=_note(notes, text)), *rows[0][1:])
     requests = hops.whole.get("requests")
     over = "of one round" if hops.rounds == 1 else f"[95 % over {hops.rounds} rounds]"
-    title = f"Where the time goes under {hops.plane}: us, median over requests {over}"
+    title = f"Where the time goes under {hops.plane}, us: medians {over}"
     title += f", {requests.value:.0f} requests a round" if requests else ""
-    head = ("", "request →", "← answer", "share", *(f"one p{percent} request: → ←" for percent in PERCENTS))
-    return Block(title=title, head=head, rows=tuple(rows))
+    head = ("", "request →", "← answer", "share", *(f"one p{percent}: → ←" for percent in PERCENTS))
+    return Block(title=title, head=head, rows=(*rows, *_sums(hops, notes)))
+
+
+def _sums(hops: Hops, notes: list[str]) -> list[tuple[Cell, ...]]:
+    """What hops leave, and what they add up to."""
+    rest, whole, lost = (hops.whole.get(metric) for metric in ("remainder_median", "whole", "packets_lost"))
+    first = _weak("not explained")
+    if lost and lost.value:
+        text = f"{hops.plane}: the capture lost {digits(lost.value)} packets a round, so some hops are unknown"
+        first = replace(first, note=_note(notes, text))
+    elif whole and whole.value < 1:
+        text = f"{hops.plane}: every hop is known of {whole.value:.1%} of the requests"
+        first = replace(first, note=_note(notes, text))
+    shown = {what: [Cell(lines=(_us(hops.shown[p][what]),)) for p in PERCENTS] for what in ("remainder", "total")}
+    rows = [(first, _empty(), _empty(), Cell(lines=(f"{rest.value:.1%}" if rest else "–",)), *shown["remainder"])]
+    for name, metric, cells in (
+        ("at the client's edge", "edge_median", [_empty() for _ in PERCENTS]),
+        ("from the intended send", "total_median", shown["total"]),
+    ):
+        if found := hops.whole.get(metric):
+            rows.append((Cell(lines=(name,)), Cell(lines=(_told(found),)), _empty(), _empty(), *cells))
+    return rows
 
 
 def _figure_row(row: Row, total: Estimate | None, notes: list[str]) -> tuple[Cell, ...]:
@@ -94,7 +99,7 @@ def _told(found: Estimate) -> str:
 
 
 def _both(bars: Mapping[str, Bar]) -> str:
-    return "  ".join("unknown" if bar.length_us is None else digits(bar.length_us) for bar in bars.values())
+    return " ".join("unknown" if bar.length_us is None else digits(bar.length_us) for bar in bars.values())
 
 
 def _us(value: float) -> str:
