@@ -11,7 +11,7 @@ from testbed.hops.readback import PERCENTS, Bar, Hops
 from testbed.hops.route import APP, CLIENT, NODE, PROXY, VETH, WIRE
 from testbed.hops.waterfall import BACK
 from testbed.model.experiment import Measurement
-from testbed.plots import LEFT, RIGHT, WIDTH, Axis, legend, svg, text
+from testbed.plots import LEFT, RIGHT, WIDTH, Axis, svg, text
 from testbed.table import digits
 from testbed.typeset import clean
 
@@ -49,7 +49,8 @@ def page(measurements: Sequence[Measurement]) -> str:
 
 
 def waterfall(hops: Hops, percent: int) -> str:
-    """One request that really was; from left to right its time, from top to bottom its way."""
+    """One request that really was; from left to right its time, from top to bottom its way. Colours are those of the
+    figure above, which has the legend."""
     total = hops.shown[percent]["total"]
     rest = hops.shown[percent]["remainder"]
     axis = _Narrow(0.0, total if total > 0 else 1.0)
@@ -65,8 +66,7 @@ def waterfall(hops: Hops, percent: int) -> str:
         body.append(text(WIDTH - RIGHT, y + 14, "  ".join(told), "end", "dim"))
     share = f"{rest / total:.1%}" if total > 0 else "–"
     title = f"{hops.plane}: the request at p{percent}, {digits(total)} us, {digits(rest)} us ({share}) not explained"
-    shown = dict.fromkeys(KINDS[row.kind] for row in hops.rows)
-    return svg(bottom + 36, body, title) + legend(list(KINDS.values()), list(shown))
+    return svg(bottom + 36, body, title)
 
 
 def _bar(axis: Axis, bar: Bar, y: float, *, kind: str, label: str, back: bool) -> str:
