@@ -14,6 +14,7 @@ from testbed import axistable, effects, eventtable, parity
 from testbed.attack import matrix
 from testbed.axis import Sweep
 from testbed.fidelitytable import with_fidelity
+from testbed.hops.shown import with_hops
 from testbed.model.experiment import Finding, Measurement
 from testbed.stopping import StopRule
 from testbed.table import AA, BASE, Block, Summary, Table, build, digits, summarise
@@ -34,7 +35,10 @@ def table_of(info: Mapping[str, Any], measurements: Sequence[Measurement], findi
     what the trials' certificates say."""
     if info["plan"]["experiment"].get("streams"):
         return eventtable.table_of(info, measurements, findings)
-    return with_fidelity(_figures(info, measurements, findings), measurements, info["plan"]["experiment"]["planes"])
+    certified = with_fidelity(
+        _figures(info, measurements, findings), measurements, info["plan"]["experiment"]["planes"]
+    )
+    return with_hops(certified, measurements, info["plan"]["experiment"].get("cells", ()))
 
 
 def _figures(info: Mapping[str, Any], measurements: Sequence[Measurement], findings: Sequence[Finding]) -> Table:

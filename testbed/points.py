@@ -6,12 +6,13 @@ Cells of one topology share a deployment; a cell's own links are set on the live
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from testbed import planespec, standing, variants
 from testbed.beside import beside
 from testbed.deploy import Deployment
+from testbed.hops import traced
 from testbed.model.experiment import Cell, Experiment
 from testbed.model.placement import Placement
 from testbed.model.topology import Impairment, Topology
@@ -27,12 +28,17 @@ def find(experiment: Experiment, name: str) -> Cell:
     return next((cell for cell in experiment.cells if cell.name == name), unnamed)
 
 
-def deployments(experiment: Experiment, names: Sequence[str]) -> dict[str, list[str]]:
-    """Cells by the topology that they ask for (empty: the experiment's), all in the order given."""
-    found: dict[str, list[str]] = {}
+def deployments(experiment: Experiment, names: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """(topology that they ask for, cells) of each deployment, all in the order given; empty: the experiment's topology.
+
+    What is traced has one of its own: of a connection between proxies that was open before the capture, nobody can
+    read what is in it.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
     for name in names:
-        found.setdefault(find(experiment, name).topology, []).append(name)
-    return found
+        cell = find(experiment, name)
+        found.setdefault((cell.topology, name if cell.traced else ""), []).append(name)
+    return [(topology, cells) for (topology, _), cells in found.items()]
 
 
 @cache
@@ -85,7 +91,8 @@ def measured(
         )  # fmt: skip
         return standing.with_rows(outcome, stands)
     with beside(deployment, cell.beside, experiment.load, seed=seed, folder=folder / "beside") as neighbour:
-        outcome = run(alone=cell.beside is None)
+        measure = partial(run, alone=cell.beside is None)
+        outcome = traced.run(deployment, experiment, measure, folder=folder) if cell.traced else measure()
     if cell.beside is not None:
         outcome = neighbour.judged(outcome)
     return standing.with_rows(outcome, stands) if stands else outcome

@@ -12,7 +12,8 @@ from importlib.metadata import EntryPoint, entry_points
 
 from testbed.errors import UsageError
 
-_SWEPT = ("arrival", "churn", "footprint", "neighbour", "payload", "placement", "policies", "protocol", "rate")
+_SWEPT = ("arrival", "churn", "footprint", "neighbour", "payload", "placement", "policies", "protocol", "rate",
+          "waterfall")
 _EVENTFUL = ("disruption", "joining", "migration", "policy_change")
 
 BUILT_IN: dict[str, dict[str, str]] = {

@@ -32,6 +32,8 @@ from testbed.attack import matrix
 from testbed.axis import Sweep
 from testbed.claimlist import CLAIMS
 from testbed.errors import UsageError
+from testbed.hops import drawn
+from testbed.hops.shown import BARS
 from testbed.model.experiment import Finding, Measurement, Result
 from testbed.store import Run, write_whole
 
@@ -45,6 +47,7 @@ def build(run_path: Path | str) -> Path:
     named = run.info["plan"]["experiment"].get("claims", ())
     judged = axisclaims.judge([id_ for id_ in named if id_ in CLAIMS], run.info, measurements, findings)
     over_axis = axisplots.page(Sweep(run.info, measurements))
+    hops = drawn.page(measurements)
     built = cells.table_of(run.info, measurements, findings)
     swept = cells.names(run.info)
     # Plots look at one cell, the table above them has all; what happens in one is drawn for each.
@@ -54,7 +57,7 @@ def build(run_path: Path | str) -> Path:
     built = claims.with_claims(built, named, summary, findings, run.info.get("planes", {}), judged)
     heading = f"{run.info['experiment']} {run.info['run']}"
     write_whole(run.path / "table.md", typeset.as_markdown(built, heading=heading).encode())
-    page = _page(run, measurements, findings, summary, built, over_axis)
+    page = _page(run, measurements, findings, summary, built, over_axis, hops)
     write_whole(run.path / "report.html", page.encode())
     return run.path / "report.html"
 
@@ -79,6 +82,7 @@ def _page(
     summary: table.Summary,
     built: table.Table,
     over_axis: str,
+    hops: str,
 ) -> str:
     info = run.info
     experiment = info["plan"]["experiment"]
@@ -89,8 +93,9 @@ def _page(
         + (f", resumed {len(info['resumed'])} times" if info["resumed"] else "")
         + "</p>",
         _warnings(run, summary),
+        hops,
         over_axis,
-        *(_block(b) for b in built.blocks),
+        *(_block(b) for b in built.blocks if BARS not in b.title),
         _notes(built.notes),
         "<p class=dim>Absolute figures are those of the implementations named below on this machine. What carries over "
         "is the difference between planes in the same run.</p>",

@@ -251,7 +251,7 @@ def lab_name(into: Run) -> str:
 
 def _measured(setting: Setting, block: Block, cells: Sequence[str]) -> Iterator[trial.Outcome]:
     """One outcome a cell; where the deployment or a cell's load fails, what is left has failed with it."""
-    for own, names in points.deployments(setting.experiment, cells).items():
+    for own, names in points.deployments(setting.experiment, cells):
         here = setting
         if own:
             topology, placement = points.placed(block.plane, own)
@@ -293,7 +293,9 @@ def _measure(setting: Setting, block: Block, cells: Sequence[str]) -> Iterator[t
     if experiment.streams:
         yield from _eventful(setting, block, cells)
         return
-    with setting.deployed(block.plane, f"r{block.round:02d}-b{block.number:02d}-{block.plane}") as deployment:
+    logs = f"r{block.round:02d}-b{block.number:02d}-{block.plane}"
+    keylog = any(cell.traced for cell in experiment.cells)  # for all of them, so that they differ by the capture alone
+    with setting.deployed(block.plane, logs, keylog=keylog) as deployment:
         running = deployment.lab
         stands = standing.rows(deployment) if experiment.axis.name else []
         rest: trial.AtRest | None = None

@@ -25,6 +25,8 @@ PURE = (
     ROOT / "testbed" / "links" / "pacing.py",
     ROOT / "testbed" / "nftmessages.py",
     ROOT / "testbed" / "schemadefs.py",
+    *(ROOT / "testbed" / "hops" / f"{name}.py" for name in (
+        "messages", "route", "sightings", "waterfall", "readback", "shown", "drawn")),
     ROOT / "planes" / "catalog.py",
     ROOT / "planes" / "ztunnel" / "place.py",
 )  # fmt: skip

@@ -37,9 +37,16 @@ POINTS = dataclasses.replace(
 
 def test_cells_of_one_topology_share_a_deployment() -> None:
     """In the order given; the experiment's own topology has no name."""
-    assert points.deployments(POINTS, ["idle", "as it is", "more policies", "farther"]) == {
-        "crowd:per_node=1": ["idle"], "": ["as it is", "farther"], "two-zones:l4_policies=40": ["more policies"],
-    }  # fmt: skip
+    assert points.deployments(POINTS, ["idle", "as it is", "more policies", "farther"]) == [
+        ("crowd:per_node=1", ["idle"]), ("", ["as it is", "farther"]), ("two-zones:l4_policies=40", ["more policies"]),
+    ]  # fmt: skip
+
+
+def test_what_is_traced_has_a_deployment_of_its_own() -> None:
+    """Of connections that are open before a capture begins nothing can be read."""
+    waterfall = registry.load("experiment", "waterfall")
+
+    assert points.deployments(waterfall, ["not captured", "captured"]) == [("", ["not captured"]), ("", ["captured"])]
 
 
 def test_a_cell_is_measured_under_its_planes_only() -> None:

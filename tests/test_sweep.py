@@ -145,7 +145,7 @@ def test_a_resumed_run_takes_no_look_that_the_rule_did_not_foresee() -> None:
     "name",
     [
         *("arrival", "churn", "footprint", "neighbour", "payload"),
-        *("placement", "policies", "policies-l7", "protocol", "rate"),
+        *("placement", "policies", "policies-l7", "protocol", "rate", "waterfall"),
     ],
 )
 def test_every_experiment_can_be_planned(name: str, form: str) -> None:

@@ -38,7 +38,7 @@ from locust.env import Environment
 from testbed.load import rowfile
 from testbed.load.connection import Connection
 from testbed.load.pacer import Pacer
-from testbed.load.plan import CONNECT_TIMEOUT_S, DRAIN_S, REQUEST_TIMEOUT_S, GeneratorPlan
+from testbed.load.plan import CONNECT_TIMEOUT_S, DRAIN_S, REQUEST_TIMEOUT_S, GeneratorPlan, with_id
 from testbed.load.schedule import intended_times
 from testbed.load.tcp import TcpConnection
 from testbed.model.experiment import RequestRow
@@ -110,8 +110,11 @@ class Trial:
 
     def drive_open(self, connection: Connection) -> None:
         rows, request, start_s, pacer = self.rows, self.request, self.start_s, self.pacer
+        identified = self.plan.load.request_ids
         for at_s in self.next_time:
             due_s = start_s + at_s
+            if identified:
+                request = with_id(self.request, connection.number, due_s)
             pacer.sleep_until(due_s)
             now_s = time.monotonic()
             if now_s > self.give_up_s:

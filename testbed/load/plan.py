@@ -29,3 +29,14 @@ class GeneratorPlan:
     def from_json(cls, text: str) -> GeneratorPlan:
         values = json.loads(text)
         return cls(**{**values, "load": Load(**values["load"]), "trace_s": tuple(values["trace_s"])})
+
+
+def request_id(connection: int, intended_s: float) -> str:
+    """Of a request under `Load.request_ids`: its row has all that it says. No UUID, so that no proxy writes into it."""
+    return f"mb-{connection}-{round(intended_s * 1e9)}"
+
+
+def with_id(request: bytes, connection: int, intended_s: float) -> bytes:
+    """A request of HTTP/1.1 with its id as the last of its fields."""
+    line = f"\r\nx-request-id: {request_id(connection, intended_s)}\r\n\r\n".encode()
+    return request.replace(b"\r\n\r\n", line, 1)

@@ -35,6 +35,8 @@ def check(plan: Load) -> None:
         raise UsageError("load: requests_per_connection and burst must not be negative")
     if plan.protocol == "tcp" and plan.request_bytes < 1:
         raise UsageError("load: over tcp an echo takes request_bytes of 1 or more")
+    if plan.request_ids and (plan.kind, plan.protocol) != ("open", "http1"):
+        raise UsageError(f"load: request ids take an open loop over http1, not {plan.kind} over {plan.protocol}")
     if plan.connections < 1:
         raise UsageError(f"load: connections {plan.connections} must be 1 or more")
     if plan.warmup_s < 0 or plan.window_s <= 0 or not math.isfinite(plan.warmup_s + plan.window_s):

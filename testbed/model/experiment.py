@@ -35,6 +35,8 @@ class Load:
     trace: str = ""
     """Trace arrivals: a file of ascending times in seconds, one a line; played over and over, stretched to
     `rate_rps`, or as it is where that is 0."""
+    request_ids: bool = False
+    """Each request bears an `x-request-id` of its own, by which packets are matched (`load.plan.request_id`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,8 @@ class Cell:
     """What happens in its window; the experiment's `streams` are its load then."""
     before: Stage | None = None
     """What the deployment is when it begins; None: the block's plane on the topology as it is."""
+    traced: bool = False
+    """Captured at every edge of a namespace on the way, and each request's time told hop by hop (`hops`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
