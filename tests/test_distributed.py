@@ -1,11 +1,9 @@
-"""A load of several generator processes: locust's master and workers, over loopback and in a real lab."""
+"""A load of several generator processes: locust's master and workers, over loopback."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import re
 import signal
 import threading
 import time
@@ -17,15 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed import deploy, lab, topofile, trial
 from testbed.errors import PeerError, UsageError
 from testbed.load import rowfile
 from testbed.load.locust import ClosedLoop, OpenLoop
 from testbed.load.schedule import check, intended_times, share
-from testbed.model.experiment import Load, LoadRecord, RequestRow
-from testbed.runtime.netns import NetnsRuntime
+from testbed.model.experiment import Load, RequestRow
 from testbed.seams import Spawn
-from tests.labs import needs_root
 from tests.loopback import App, LocalLab, LocalProcess, app
 
 PLAN = Load(rate_rps=150, connections=5, warmup_s=0.3, window_s=1.0, response_bytes=77, processes=2)
@@ -99,7 +94,8 @@ def test_a_closed_loop_has_its_connections_dealt_out(local: LocalLab, web: App, 
     """Every connection sends again when it is answered, whichever process has it; all are counted once."""
     plan = replace(PLAN, window_s=0.4, warmup_s=0.1)
     before = seen(web)
-    record = ClosedLoop().run(local, client="client", target=("127.0.0.1", web.port), plan=plan, seed=1, folder=tmp_path)
+    target = ("127.0.0.1", web.port)
+    record = ClosedLoop().run(local, client="client", target=target, plan=plan, seed=1, folder=tmp_path)
 
     counted = json.loads((tmp_path / "generator" / "locust.json").read_text())
     assert seen(web) - before == counted["requests"] + 1
