@@ -148,15 +148,13 @@ def difference(a: Summary, b: Summary, plane: str, metric: str, *, cell: str = "
     ]
     if not all(logs):
         return None
-    found = stats.shift_interval(*logs)
-    low, middle, high = (math.exp(min(x, 700.0)) for x in (found.low, found.estimate, found.high))
     return Difference(
         cell=cell,
         plane=plane,
         metric=metric,
         a_ms=statistics.median(before.values()),
         b_ms=statistics.median(after.values()),
-        ratio=Interval(low=low, estimate=middle, high=high, rounds=found.rounds),
+        ratio=stats.exponential(stats.shift_interval(*logs)),
         beside=beside,
         resolution=_resolution(a, b, metric),
     )

@@ -356,26 +356,28 @@ def effect(
     Ratios are averaged as logarithms: twice as slow and twice as fast cancel out.
     """
     base = pooled(first, second) if against is None else against
-    logs = _log_ratios(plane, base)
+    logs = list(log_ratios(plane, base).values())
     if not logs:
         return None
     options = {"seed": seed, "confidence": confidence, "resamples": resamples}
-    twin = _log_ratios(second, first)
+    twin = list(log_ratios(second, first).values())
     aa = block_interval(twin, **options) if twin else None
     resolution = None if aa is None else math.expm1(min(max(-aa.low, aa.high, 0.0), 700.0))
     return Effect(
-        ratio=_exponential(block_interval(logs, **options)),
+        ratio=exponential(block_interval(logs, **options)),
         resolution=resolution,
-        aa=None if aa is None else _exponential(aa),
+        aa=None if aa is None else exponential(aa),
     )
 
 
-def _log_ratios(plane: Mapping[int, float], base: Mapping[int, float]) -> list[float]:
+def log_ratios(plane: Mapping[int, float], base: Mapping[int, float]) -> dict[int, float]:
+    """Of the rounds that have both."""
     shared = sorted(plane.keys() & base.keys())
-    return [math.log(plane[n] / base[n]) for n in shared if plane[n] > 0 and base[n] > 0]
+    return {n: math.log(plane[n] / base[n]) for n in shared if plane[n] > 0 and base[n] > 0}
 
 
-def _exponential(logs: Interval) -> Interval:
+def exponential(logs: Interval) -> Interval:
+    """Of logarithms, as the ratio."""
     low, middle, high = (math.exp(min(x, 700.0)) for x in (logs.low, logs.estimate, logs.high))
     return Interval(low=low, estimate=middle, high=high, rounds=logs.rounds, confidence=logs.confidence)
 
