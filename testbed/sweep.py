@@ -281,11 +281,13 @@ def _eventful(setting: Setting, block: Block, cells: Sequence[str]) -> Iterator[
         readings = measure(running.running, running.links)
         setting.say(asked_and_measured(readings))
         for number, cell in enumerate(cells):
-            yield eventtrial.run(
+            outcome = eventtrial.run(
                 deployment, experiment, points.find(experiment, cell), plane=block.label, deployed=block.plane,
                 round_number=block.round, block=block.number, folder=running.folder / f"load-{number}",
-                readings=readings,
+                readings=readings, gates=setting.gates,
             )  # fmt: skip
+            readings = list(outcome.links_after)
+            yield outcome
 
 
 def _measure(setting: Setting, block: Block, cells: Sequence[str]) -> Iterator[trial.Outcome]:

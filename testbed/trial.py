@@ -387,8 +387,9 @@ def machine_values(readings: Readings, requests: int) -> list[Row]:
     for proxy, queue in sorted(readings.queues.items()):
         both_s = queue.run_s + queue.wait_s
         values.append((proxy, "run_queue_wait", "", queue.wait_s / both_s if both_s else 0.0))
-    values.append(("host", "tcp_retransmits", "", float(sum(n.retransmitted for n in readings.nets.values()))))
-    values.append(("host", "device_drops", "", float(sum(n.device_drops for n in readings.nets.values()))))
+    if readings.nets:
+        values.append(("host", "tcp_retransmits", "", float(sum(n.retransmitted for n in readings.nets.values()))))
+        values.append(("host", "device_drops", "", float(sum(n.device_drops for n in readings.nets.values()))))
     if (cpu := readings.cpu) is not None:
         per_1000_ms = 1e6 / max(requests, 1)
         for who in ("client", "wire", "kernel", "testbed"):

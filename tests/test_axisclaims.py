@@ -152,7 +152,7 @@ def test_a_run_without_an_axis_is_judged_as_before() -> None:
 
 def test_every_judge_is_of_a_known_claim_that_an_experiment_names() -> None:
     """A judge nobody asks, or a claim nobody made, is a slip."""
-    named = {*PLACEMENT.claims, *FOOTPRINT.claims, *NEIGHBOUR.claims}
+    named = {*ARRIVAL.claims, *PLACEMENT.claims, *FOOTPRINT.claims, *NEIGHBOUR.claims}
 
     assert set(axisclaims.JUDGES) == named <= set(CLAIMS)
     assert ALONE != REPLICAS
