@@ -9,7 +9,7 @@ import pytest
 from experiments.disruption import EXPERIMENT as DISRUPTION
 from experiments.footprint import EXPERIMENT as FOOTPRINT
 from experiments.quickstart import EXPERIMENT as QUICKSTART
-from testbed import planned, planespec, sweep
+from testbed import planespec, planned, sweep
 from testbed.registry import load, names
 
 
