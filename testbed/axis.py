@@ -250,14 +250,11 @@ def ratio(
         logs = {n: logs[n] - theirs[n] for n in logs.keys() & theirs.keys()}
     if not logs:
         return None
-    found = stats.block_interval([logs[n] for n in sorted(logs)])
-    low, middle, high = (math.exp(min(x, 700.0)) for x in (found.low, found.estimate, found.high))
-    return Interval(low=low, estimate=middle, high=high, rounds=found.rounds)
+    return stats.exponential(stats.block_interval([logs[n] for n in sorted(logs)]))
 
 
 def _log_ratios(sweep: Sweep, plane: str, metric: str, cell: str, base_cell: str) -> dict[int, float]:
-    mine, base = sweep.rounds(plane, cell, metric), sweep.rounds(plane, base_cell, metric)
-    return {n: math.log(mine[n] / base[n]) for n in mine.keys() & base.keys() if mine[n] > 0 and base[n] > 0}
+    return stats.log_ratios(sweep.rounds(plane, cell, metric), sweep.rounds(plane, base_cell, metric))
 
 
 def without_twin(planes: Sequence[str]) -> list[str]:

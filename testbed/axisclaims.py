@@ -7,6 +7,7 @@ those of a run without an axis.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from testbed.claimlist import CLAIMS, Claim
 from testbed.claims import Judged, Verdict
 from testbed.model.experiment import Finding, Measurement
 from testbed.stats import Interval
-from testbed.table import summarise
+from testbed.table import AA, BASE, summarise
 
 Judge = Callable[[Claim, Sweep], Judged]
 LITTLE = 1.1
@@ -282,6 +283,53 @@ def _noisy_l4_is_tolerable(claim: Claim, sweep: Sweep) -> Judged:
     return Judged(claim=claim, verdict=verdict, measured=told, plane="ambient-l4")
 
 
+# -- how load arrives
+
+
+def _pattern(sweep: Sweep, arrival: str) -> str | None:
+    """Of the cells in an open loop, the one in which load arrives so."""
+    for cell in sweep.experiment.get("cells", ()):
+        if cell["load"]["kind"] == "open" and cell["load"]["arrival"] == arrival:
+            return cell["name"]
+    return None
+
+
+def _arrival_pattern(claim: Claim, sweep: Sweep) -> Judged:
+    """In the same rounds: what bursts (the pattern of the source's figures) do to sidecars' latency (the mesh of its
+    day), over what sidecars do to the baseline's at constant gaps. As much: at least as much, less a tenth.
+
+    Both p50 and p99 must say it, as both must say that it is less; the other patterns and planes are told beside.
+    """
+    constant, bursts = _pattern(sweep, "uniform"), _pattern(sweep, "synchronised")
+    if constant is None or bursts is None:
+        return _none(claim, "the same load at constant gaps and in bursts")
+    told, verdicts, enough = [], set(), True
+    for name, metric in (("p50", "latency_p50"), ("p99", "latency_p99")):
+        pair = [sweep.rounds(twin, constant, metric) for twin in (BASE, AA)]
+        mesh = stats.log_ratios(sweep.rounds("sidecar", constant, metric), stats.pooled(*pair))
+        pattern = stats.log_ratios(*(sweep.rounds("sidecar", cell, metric) for cell in (bursts, constant)))
+        shared = sorted(mesh.keys() & pattern.keys())
+        if not shared:
+            return _none(claim, f"{name} of sidecars in bursts and at constant gaps, and of {BASE}, in the same rounds")
+        more = stats.block_interval([pattern[n] - mesh[n] for n in shared])
+        enough &= _enough(more)
+        verdicts.add(1 if more.low > -math.log(LITTLE) else -1 if more.high < 0 else 0)
+        does = [spanned(stats.exponential(stats.block_interval([one[n] for n in shared]))) for one in (pattern, mesh)]
+        told.append(
+            f"{name}: bursts to constant gaps × {does[0]}, sidecars to {BASE} × {does[1]}, the one over the other "
+            f"× {spanned(stats.exponential(more))}"
+        )
+    for plane in axis.without_twin(sweep.planes):
+        others = [place.cell for place in sweep.places if place.cell != constant]
+        seen = [(cell, axis.ratio(sweep, plane, "latency_p50", cell, constant)) for cell in others]
+        ratios = ", ".join(f"{cell} × {spanned(found)}" for cell, found in seen if found)
+        told.append(f"{plane}, p50 to {constant}: {ratios}")
+    verdict = Verdict.UNDECIDED
+    if enough and len(verdicts) == 1:
+        verdict = {1: Verdict.CONFIRMED, -1: Verdict.REFUTED}.get(verdicts.pop(), Verdict.UNDECIDED)
+    return Judged(claim=claim, verdict=verdict, measured="; ".join(told), plane="sidecar", beside=BASE)
+
+
 JUDGES: dict[str, Judge] = {
     "hop-vs-l7": _hop_vs_l7,
     "two-l4-one-l7": _two_l4_one_l7,
@@ -290,4 +338,5 @@ JUDGES: dict[str, Judge] = {
     "ninety-percent": _ninety_percent,
     "noisy-l7-shared": _noisy_l7_shared,
     "noisy-l4-is-tolerable": _noisy_l4_is_tolerable,
+    "arrival-pattern": _arrival_pattern,
 }

@@ -34,7 +34,8 @@ def table_of(info: Mapping[str, Any], measurements: Sequence[Measurement], findi
     """The table of any run: with an axis a block a metric and what was left out, without one what `table` builds; then
     what the trials' certificates say."""
     if info["plan"]["experiment"].get("streams"):
-        return eventtable.table_of(info, measurements, findings)
+        built = eventtable.table_of(info, measurements, findings)
+        return with_fidelity(built, measurements, info["plan"]["experiment"]["planes"])
     certified = with_fidelity(
         _figures(info, measurements, findings), measurements, info["plan"]["experiment"]["planes"]
     )

@@ -208,7 +208,7 @@ def report_compare(before: str, after: str, as_json_text: bool = False) -> int:
 
     compared = comparison.compare(runnames.find(before), runnames.find(after))
     if as_json_text:
-        as_json(dataclasses.asdict(compared))
+        as_json(comparison.as_json(compared))
     else:
         print(typeset.as_text(comparison.as_table(compared), colour=typeset.wants_colour(sys.stdout)))
     return 0

@@ -1,7 +1,7 @@
 """A trial in which something happens: streams driven, the event carried out, each stream's fate counted.
 
-What fails because of the event is the result, so it cannot make a trial invalid; the machine can (drivers kept from
-the processor, links off, the event late), and so can a plane that failed before anything happened.
+What fails because of the event is the result, so it cannot make a trial invalid; the machine can (`eventfidelity`;
+drivers kept from the processor, the event late), and so can a plane that failed before anything happened.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from testbed import events, stages, trial
+from testbed import eventfidelity, events, stages, trial
 from testbed.deploy import Deployment, extra_sandboxes
 from testbed.errors import PeerError
 from testbed.eventseen import EVENT
+from testbed.fidelity import Gates, Level
 from testbed.load import streamdriver
 from testbed.load.streamplan import CONNECTIONS_A_STREAM
 from testbed.model.event import Event, Stage, Stream
@@ -48,8 +49,9 @@ def run(
     block: int,
     folder: Path,
     readings: Sequence[LinkReading],
+    gates: Gates,
 ) -> trial.Outcome:
-    """`deployed` is the block's plane, `plane` its name in the table.
+    """`deployed` is the block's plane, `plane` its name in the table; `readings` are of the links at rest before it.
 
     The deployment is left as the event leaves it; the next trial begins with what it asks for.
     """
@@ -64,8 +66,11 @@ def run(
     )  # fmt: skip
     done: list[tuple[Event, events.Done]] = []
     placed = deployment.placement
+    watch = eventfidelity.Watch.of(deployment.lab)
+    watch.start()
     try:
-        window_s = drivers.go() + load.warmup_s
+        start_s = drivers.go()
+        window_s = start_s + load.warmup_s
         for event, target in zip(cell.events, after, strict=True):
             time.sleep(max(0.0, window_s + event.at_s - time.monotonic()))
             client = experiment.streams[0].client
@@ -78,9 +83,9 @@ def run(
         raise
     finally:
         drivers.end()
+        watch.stop()
     values: list[tuple[str, str, str, float]] = []
-    reasons = [f"link {r.link} is not what was asked" for r in readings if not r.within_tolerance]
-    reasons += machine_reasons(done, window_s, max_gap_s)
+    reasons = machine_reasons(done, window_s, max_gap_s)
     if dead := deployment.dead():
         raise PeerError(f"after the event: {', '.join(dead)}")
     event_s = done[0][1].began_s if done else end_s
@@ -126,19 +131,30 @@ def run(
             (EVENT, "proxies_restarted", "", float(len(was.proxies_restarted))),
             (EVENT, "workloads_restarted", "", float(len(was.workloads_restarted))),
         ]
-    reasons += early
-    measurements = tuple(
-        Measurement(
-            round=round_number, trial=trial.name(round_number, block, plane, cell.name), block=block, plane=plane,
-            cell=cell.name, component=component, metric=metric, unit=unit, value=value, valid=not reasons,
-            reason="; ".join(reasons),
-        )
-        for component, metric, unit, value in [*values, *_link_values(readings)]
+    after_it = watch.look_after()
+    certificate, seen_of_machine = watch.certificate(
+        gates, start_s=start_s, event_s=event_s, end_s=end_s, before=readings,
+        rows=[r for found in rows for r in found.rows], failures=[*reasons, *early],
     )  # fmt: skip
+    values += [*trial.link_values(readings, seen_of_machine), *trial.machine_values(seen_of_machine, 0)]
+    if seen_of_machine.send_lag_p99_ms is not None:
+        values.append(("client", "send_lag_p99", "ms", seen_of_machine.send_lag_p99_ms))
+    reasons = list(certificate.causes(Level.FAIL))
+    told = "; ".join(reasons)
+    labels = {
+        "round": round_number, "trial": trial.name(round_number, block, plane, cell.name), "block": block,
+        "plane": plane, "cell": cell.name, "valid": not reasons,
+    }  # fmt: skip
+    measurements = [
+        Measurement(component=component, metric=metric, unit=unit, value=value, reason=told, **labels)
+        for component, metric, unit, value in values
+    ]
     return trial.Outcome(
-        measurements=measurements,
+        measurements=(*measurements, *trial.certificate_rows(certificate, labels, told)),
         requests=tuple(r for found in rows for r in found.rows if window_s <= r.intended_s < end_s),
         reasons=tuple(reasons),
+        certificate=certificate,
+        links_after=tuple(after_it),
     )
 
 
@@ -166,13 +182,6 @@ def is_behind(
         for p in placement.proxies
         if p.name in struck
     )
-
-
-def _link_values(readings: Sequence[LinkReading]) -> list[tuple[str, str, str, float]]:
-    values = []
-    for r in readings:
-        values += [(r.link, "link_rtt_asked", "ms", r.asked_rtt_ms), (r.link, "link_rtt_p50", "ms", r.rtt_p50_ms)]
-    return values
 
 
 def begins_as(experiment: Experiment, cell: Cell, topology: Topology, plane: str) -> Placement:

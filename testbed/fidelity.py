@@ -200,6 +200,8 @@ class Readings:
     paths: Sequence[PathReading] = ()
     cpu: CpuReading | None = None
     send_lag_p99_ms: float | None = None
+    worker_lags_ms: Mapping[str, float] = field(default_factory=dict)
+    """The same of each of several generator processes: among many, one that is late is no hundredth of all."""
     unread: Mapping[str, str] = field(default_factory=dict)
     """Check → why it is not available."""
 
@@ -223,10 +225,14 @@ def _level(value: float, warn: float, fail: float = math.inf) -> Level:
 
 
 def _lag(readings: Readings, gates: Gates) -> list[Check]:
-    if (lag_ms := readings.send_lag_p99_ms) is None:
-        return []
-    level = _level(lag_ms, gates.warn_send_lag_p99_ms, gates.send_lag_p99_ms)
-    return [Check(name="lag", level=level, cause=f"generator late: send lag p99 {lag_ms:.2f} ms", component="client")]
+    all_ms = {} if readings.send_lag_p99_ms is None else {"": readings.send_lag_p99_ms}
+    checks = []
+    for worker, lag_ms in {**all_ms, **readings.worker_lags_ms}.items():
+        who = f"generator, {worker}," if worker else "generator"
+        level = _level(lag_ms, gates.warn_send_lag_p99_ms, gates.send_lag_p99_ms)
+        told = f"{who} late: send lag p99 {lag_ms:.2f} ms"
+        checks.append(Check(name="lag", level=level, cause=told, component=f"client {worker}".strip()))
+    return checks
 
 
 def _host(readings: Readings, gates: Gates) -> list[Check]:

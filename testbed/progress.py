@@ -89,4 +89,6 @@ class Progress:
 
 def duration(seconds: float) -> str:
     whole = round(seconds)
+    if whole >= 2 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"

@@ -286,7 +286,8 @@ def _fidelity(info: Mapping[str, Any], measurements: Sequence[Measurement], summ
         links.append(plots.DotRow(label=name, points=points, value=statistics.median(points), asked=asked.get(name)))
     lags = []
     for i, plane in enumerate(summary.planes):
-        points = [m.value for m in measurements if m.metric == "send_lag_p99" and m.plane == plane]
+        wanted = ("client", "send_lag_p99", plane)
+        points = [m.value for m in measurements if (m.component, m.metric, m.plane) == wanted]
         middle = statistics.median(points) if points else None
         lags.append(plots.DotRow(label=plane, points=points, value=middle, series=i))
     parts = (

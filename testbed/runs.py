@@ -15,7 +15,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from testbed import axisclaims, cells, claims, deploy, honoured, planespec, report, runnames, sweep, table, typeset
+from testbed import (
+    axisclaims,
+    cells,
+    claims,
+    deploy,
+    honoured,
+    planespec,
+    planned,
+    report,
+    runnames,
+    sweep,
+    table,
+    typeset,
+)
 from testbed.claimlist import CLAIMS, SOURCES, said_by
 from testbed.errors import MachineError, TestbedError, UsageError
 from testbed.fidelity import PREFIX, Gates, Level
@@ -24,7 +37,7 @@ from testbed.machine import describe
 from testbed.model.experiment import Experiment, Finding, Measurement, Result
 from testbed.model.topology import Topology
 from testbed.program import CHECKOUT
-from testbed.progress import Progress
+from testbed.progress import Progress, duration
 from testbed.registry import load, names
 from testbed.runtime import ownership
 from testbed.stopping import StopRule
@@ -84,6 +97,7 @@ def run(
         print(f"{experiment.name}: {experiment.question}\ntopology {topology.name}, seed {seed}, {len(blocks)} blocks:")
         for block in blocks:
             print(f"  round {block.round}  {block.label}")
+        print(_expected(experiment, blocks, resume))
         return 0
     gates = Gates()
     links = choose(link)
@@ -177,6 +191,18 @@ def not_placeable(planes: Sequence[str], topology: Topology, *, by_one_user: boo
         except MachineError as error:
             found[plane] = str(error)
     return found
+
+
+def _expected(experiment: Experiment, blocks: Sequence[sweep.Block], resume: str) -> str:
+    """How long it will take, and how much of a resumed run is there."""
+    stored = Run.open(Path(resume)) if resume else None
+    done = stored.whole_trials() if stored else ()
+    left = [cells for block in blocks if (cells := sweep.undone(block, done))]
+    proven = {finding.plane for finding in stored.findings()} if stored else set()
+    about_s = planned.about_s(experiment, left, len(set(experiment.planes) - proven))
+    there = f"{len(done)} trials are stored, {sum(map(len, left))} are to be measured; " if stored else ""
+    spent = f"about {duration(about_s)}, of which {duration(planned.loaded_s(experiment, left))} under load"
+    return f"{there}{spent}" + ("; the search for a rate comes on top" if experiment.rate_share else "")
 
 
 def _proxies(plane: str, topology: Topology) -> list[dict[str, Any]]:

@@ -231,6 +231,61 @@ def _signed_ranks(values: np.ndarray, confidence: float) -> tuple[float, float] 
     return float(averages[left - 1]), float(averages[-left])
 
 
+def shift_interval(
+    first: Sequence[float],
+    second: Sequence[float],
+    *,
+    seed: int = 0,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """By how much `second` is above `first`, whose rounds share nothing: difference of trimmed means; `block_interval`
+    for two samples. `rounds` is that of the shorter one.
+
+    Where either has up to FEW rounds, the differences of all pairs beyond which ranks would be too lopsided (Hodges &
+    Lehmann 1963; Hollander & Wolfe 1999, §4.3); else symmetric studentised bootstrap, each sample by itself, with
+    Yuen's standard error of both. Infinite for two rounds or fewer; below MIN_ROUNDS_TO_CLAIM at best the range.
+    """
+    _check_confidence(confidence)
+    if not first or not second:
+        raise ValueError("an interval over no rounds")
+    before, after = (np.sort(np.asarray(values, dtype=float)) for values in (first, second))
+    size, middle = min(len(before), len(after)), float(_trimmed(after) - _trimmed(before))
+    options = {"estimate": middle, "rounds": size, "confidence": confidence}
+    if size < 3:
+        return Interval(low=-math.inf, high=math.inf, **options)
+    error = math.hypot(float(_standard_error(before)), float(_standard_error(after)))
+    if size > FEW and error > 0:
+        chance = np.random.Generator(np.random.PCG64(seed))
+        drawn = [np.sort(v[chance.integers(0, len(v), (resamples, len(v)))], axis=-1) for v in (before, after)]
+        errors = np.hypot(_standard_error(drawn[0]), _standard_error(drawn[1]))
+        usable = errors > 0
+        off = np.abs(_trimmed(drawn[1]) - _trimmed(drawn[0]) - middle)[usable] / errors[usable]
+        reach = float(np.quantile(off, confidence)) * error
+        return Interval(low=middle - reach, high=middle + reach, **options)
+    apart = np.sort(np.subtract.outer(after, before).ravel())
+    cut = max(_rank_sum_cut(len(before), len(after), confidence), 1)
+    return Interval(low=min(float(apart[cut - 1]), middle), high=max(float(apart[-cut]), middle), **options)
+
+
+def _rank_sum_cut(first: int, second: int, confidence: float) -> int:
+    """How many of all differences, counted from an end, are beyond what ranks allow: the largest c with
+    2·P(U < c) ≤ 1 - confidence, U of Mann & Whitney, whose ways are counted exactly: the coefficients of
+    ∏ (1 - q^(m+i)) / (1 - q^i), i = 1…n."""
+    most, whole = first * second, math.comb(first + second, first)
+    counts = [1] + [0] * most
+    for i in range(1, second + 1):
+        for u in range(most, first + i - 1, -1):
+            counts[u] -= counts[u - first - i]
+        for u in range(i, most + 1):
+            counts[u] += counts[u - i]
+    cut, tail = 0, 0
+    while 2 * (tail + counts[cut]) <= (1 - confidence) * whole:
+        tail += counts[cut]
+        cut += 1
+    return cut
+
+
 def pooled(first: Mapping[int, float], second: Mapping[int, float]) -> dict[int, float]:
     """Both halves of the A/A pair as one, quieter baseline: their geometric mean where a round has both, else the one.
 
@@ -301,26 +356,28 @@ def effect(
     Ratios are averaged as logarithms: twice as slow and twice as fast cancel out.
     """
     base = pooled(first, second) if against is None else against
-    logs = _log_ratios(plane, base)
+    logs = list(log_ratios(plane, base).values())
     if not logs:
         return None
     options = {"seed": seed, "confidence": confidence, "resamples": resamples}
-    twin = _log_ratios(second, first)
+    twin = list(log_ratios(second, first).values())
     aa = block_interval(twin, **options) if twin else None
     resolution = None if aa is None else math.expm1(min(max(-aa.low, aa.high, 0.0), 700.0))
     return Effect(
-        ratio=_exponential(block_interval(logs, **options)),
+        ratio=exponential(block_interval(logs, **options)),
         resolution=resolution,
-        aa=None if aa is None else _exponential(aa),
+        aa=None if aa is None else exponential(aa),
     )
 
 
-def _log_ratios(plane: Mapping[int, float], base: Mapping[int, float]) -> list[float]:
+def log_ratios(plane: Mapping[int, float], base: Mapping[int, float]) -> dict[int, float]:
+    """Of the rounds that have both."""
     shared = sorted(plane.keys() & base.keys())
-    return [math.log(plane[n] / base[n]) for n in shared if plane[n] > 0 and base[n] > 0]
+    return {n: math.log(plane[n] / base[n]) for n in shared if plane[n] > 0 and base[n] > 0}
 
 
-def _exponential(logs: Interval) -> Interval:
+def exponential(logs: Interval) -> Interval:
+    """Of logarithms, as the ratio."""
     low, middle, high = (math.exp(min(x, 700.0)) for x in (logs.low, logs.estimate, logs.high))
     return Interval(low=low, estimate=middle, high=high, rounds=logs.rounds, confidence=logs.confidence)
 

@@ -43,6 +43,7 @@ from testbed.links.gauge import measure
 from testbed.model.experiment import Experiment, LinkReading, Load, Result
 from testbed.model.placement import Placement
 from testbed.model.topology import Impairment, Topology
+from testbed.running import Running
 from testbed.runtime import ownership
 from testbed.seams import LinkMaker, Progress, Runtime
 from testbed.stopping import StopRule
@@ -196,14 +197,17 @@ def run(
         setting = replace(setting, experiment=_at_share(setting, progress))
     rule = rule or StopRule(most_rounds=experiment.rounds)
     begun_s, round_number = time.monotonic(), 1
+    seen = Running(cell=experiment.cells[0].name if experiment.cells else "")
+    seen.add(into.measurements())
     for block in blocks:
         if block.round != round_number:
+            say(f"round {round_number} of {experiment.rounds}; {seen.told()}")
             if why := _enough(into, rule, planes, round_number, time.monotonic() - begun_s):
                 into.note(stopped={"after_round": round_number, "why": why})
                 say(why)
                 return
             round_number = block.round
-        if not (left := _undone(block, done)):
+        if not (left := undone(block, done)):
             continue
         interrupts.check()
         progress(f"round {block.round} of {experiment.rounds}, {block.label}")
@@ -211,6 +215,7 @@ def run(
         for outcome in _measured(setting, block, left):
             failures = 0 if outcome.requests or not outcome.reasons else failures
             into.append_trial(outcome.measurements, outcome.requests)
+            seen.add(outcome.measurements)
             if outcome.reasons:
                 say(f"{outcome.measurements[0].trial} does not count: {'; '.join(outcome.reasons)}")
         if failures == FAILURES_IN_A_ROW:
@@ -236,10 +241,10 @@ def steps_left(experiment: Experiment, into: Run, blocks: Sequence[Block]) -> in
     searches = (
         set() if experiment.rate_share is None else set(experiment.planes) - set(into.info.get("capacity_rps", ()))
     )
-    return len(proofs) + len(searches) + sum(1 for block in blocks if _undone(block, done))
+    return len(proofs) + len(searches) + sum(1 for block in blocks if undone(block, done))
 
 
-def _undone(block: Block, done: Sequence[str]) -> list[str]:
+def undone(block: Block, done: Sequence[str]) -> list[str]:
     """Its cells that no stored trial has."""
     return [cell for cell in block.cells if trial.name(block.round, block.number, block.label, cell) not in done]
 
@@ -281,11 +286,13 @@ def _eventful(setting: Setting, block: Block, cells: Sequence[str]) -> Iterator[
         readings = measure(running.running, running.links)
         setting.say(asked_and_measured(readings))
         for number, cell in enumerate(cells):
-            yield eventtrial.run(
+            outcome = eventtrial.run(
                 deployment, experiment, points.find(experiment, cell), plane=block.label, deployed=block.plane,
                 round_number=block.round, block=block.number, folder=running.folder / f"load-{number}",
-                readings=readings,
+                readings=readings, gates=setting.gates,
             )  # fmt: skip
+            readings = list(outcome.links_after)
+            yield outcome
 
 
 def _measure(setting: Setting, block: Block, cells: Sequence[str]) -> Iterator[trial.Outcome]:

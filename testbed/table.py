@@ -10,7 +10,6 @@ was not measured is `–` with a note.
 from __future__ import annotations
 
 import math
-import random
 import re
 import statistics
 from collections import Counter, defaultdict
@@ -152,18 +151,6 @@ def interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]
 def _interval(values: tuple[float, ...]) -> tuple[float, float] | tuple[None, None]:
     found = stats.block_interval(values)
     return (found.low, found.high) if math.isfinite(found.low + found.high) else (None, None)
-
-
-def unpaired_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """The same for the difference of two medians, b - a, whose rounds have nothing to do with each other."""
-    if min(len(a), len(b)) < MIN_ROUNDS:
-        return None, None
-    rng = random.Random(0)
-    changes = [
-        stats.median(rng.choices(b, k=len(b))) - stats.median(rng.choices(a, k=len(a))) for _ in range(stats.RESAMPLES)
-    ]
-    low, high = stats.percentiles(changes, [2.5, 97.5])
-    return low, high
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -252,6 +252,7 @@ class _Watch:
             ),
             cpu=fidelityread.cpu_reading(grown, span_s),
             send_lag_p99_ms=percentile(lags, 99) if lags and experiment.load.kind == "open" else None,
+            worker_lags_ms={w.name: w.send_lag_p99_ms for w in record.workers if w.send_lag_p99_ms is not None},
             unread=unread,
         )
 
@@ -348,8 +349,10 @@ def invalid_reasons(record: LoadRecord, experiment: Experiment, gates: Gates) ->
     span_s = record.ended_s - record.started_s
     if span_s <= 0:
         return [f"the window has no length ({span_s:g} s)"]
-    if record.cpu_s / span_s > gates.generator_cpu_share:
-        reasons.append(f"generator used {record.cpu_s / span_s:.0%} of a core")
+    for worker, cpu_s in {w.name: w.cpu_s for w in record.workers}.items() or [("", record.cpu_s)]:
+        if cpu_s / span_s > gates.generator_cpu_share:
+            who = f"generator, {worker}," if worker else "generator"
+            reasons.append(f"{who} used {cpu_s / span_s:.0%} of a core")
     if plan.kind == "open":
         asked = len(rows)  # those never sent have a row too
         done = sum(1 for r in rows if not r.error and r.last_byte_s <= record.ended_s + ANSWER_GRACE_S)
@@ -384,8 +387,9 @@ def machine_values(readings: Readings, requests: int) -> list[Row]:
     for proxy, queue in sorted(readings.queues.items()):
         both_s = queue.run_s + queue.wait_s
         values.append((proxy, "run_queue_wait", "", queue.wait_s / both_s if both_s else 0.0))
-    values.append(("host", "tcp_retransmits", "", float(sum(n.retransmitted for n in readings.nets.values()))))
-    values.append(("host", "device_drops", "", float(sum(n.device_drops for n in readings.nets.values()))))
+    if readings.nets:
+        values.append(("host", "tcp_retransmits", "", float(sum(n.retransmitted for n in readings.nets.values()))))
+        values.append(("host", "device_drops", "", float(sum(n.device_drops for n in readings.nets.values()))))
     if (cpu := readings.cpu) is not None:
         per_1000_ms = 1e6 / max(requests, 1)
         for who in ("client", "wire", "kernel", "testbed"):
@@ -413,7 +417,19 @@ def latency_values(record: LoadRecord) -> list[tuple[str, str, str, float]]:
         ("client", "send_lag_p99", "ms", percentile(lags, 99) if lags else math.nan),
         ("client", "cpu_share", "", record.cpu_s / span_s),
         ("client", "connections_opened", "", float(record.connects)),
+        *worker_values(record, span_s),
     ]
+
+
+def worker_values(record: LoadRecord, span_s: float) -> list[Row]:
+    """Of each of several generator processes, as of the generator."""
+    values: list[Row] = []
+    for worker in record.workers:
+        who = f"client {worker.name}"
+        lag_ms = math.nan if worker.send_lag_p99_ms is None else worker.send_lag_p99_ms
+        values += [(who, "requests_sent", "", float(worker.requests)), (who, "send_lag_p99", "ms", lag_ms)]
+        values.append((who, "cpu_share", "", worker.cpu_s / span_s))
+    return values
 
 
 def usage_values(record: LoadRecord, usage: dict[str, Usage]) -> list[tuple[str, str, str, float]]:

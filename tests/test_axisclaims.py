@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from experiments.arrival import EXPERIMENT as ARRIVAL
 from experiments.footprint import ALONE, REPLICAS
 from experiments.footprint import EXPERIMENT as FOOTPRINT
 from experiments.neighbour import EXPERIMENT as NEIGHBOUR
@@ -151,7 +152,48 @@ def test_a_run_without_an_axis_is_judged_as_before() -> None:
 
 def test_every_judge_is_of_a_known_claim_that_an_experiment_names() -> None:
     """A judge nobody asks, or a claim nobody made, is a slip."""
-    named = {*PLACEMENT.claims, *FOOTPRINT.claims, *NEIGHBOUR.claims}
+    named = {*ARRIVAL.claims, *PLACEMENT.claims, *FOOTPRINT.claims, *NEIGHBOUR.claims}
 
     assert set(axisclaims.JUDGES) == named <= set(CLAIMS)
     assert ALONE != REPLICAS
+
+
+def arriving(
+    bursts: Mapping[str, float], mesh: float, *, rounds: int = 6, noise: float = 0.02, planes: tuple[str, ...] = ()
+) -> list[Measurement]:
+    """By metric, by how much bursts make sidecars later than constant gaps do; `mesh`: sidecars to none."""
+
+    def value(plane: str, cell: str, metric: str) -> float:
+        later = bursts[metric] if cell == "synchronised" else 1.0
+        return 2.0 * later * (1.0 if plane.startswith("none") else mesh)
+
+    found = planes or ("none", "none (A/A)", "sidecar", "ambient")
+    return rows(ARRIVAL, value, planes=found, metrics=tuple(bursts), rounds=rounds, noise=noise)
+
+
+def both(p50: float, p99: float) -> dict[str, float]:
+    return {"latency_p50": p50, "latency_p99": p99}
+
+
+@pytest.mark.parametrize(
+    ("made", "verdict"),
+    [
+        (arriving(both(3.0, 3.0), 2.0), Verdict.CONFIRMED),
+        (arriving(both(2.0, 2.0), 2.0, noise=0.005), Verdict.CONFIRMED),
+        (arriving(both(1.2, 1.3), 2.0), Verdict.REFUTED),
+        (arriving(both(1.0, 1.0), 1.5), Verdict.REFUTED),
+        (arriving(both(1.2, 3.0), 2.0), Verdict.UNDECIDED),
+        (arriving(both(2.0, 2.0), 2.0, noise=0.4), Verdict.UNDECIDED),
+        (arriving(both(3.0, 3.0), 2.0, rounds=5), Verdict.UNDECIDED),
+        (arriving(both(3.0, 3.0), 2.0, planes=("none", "ambient")), Verdict.NO_EVIDENCE),
+        (arriving({"latency_p50": 3.0}, 2.0), Verdict.NO_EVIDENCE),
+    ],
+    ids=["more", "as much", "less", "nothing", "in p99 only", "noise", "few rounds", "no sidecars", "no p99"],
+)
+def test_the_pattern_counts_as_much_as_the_mesh_or_less(made: list[Measurement], verdict: Verdict) -> None:
+    """Bursts under sidecars, over what sidecars cost at constant gaps; p50 and p99 both."""
+    one = judged("arrival-pattern", ARRIVAL, made)
+
+    assert one.verdict is verdict, one.measured
+    if verdict is not Verdict.NO_EVIDENCE:
+        assert "bursts to constant gaps × " in one.measured and "ambient, p50 to constant: Poisson × " in one.measured

@@ -25,6 +25,7 @@ from testbed.model.placement import Placement
 from testbed.runtime.enter import in_netns
 from testbed.runtime.netns import NetnsRuntime
 from tests.labs import needs_root
+from tests.loose import gates
 
 pytestmark = [pytest.mark.root, needs_root]
 
@@ -137,7 +138,7 @@ def test_a_trial_counts_what_failed_and_is_valid_all_the_same(deployed: Deployme
     # Only what breaks for certain: an open connection whose tunnel has died.
     found = eventtrial.run(
         deployed, dataclasses.replace(EXPERIMENT, cells=(cell,)), cell, plane="ambient", deployed="ambient",
-        round_number=1, block=1, folder=deployed.lab.folder / "load", readings=(),
+        round_number=1, block=1, folder=deployed.lab.folder / "load", readings=(), gates=gates(),
     )  # fmt: skip
     value = {(m.component, m.metric): m.value for m in found.measurements}
     echo = next(s for s in STREAMS if s.protocol == "tcp")
@@ -148,8 +149,12 @@ def test_a_trial_counts_what_failed_and_is_valid_all_the_same(deployed: Deployme
     assert value[home, "behind_struck"] == 0 and value[home, "requests_since"] > 0
     numbers = {int(r.connection // 1000) for r in found.requests}
     assert numbers == set(range(len(STREAMS)))
-    of_machine = ("a driver was kept", "kill came")
+    of_machine = ("a driver was kept", "kill came", "link ")
     assert all(reason.startswith(of_machine) or "before anything happened" in reason for reason in found.reasons)
+    told = {check.name for check in found.certificate.checks if check.level is not None}
+    assert {"lag", "busy", "steal", "link-rtt", "link-after"} <= told
+    assert not told & {"path", "run-queue", "retransmits"}
+    assert found.links_after and {m.metric for m in found.measurements} >= {"fidelity.busy", "link_rtt_after_p50"}
 
 
 def test_a_workload_leaves_and_joins_without_a_restart(deployed: Deployment) -> None:

@@ -68,6 +68,7 @@ def test_a_clean_trial_passes_and_says_what_it_saw() -> None:
     [
         ({"send_lag_p99_ms": 2.0}, WARN, "send lag p99 2.00 ms"),
         ({"send_lag_p99_ms": 6.0}, FAIL, "send lag p99 6.00 ms"),
+        ({"worker_lags_ms": {"worker 1": 0.4, "worker 2": 6}}, FAIL, "generator, worker 2, late: send lag p99 6.00 ms"),
         ({"host": dataclasses.replace(HOST, busy=0.9)}, WARN, "host 90% busy"),
         ({"host": dataclasses.replace(HOST, busy=0.99)}, FAIL, "host 99% busy"),
         ({"host": dataclasses.replace(HOST, steal=0.05)}, WARN, "stole 5.0% of the cores"),

@@ -23,6 +23,7 @@ from testbed.stats import (
     percentile,
     percentiles,
     pooled,
+    shift_interval,
     trimmed_mean,
     wilson_interval,
 )
@@ -220,6 +221,54 @@ def test_more_confidence_is_wider() -> None:
     plain, careful = block_interval(values), block_interval(values, confidence=0.98)
 
     assert careful.low < plain.low < plain.high < careful.high
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "low", "high"),
+    [
+        # Tables of Mann & Whitney's U: 2 and less is too lopsided for 5 and 5, 5 and less for 6 and 6.
+        ([0.0] * 5, [10.0, 20.0, 30.0, 40.0, 50.0], 10.0, 50.0),
+        ([0.0] * 6, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 1.0, 6.0),
+        ([0.0, 100.0], [1.0, 2.0, 3.0], -math.inf, math.inf),
+    ],
+)
+def test_few_rounds_of_two_runs_are_ranked(first: list[float], second: list[float], low: float, high: float) -> None:
+    """Between which of all differences the shift lies, by the tables; two rounds say nothing."""
+    found = shift_interval(first, second)
+
+    assert (found.low, found.high) == (low, high)
+
+
+def test_the_rank_sums_are_those_of_the_tables() -> None:
+    """Critical values of U at 5 %, two-sided, and one more: from so manieth difference to so manieth from the end."""
+    from testbed.stats import _rank_sum_cut
+
+    tables = {(4, 4): 1, (5, 5): 3, (6, 6): 6, (6, 8): 9, (7, 7): 9, (8, 8): 14, (10, 10): 24, (5, 12): 12}
+    assert {sizes: _rank_sum_cut(*sizes, 0.95) for sizes in tables} == tables
+    assert _rank_sum_cut(3, 3, 0.95) == 0  # the most lopsided of 20 ways comes by chance in a tenth
+
+
+@pytest.mark.parametrize("rounds", [6, 12])
+def test_two_runs_of_the_same_differ_in_a_twentieth_of_cases(rounds: int) -> None:
+    """Over 400 made-up pairs of runs, as it promises; and a shift of two standard deviations is mostly found."""
+    chance = random.Random(5)
+    missed = found = 0
+    for _ in range(400):
+        first, second = ([chance.gauss(0, 1) for _ in range(rounds)] for _ in range(2))
+        missed += not shift_interval(first, second, resamples=500).holds(0)
+        found += shift_interval(first, [x + 2 for x in second], resamples=500).low > 0
+
+    assert missed <= 33  # 5 % of 400 and three standard deviations
+    assert found > 300
+
+
+def test_a_shift_has_the_sign_of_the_change() -> None:
+    """The second is slower: what is added is positive, whichever method the rounds are enough for."""
+    for rounds in (6, 12):
+        values = [n / 10 for n in range(rounds)]
+        found = shift_interval(values, [x + 5 for x in values])
+        assert 4 < found.low < found.estimate < found.high < 6
+        assert shift_interval([x + 5 for x in values], values).high < -4
 
 
 def test_the_pair_pooled_is_one_baseline() -> None:

@@ -61,11 +61,6 @@ def test_few_rounds_say_that_they_carry_no_claim(rounds: int, said: str) -> None
         assert built.blocks[0].rows[0][0].note is None
 
 
-def test_the_interval_between_two_runs_has_the_sign_of_the_change() -> None:
-    """The second is slower: what is added is positive."""
-    assert table.unpaired_interval([1.0, 1.0, 1.0], [3.0, 3.0, 3.0]) == (2.0, 2.0)
-
-
 def test_a_trial_with_one_invalid_row_is_left_out_whole_and_counted() -> None:
     """Its latency does not count, its partner of the round is not compared, and the reason is printed."""
     rows = latencies({"none": [1, 1, 1, 1], "x": [2, 2, 2, 99]})

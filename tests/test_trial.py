@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import pytest
 
 from experiments.quickstart import EXPERIMENT
 from testbed import topofile, trial
 from testbed.fidelity import Certificate, Check, Level
-from testbed.model.experiment import LoadRecord, RequestRow
+from testbed.model.experiment import LoadRecord, LoadWorker, RequestRow
 from testbed.window import Usage
 
 
@@ -26,8 +27,15 @@ def rows(count: int = 1000, *, lag_s: float = 0.0, latency_s: float = 0.002, **m
     )  # fmt: skip
 
 
-def record(made: tuple[RequestRow, ...], cpu_s: float = 0.5) -> LoadRecord:
-    return LoadRecord(rows=made, started_s=10.0, ended_s=15.0, cpu_s=cpu_s)
+def record(
+    made: tuple[RequestRow, ...], cpu_s: float = 0.5, workers: Mapping[str, float] | None = None
+) -> LoadRecord:
+    """`workers`: what each used of a core, in seconds."""
+    several = tuple(
+        LoadWorker(name=name, requests=500, cpu_s=used_s, send_lag_p99_ms=1.0)
+        for name, used_s in (workers or {}).items()
+    )
+    return LoadRecord(rows=made, started_s=10.0, ended_s=15.0, cpu_s=cpu_s, workers=several)
 
 
 def reasons(made: LoadRecord) -> str:
@@ -44,6 +52,7 @@ def test_a_clean_trial_counts() -> None:
     [
         (record(()), "no request was sent"),
         (record(rows(), cpu_s=4.5), "generator used 90% of a core"),
+        (record(rows(), workers={"worker 1": 1.0, "worker 2": 4.5}), "generator, worker 2, used 90% of a core"),
         (record(rows(998) + rows(2, status=503)), r"2 of 1000 requests failed \(first: 503\)"),
         (record(rows(998) + rows(2, error="reset", status=0)), "first: reset"),
         (record(rows(950) + rows(50, latency_s=7.0)), "saturated: 950 of 1000"),
@@ -95,6 +104,16 @@ def test_latency_counts_from_the_intended_time() -> None:
     assert values["latency_p99"] == pytest.approx(2.0)
     assert values["error_share"] == pytest.approx(1 / 1001)
     assert values["rate_achieved"] == pytest.approx(200.0)
+
+
+def test_two_generators_on_a_core_each_are_not_one_on_two() -> None:
+    """The limit is of each process; together they may use more than one core."""
+    made = record(rows(), cpu_s=6.0, workers={"worker 1": 3.0, "worker 2": 3.0})
+
+    assert reasons(made) == ""
+    values = {(who, metric): value for who, metric, _, value in trial.latency_values(made)}
+    assert values["client worker 2", "cpu_share"] == pytest.approx(0.6)
+    assert values["client worker 1", "requests_sent"] == 500
 
 
 def test_nothing_answered_gives_no_latency() -> None:

@@ -2,240 +2,43 @@
 
     python -m testbed.load.generator --plan plan.json
 
-reads a `GeneratorPlan`; rows.bin appears beside it, whole or not at all.
-
-Each locust user is one connection, kept alive or opened anew after so many requests. Open loop: a free connection
-claims the next time of the schedule, waits for it and sends; when all are busy, times pass unclaimed and the requests
-go out late, which latency counted from the intended time shows. (That is one queue with N servers; a user that paced
-itself, as locust's constant_throughput does, would omit exactly the slow moments.) Closed loop: each sends again as
-soon as it is answered; intended and sent are one.
-
-locust's own events are fired for each request once the window is over, so that its statistics hold and its cost does
-not.
+reads a `GeneratorPlan`; rows.bin appears beside it, whole or not at all. What its users do is in `users`; of a load of
+several processes, one is locust's master and the others are its workers (`distributed`).
 """
 
 from __future__ import annotations
 
-import locust  # isort: skip  # patches the standard library for gevent: before anything that uses sockets
+import locust  # isort: skip  # noqa: F401 - patches the standard library for gevent: before anything that uses sockets
 
 import argparse
-import gc
 import json
 import logging
-import os
-import random
-import resource
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
 
-import gevent
-from gevent.event import Event
-from locust.env import Environment
-
-from testbed.load import rowfile
-from testbed.load.connection import Connection
-from testbed.load.pacer import Pacer
-from testbed.load.plan import CONNECT_TIMEOUT_S, DRAIN_S, REQUEST_TIMEOUT_S, GeneratorPlan, with_id
-from testbed.load.schedule import intended_times
-from testbed.load.tcp import TcpConnection
-from testbed.model.experiment import RequestRow
+from testbed.load import distributed, rowfile, users
+from testbed.load.plan import CONNECT_TIMEOUT_S, GeneratorPlan, leave
 
 START_AFTER_S = 0.1
-HEARTBEAT_S = 0.01
-MAX_CLOSED_ROWS = 3_000_000
 
 
-def client(plan: GeneratorPlan) -> tuple[type[Connection], Any]:
-    """What a connection is, and the request that each one sends."""
-    load = plan.load
-    if load.protocol == "tcp":
-        return TcpConnection, b"b" * load.request_bytes
-    if load.protocol == "http1":
-        return Connection, request_bytes(plan)
-    from testbed.load import http2  # only those who speak it pay for its import
-
-    kind = http2.GrpcConnection if load.protocol == "grpc" else http2.Http2Connection
-    return kind, kind.request(f"{plan.host}:{plan.port}", load.request_bytes, load.response_bytes)
-
-
-def request_bytes(plan: GeneratorPlan) -> bytes:
-    load = plan.load
-    method = "POST" if load.request_bytes else "GET"
-    length = f"content-length: {load.request_bytes}\r\n" if load.request_bytes else ""
-    head = f"{method} /?size={load.response_bytes} HTTP/1.1\r\nhost: {plan.host}:{plan.port}\r\n{length}\r\n"
-    return head.encode() + b"b" * load.request_bytes
-
-
-class Trial:
-    """What the users of one trial share."""
-
-    def __init__(self, plan: GeneratorPlan) -> None:
-        self.plan = plan
-        self.connection, self.request = client(plan)
-        draw = random.Random(plan.seed).random
-        self.times = intended_times(plan.load, draw, plan.trace_s) if plan.load.kind == "open" else []
-        self.next_time = iter(self.times)
-        self.claimed = 0
-        self.pacer = Pacer()
-        self.connections: list[Connection] = []
-        self.connected = 0
-        self.finished = 0
-        self.all_connected, self.go, self.all_finished = Event(), Event(), Event()
-        self.start_s = self.end_s = self.give_up_s = 0.0
-        self.rows: list[RequestRow] = []
-        self.unsent: list[RequestRow] = []
-        self.max_gap_s = 0.0
-        self.gaps_over_5ms = 0
-
-    def open_connection(self) -> Connection:
-        plan = self.plan
-        connection = self.connection(len(self.connections), plan.host, plan.port, plan.load.requests_per_connection)
-        self.connections.append(connection)
-        try:
-            connection.connect()
-        except OSError:
-            pass  # each request tries again, and its row says what happened
-        self.connected += 1
-        if self.connected == self.plan.load.connections:
-            self.all_connected.set()
-        return connection
-
-    def finish(self) -> None:
-        self.finished += 1
-        if self.finished == self.plan.load.connections:
-            self.all_finished.set()
-
-    def drive_open(self, connection: Connection) -> None:
-        rows, request, start_s, pacer = self.rows, self.request, self.start_s, self.pacer
-        identified = self.plan.load.request_ids
-        for at_s in self.next_time:
-            due_s = start_s + at_s
-            if identified:
-                request = with_id(self.request, connection.number, due_s)
-            pacer.sleep_until(due_s)
-            now_s = time.monotonic()
-            if now_s > self.give_up_s:
-                self.unsent.append(_unsent(due_s, now_s, connection.number))
-                continue
-            rows.append(connection.exchange(request, due_s))
-
-    def drive_closed(self, connection: Connection) -> None:
-        rows, request = self.rows, self.request
-        while time.monotonic() < self.end_s and len(rows) < MAX_CLOSED_ROWS:
-            row = connection.exchange(request, None)
-            rows.append(row)
-            if row.error:
-                gevent.sleep(0.01)  # a refusing peer must not be hammered as fast as it can refuse
-
-    def heartbeat(self) -> None:
-        while True:
-            before_s = time.monotonic()
-            gevent.sleep(HEARTBEAT_S)
-            # gevent's own millisecond is not a gap of the machine's
-            gap_s = time.monotonic() - before_s - HEARTBEAT_S - 0.001
-            self.max_gap_s = max(self.max_gap_s, gap_s)
-            self.gaps_over_5ms += gap_s > 0.005
-
-    def watchdog(self) -> None:
-        while True:
-            gevent.sleep(0.25)
-            now_s = time.monotonic()
-            for connection in self.connections:
-                since_s = connection.busy_since_s
-                if since_s is not None and (now_s - since_s > REQUEST_TIMEOUT_S or now_s > self.give_up_s):
-                    connection.interrupt()
-
-
-def _unsent(due_s: float, now_s: float, connection: int) -> RequestRow:
-    """Its latency is a lower bound: the trial ended before a connection was free for it."""
-    return RequestRow(
-        intended_s=due_s,
-        sent_s=now_s,
-        first_byte_s=now_s,
-        last_byte_s=now_s,
-        status=0,
-        bytes=0,
-        connection=connection,
-        error="unsent",
-    )
-
-
-def user_class(trial: Trial) -> type[locust.User]:
-    class ConnectionUser(locust.User):
-        """One connection at a time; its single task is the whole trial."""
-
-        @locust.task
-        def drive(self) -> None:
-            connection = trial.open_connection()
-            try:
-                trial.go.wait()
-                (trial.drive_open if trial.plan.load.kind == "open" else trial.drive_closed)(connection)
-            finally:
-                trial.finish()
-            raise locust.exception.StopUser
-
-    return ConnectionUser
-
-
-def run(plan: GeneratorPlan) -> tuple[rowfile.Header, list[RequestRow], Environment]:
-    load = plan.load
-    trial = Trial(plan)
-    environment = Environment(user_classes=[user_class(trial)], host=f"http://{plan.host}:{plan.port}")
+def alone(plan: GeneratorPlan, folder: Path) -> None:
+    """All of the load from this process."""
+    trial = users.Trial(plan)
+    environment = users.made(plan, trial)
     runner = environment.create_local_runner()
-    runner.start(load.connections, spawn_rate=load.connections)
+    runner.start(plan.load.connections, spawn_rate=plan.load.connections)
     trial.all_connected.wait(timeout=CONNECT_TIMEOUT_S * 2)
-    gc.collect()
-    gc.freeze()
-    gc.disable()  # rows are many and hold no cycles; a collection would be a gap in the window
-    trial.start_s = time.monotonic() + START_AFTER_S
-    trial.end_s = trial.start_s + load.warmup_s + load.window_s
-    trial.give_up_s = trial.end_s + DRAIN_S
-    helpers = [gevent.spawn(trial.heartbeat), gevent.spawn(trial.watchdog)]
-    cpu_before_s, wall_before_s = _cpu_s(), time.monotonic()
-    trial.go.set()
-    trial.all_finished.wait(timeout=trial.give_up_s - time.monotonic() + CONNECT_TIMEOUT_S + 1.0)
-    cpu_s, wall_s = _cpu_s() - cpu_before_s, time.monotonic() - wall_before_s
-    gevent.killall(helpers)
-    rows = sorted(trial.rows + trial.unsent, key=lambda row: row.intended_s)
-    _tell_locust(environment, plan, rows)
+    users.settled()
+    header, rows = users.measure(trial, environment, time.monotonic() + START_AFTER_S)
     runner.quit()
-    trial.pacer.close()
-    for connection in trial.connections:
-        connection.close()
-    header = rowfile.Header(
-        window_start_s=trial.start_s + load.warmup_s,
-        window_end_s=trial.end_s,
-        cpu_s=cpu_s,
-        wall_s=wall_s,
-        connects=sum(connection.connects for connection in trial.connections),
-        max_gap_s=trial.max_gap_s,
-        gaps_over_5ms=trial.gaps_over_5ms,
-        unsent=len(trial.unsent),
-    )
-    return header, rows, environment
-
-
-def _tell_locust(environment: Environment, plan: GeneratorPlan, rows: list[RequestRow]) -> None:
-    offset_s = time.time() - time.monotonic()
-    for row in rows:
-        environment.events.request.fire(
-            request_type="POST" if plan.load.request_bytes else "GET",
-            name="/",
-            response_time=(row.last_byte_s - row.intended_s) * 1000,
-            response_length=row.bytes,
-            start_time=row.intended_s + offset_s,
-            url=environment.host,
-            context={"connection": row.connection},
-            exception=RuntimeError(row.error) if row.error else None,
-        )
-
-
-def _cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+    trial.close()
+    leave(folder / plan.file("rows.bin"), rowfile.encode(header, rows))
+    total = environment.stats.total
+    counted = {"requests": total.num_requests, "failures": total.num_failures, "rows": len(rows)}
+    (folder / "locust.json").write_text(json.dumps(counted))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -243,17 +46,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--plan", type=Path, required=True, help="a GeneratorPlan as JSON")
     path: Path = parser.parse_args(argv).plan
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    plan = GeneratorPlan.from_json(path.read_text())
+    part = alone if plan.load.processes == 1 else distributed.lead if plan.worker is None else distributed.work
     try:
-        header, rows, environment = run(GeneratorPlan.from_json(path.read_text()))
-        partial = path.with_name("rows.bin.part")
-        partial.write_bytes(rowfile.encode(header, rows))
-        os.replace(partial, path.with_name("rows.bin"))
-        total = environment.stats.total
-        counted = {"requests": total.num_requests, "failures": total.num_failures, "rows": len(rows)}
-        path.with_name("locust.json").write_text(json.dumps(counted))
-    except Exception:
+        part(plan, path.parent)
+    except (Exception, SystemExit):  # locust leaves by the second where its port is taken
         # The orchestrator sees this folder, not our stderr.
-        path.with_name("failure.txt").write_text(traceback.format_exc())
+        path.with_name(plan.file("failure.txt")).write_text(traceback.format_exc())
         raise
     return 0
 

@@ -9,22 +9,27 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
+import random
 import sys
+import time
 from pathlib import Path
 
 import testbed
 from testbed.errors import PeerError, UsageError
 from testbed.load import rowfile
-from testbed.load.plan import CONNECT_TIMEOUT_S, DRAIN_S, GeneratorPlan
-from testbed.load.schedule import check, read_trace
-from testbed.model.experiment import Load, LoadRecord
+from testbed.load.plan import CONNECT_TIMEOUT_S, DRAIN_S, START_UP_S, GeneratorPlan
+from testbed.load.schedule import check, intended_times, read_trace
+from testbed.model.experiment import Load, LoadRecord, LoadWorker
 from testbed.runtime.enter import owner_for
-from testbed.seams import RunningLab, Spawn
+from testbed.seams import Process, RunningLab, Spawn
+from testbed.stats import percentile
 
 CLIENT_UID = 2000
-START_UP_S = 30.0
-"""Importing locust takes about a second of CPU; a busy machine needs many times that."""
+LOOK_S = 0.2
+"""How often a load of several processes is asked whether one has died."""
+STALE = ("rows.bin", "rows.bin.part", "failure.txt", "locust.json", "plan.json", "port.txt")
 _numbers = itertools.count(1)
 
 
@@ -34,7 +39,8 @@ class _Driver:
     def run(
         self, lab: RunningLab, *, client: str, target: tuple[str, int], plan: Load, seed: int, folder: Path
     ) -> LoadRecord:
-        """The rows of the window; those of the warm-up stay in `folder`/generator/rows.bin beside them.
+        """The rows of the window; those of the warm-up stay in `folder`/generator/rows.bin (of each worker: its own)
+        beside them.
 
         Raises PeerError when the generator fails, UsageError for a plan that cannot be.
         """
@@ -44,20 +50,10 @@ class _Driver:
             raise UsageError(f"load: the lab has no sandbox {client!r}; known: {', '.join(sorted(lab.sandboxes))}")
         work = _private_folder(folder / "generator")
         job = GeneratorPlan(load=plan, host=target[0], port=target[1], seed=seed, trace_s=_trace(plan))
-        _write_for_client(work / "plan.json", job.to_json())
-        spawn = Spawn(
-            name=f"load.{client}.{next(_numbers)}",
-            sandbox=client,
-            argv=[sys.executable, "-m", "testbed.load.generator", "--plan", str(work / "plan.json")],
-            uid=CLIENT_UID,
-            folder=work,
-            env={
-                "PYTHONPATH": str(Path(testbed.__file__).resolve().parent.parent),
-                "PYTHONDONTWRITEBYTECODE": "1",
-                "HOME": str(work),
-            },
-        )
-        header, rows = _wait(lab, spawn, work, plan)
+        parts = _parts(client, work, job)
+        _wait(lab, parts, plan)
+        read = _read(parts, job)
+        header, rows = read[0] if len(read) == 1 else rowfile.merged(read)
         window = (header.window_start_s, header.window_end_s)
         return LoadRecord(
             rows=tuple(row for row in rows if window[0] <= row.intended_s < window[1]),
@@ -66,6 +62,7 @@ class _Driver:
             cpu_s=header.cpu_s,
             notes=_notes(header, plan),
             connects=header.connects,
+            workers=tuple(_worker(part, one, plan) for part, one in zip(parts[1:], read, strict=False)),
         )
 
 
@@ -87,23 +84,111 @@ def _trace(plan: Load) -> tuple[float, ...]:
     return read_trace(text, where=plan.trace)
 
 
-def _wait(lab: RunningLab, spawn: Spawn, work: Path, plan: Load) -> tuple[rowfile.Header, list[rowfile.RequestRow]]:
-    limit_s = START_UP_S + 3 * CONNECT_TIMEOUT_S + plan.warmup_s + plan.window_s + DRAIN_S
-    (process,) = lab.spawn([spawn])
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """One process of the generator."""
+
+    name: str
+    """As an error says it."""
+    plan: GeneratorPlan
+    spawn: Spawn
+
+    def left(self, name: str) -> Path:
+        assert self.spawn.folder is not None
+        return self.spawn.folder / self.plan.file(name)
+
+
+def _parts(client: str, work: Path, job: GeneratorPlan) -> list[_Part]:
+    """The only process of a load, or its master and then its workers."""
+    number = next(_numbers)
+    count = job.load.processes
+    where = f"load generator in {client}"
+    parts = []
+    for worker in (None, *(range(1, count + 1) if count > 1 else ())):
+        plan = dataclasses.replace(job, worker=worker)
+        path = work / plan.file("plan.json")
+        _write_for_client(path, plan.to_json())
+        spawn = Spawn(
+            name=f"load.{client}.{number}" + ("" if worker is None else f".worker{worker}"),
+            sandbox=client,
+            argv=[sys.executable, "-m", "testbed.load.generator", "--plan", str(path)],
+            uid=CLIENT_UID,
+            folder=work,
+            env={
+                "PYTHONPATH": str(Path(testbed.__file__).resolve().parent.parent),
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "HOME": str(work),
+            },
+        )
+        who = where if count == 1 else f"{where}, " + ("master" if worker is None else f"worker {worker} of {count}")
+        parts.append(_Part(name=who, plan=plan, spawn=spawn))
+    return parts
+
+
+def _wait(lab: RunningLab, parts: list[_Part], plan: Load) -> None:
+    """Until all have ended; the first that ends badly ends the others, and is named."""
+    limit_s = START_UP_S * len(parts) + 3 * CONNECT_TIMEOUT_S + plan.warmup_s + plan.window_s + DRAIN_S
+    end_s = time.monotonic() + limit_s
+    processes = lab.spawn([part.spawn for part in parts])
+    running: dict[Process, _Part] = dict(zip(processes, parts, strict=True))
     try:
-        code = process.wait(limit_s)
+        while running and time.monotonic() < end_s:
+            first = next(iter(running))
+            first.wait(limit_s if len(parts) == 1 else LOOK_S)
+            # Workers first: where one has died, its master's complaint is only the echo.
+            for process in reversed(list(running)):
+                if (code := process.poll()) is not None:
+                    _ended(running.pop(process), code)
     finally:
-        if process.poll() is None:
+        for process in running:
             process.signal(9)
+        for process in running:
             process.wait(5.0)
-    if code is None:
-        what = f"not done within {limit_s:g} s, so it was ended; is the machine overloaded?"
-        raise PeerError(f"load generator in {spawn.sandbox}: {what}")
-    rows_file, failure = work / "rows.bin", work / "failure.txt"
-    if code != 0 or not rows_file.exists():
+    if running:
+        who = "; ".join(part.name for part in running.values())
+        raise PeerError(f"{who}: not done within {limit_s:g} s, so it was ended; is the machine overloaded?")
+
+
+def _ended(part: _Part, code: int) -> None:
+    wants_rows = part.plan.worker is not None or part.plan.load.processes == 1
+    if code != 0 or (wants_rows and not part.left("rows.bin").exists()):
+        failure = part.left("failure.txt")
         said = failure.read_text()[-2000:].strip() if failure.exists() else "it left no failure.txt; see its log"
-        raise PeerError(f"load generator in {spawn.sandbox}: ended with code {code}: {said}")
-    return rowfile.decode(rows_file.read_bytes())
+        raise PeerError(f"{part.name}: ended with code {code}: {said}")
+
+
+def _read(parts: list[_Part], job: GeneratorPlan) -> list[tuple[rowfile.Header, list[rowfile.RequestRow]]]:
+    """The rows of each process that sent. Raises PeerError where several did not share the load as they were to."""
+    if len(parts) == 1:
+        return [rowfile.decode(parts[0].left("rows.bin").read_bytes())]
+    read = [rowfile.decode(part.left("rows.bin").read_bytes()) for part in parts[1:]]
+    sent, connections = sum(len(rows) for _, rows in read), sum(header.users for header, _ in read)
+    counted = json.loads(parts[0].left("locust.json").read_text())["requests"]
+    wrong = []
+    if counted != sent:
+        wrong.append(f"{sent} requests in its workers' rows, locust's master counted {counted}")
+    if connections != job.load.connections:
+        wrong.append(f"{connections} connections were dealt out, {job.load.connections} asked")
+    if job.load.kind == "open" and sent != (
+        due := len(intended_times(job.load, random.Random(job.seed).random, job.trace_s))
+    ):
+        wrong.append(f"{sent} requests in its workers' rows, the schedule has {due}")
+    if wrong:
+        raise PeerError(f"{parts[0].name}: {'; '.join(wrong)}")
+    return read
+
+
+def _worker(part: _Part, read: tuple[rowfile.Header, list[rowfile.RequestRow]], plan: Load) -> LoadWorker:
+    header, rows = read
+    lags_ms = [
+        (r.sent_s - r.intended_s) * 1e3 for r in rows if header.window_start_s <= r.intended_s < header.window_end_s
+    ]
+    return LoadWorker(
+        name=f"worker {part.plan.worker}",
+        requests=len(lags_ms),
+        cpu_s=header.cpu_s,
+        send_lag_p99_ms=percentile(lags_ms, 99) if lags_ms and plan.kind == "open" else None,
+    )
 
 
 def _notes(header: rowfile.Header, plan: Load) -> tuple[str, ...]:
@@ -121,8 +206,9 @@ def _notes(header: rowfile.Header, plan: Load) -> tuple[str, ...]:
 def _private_folder(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = path.resolve()
-    for stale in ("rows.bin", "rows.bin.part", "failure.txt", "locust.json"):
-        (path / stale).unlink(missing_ok=True)
+    for stale in STALE:
+        for left in path.glob(f"*{stale}"):
+            left.unlink()
     _give_to_client(path)
     return path
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 
 from testbed.errors import PeerError
 from testbed.model.experiment import RequestRow
@@ -37,6 +37,8 @@ class Header:
     gaps_over_5ms: int
     unsent: int
     """Requests given up because the trial's end came before a connection was free."""
+    users: int = 0
+    """Connections that the process was given."""
 
 
 def encode(header: Header, rows: Iterable[RequestRow]) -> bytes:
@@ -80,3 +82,33 @@ def decode(data: bytes) -> tuple[Header, list[RequestRow]]:
         for intended, sent, first, last, status, size, connection, error in _RECORD.iter_unpack(body)
     ]
     return header, rows
+
+
+def merged(parts: Sequence[tuple[Header, Sequence[RequestRow]]]) -> tuple[Header, list[RequestRow]]:
+    """One generator's rows out of its workers', by intended time; connections are numbered anew, worker after worker.
+
+    Raises PeerError where they did not measure the same window.
+    """
+    headers = [header for header, _ in parts]
+    first = headers[0]
+    for header in headers:
+        if (header.window_start_s, header.window_end_s) != (first.window_start_s, first.window_end_s):
+            raise PeerError("rows of the load generator: its workers measured different windows")
+    rows: list[RequestRow] = []
+    before = 0
+    for header, mine in parts:
+        rows += mine if not before else [replace(row, connection=row.connection + before) for row in mine]
+        before += header.users
+    rows.sort(key=lambda row: row.intended_s)
+    whole = Header(
+        window_start_s=first.window_start_s,
+        window_end_s=first.window_end_s,
+        cpu_s=sum(h.cpu_s for h in headers),
+        wall_s=max(h.wall_s for h in headers),
+        connects=sum(h.connects for h in headers),
+        max_gap_s=max(h.max_gap_s for h in headers),
+        gaps_over_5ms=sum(h.gaps_over_5ms for h in headers),
+        unsent=sum(h.unsent for h in headers),
+        users=before,
+    )
+    return whole, rows

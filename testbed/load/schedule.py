@@ -19,6 +19,7 @@ from testbed.model.experiment import Load
 ARRIVALS = ("poisson", "synchronised", "trace", "uniform")
 PROTOCOLS = ("grpc", "http1", "http2", "tcp")
 MAX_REQUESTS = 5_000_000
+MAX_PROCESSES = 64
 
 
 def check(plan: Load) -> None:
@@ -39,6 +40,11 @@ def check(plan: Load) -> None:
         raise UsageError(f"load: request ids take an open loop over http1, not {plan.kind} over {plan.protocol}")
     if plan.connections < 1:
         raise UsageError(f"load: connections {plan.connections} must be 1 or more")
+    if not 1 <= plan.processes <= min(plan.connections, MAX_PROCESSES):
+        raise UsageError(
+            f"load: processes {plan.processes} must be 1 or more, at most {MAX_PROCESSES}, and each needs one of the "
+            f"{plan.connections} connections"
+        )
     if plan.warmup_s < 0 or plan.window_s <= 0 or not math.isfinite(plan.warmup_s + plan.window_s):
         raise UsageError(f"load: warmup_s {plan.warmup_s:g} must be 0 or more, window_s {plan.window_s:g} above 0")
     if plan.request_bytes < 0 or plan.response_bytes < 0:
@@ -114,6 +120,12 @@ def _played(trace_s: Sequence[float], rate_rps: float, end_s: float) -> array[fl
             break
         times.append(at_s)
     return times
+
+
+def share(times: Sequence[float], processes: int, worker: int | None) -> Sequence[float]:
+    """Which of the times a worker (from 1 on) sends: every `processes`-th, so that all together send each once; None:
+    all. Bursts are dealt out as evenly as single requests."""
+    return times if worker is None else times[worker - 1 :: processes]
 
 
 def in_window(at_s: float, plan: Load) -> bool:

@@ -37,6 +37,9 @@ class Load:
     `rate_rps`, or as it is where that is 0."""
     request_ids: bool = False
     """Each request bears an `x-request-id` of its own, by which packets are matched (`load.plan.request_id`)."""
+    processes: int = 1
+    """Generator processes that share schedule and connections: locust's workers, with a master beside them. More than
+    one where a single process cannot send as fast; each has a queue of its own then, over its own connections."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +207,19 @@ class RequestRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoadWorker:
+    """What one of several generator processes did."""
+
+    name: str
+    """`worker 1`."""
+    requests: int
+    """Of the window."""
+    cpu_s: float
+    send_lag_p99_ms: float | None
+    """None where it sent nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadRecord:
     rows: tuple[RequestRow, ...]
     started_s: float
@@ -212,6 +228,8 @@ class LoadRecord:
     """CPU that the generator itself used, to see saturation."""
     connects: int = 0
     """Connections opened from before the warm-up to the end."""
+    workers: tuple[LoadWorker, ...] = ()
+    """Of a load of several processes; else empty."""
     notes: tuple[str, ...] = field(default=())
 
 
