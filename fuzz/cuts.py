@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Iterator
+from itertools import pairwise
 
 SINGLY_MAX_BYTES = 256
 """Up to here a way of one byte at a time is taken, too."""
@@ -21,4 +22,4 @@ def ways(data: bytes) -> Iterator[list[bytes]]:
     draw = random.Random(seed_of(data))
     for most in (2, 7):
         at = sorted({0, len(data), *(draw.randrange(len(data) + 1) for _ in range(most))})
-        yield [data[a:b] for a, b in zip(at, at[1:], strict=False)]
+        yield [data[a:b] for a, b in pairwise(at)]

@@ -76,7 +76,7 @@ def framed(data: bytes, draw: random.Random, *, payloads: Change = plain) -> byt
         elif kind == 2:
             parts[at] = (type_, flags ^ 1 << draw.randrange(8), stream, payload)
         elif kind == 3:
-            parts[at] = (type_, flags, draw.choice((0, 1, 2, 3, 5, stream + 2, 0x7FFFFFFF)), payload)
+            parts[at] = (type_, flags, draw.choice((0, 1, 2, 3, 5, stream + 2 & 0x7FFFFFFF, 0x7FFFFFFF)), payload)
         elif kind == 4:
             parts[at] = (draw.randrange(12), flags, stream, payload)
         elif kind == 5:

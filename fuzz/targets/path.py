@@ -12,7 +12,7 @@ def check(data: bytes) -> None:
         once = normalize(path, how)
         assert normalize(once, how) == once, f"{how}: {once!r} changes again"
         assert len(once) <= 3 * len(path) + 1, "a path grew"
-        before, _, query = once.partition(b"?")
+        before, _, _ = once.partition(b"?")
         if how is not PathNormalization.NONE and path.startswith((b"/", b"\\")):
             assert before.startswith(b"/") and b"\\" not in before
             assert not {b".", b".."} & set(before.split(b"/")), f"{how}: dots are left in {before!r}"

@@ -13,7 +13,7 @@ from planes.l7.http2_head import Malformed, trailers_of, vet
 from planes.l7.http2_stream import L7Stream
 from planes.mesh import frames
 from planes.mesh.frames import DATA, END_HEADERS, END_STREAM, HEADER, HEADERS
-from planes.mesh.hbone import EARLY_RESETS_LIMIT, Http2Connection
+from planes.mesh.hbone import Http2Connection
 from planes.mesh.hbone_stream import Breach, Event, GoawayReceived, Limits, PingAnswered, Stream
 
 DRAIN_PING = b"draining"
@@ -261,11 +261,6 @@ class L7Connection(Http2Connection):
         stream = self.streams.get(number)
         if stream is not None:
             self._drop(stream, text or frames.error_name(code), unprocessed=False)
-
-    def _count_early_reset(self) -> None:
-        self._early_resets += 1
-        if self._early_resets > EARLY_RESETS_LIMIT:
-            raise Breach(frames.ENHANCE_YOUR_CALM, "too many streams reset before they were answered")
 
     def _was_reset(self, stream: L7Stream, code: int, events: list[Event]) -> None:  # type: ignore[override]
         unprocessed = code == frames.REFUSED_STREAM and self.client and not stream.answered
