@@ -204,6 +204,8 @@ class L7Connection(Http2Connection):
             if stream.received_end:
                 self._fail_stream(stream.id, frames.STREAM_CLOSED, [])
                 return
+            if stream.tunnel:
+                raise Malformed("fields in a tunnel")  # 8.5
             if listed is None:
                 raise Malformed("trailers are longer than allowed")
             if self._fault is not None:

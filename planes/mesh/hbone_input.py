@@ -237,7 +237,9 @@ class Input(Output):
             events.append(ResponseReceived(stream, status, fields, self._block_ends))
             self._maybe_done(stream)
             return
-        if not self._block_ends or any(name.startswith(b":") for name, _ in fields):
+        # RFC 9113 8.5: on a connected stream HEADERS are a stream error. (A server's we take for the end of its body:
+        # behind a refusal they are trailers.)
+        if not self.client or not self._block_ends or any(name.startswith(b":") for name, _ in fields):
             self._fail_stream(stream.id, frames.PROTOCOL_ERROR, events)
             return
         self._end_received(stream, events)

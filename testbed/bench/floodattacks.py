@@ -91,6 +91,8 @@ def _flood(plan: Plan, piece: Piece, first: bytes = b"", *, batch: int = 50) -> 
         heard = peer.heard
         said[f"GOAWAY {heard.goaway}" if heard.goaway and heard.goaway != "NO_ERROR"
              else "closed" if heard.ended else "went on"] += 1  # fmt: skip
+        if heard.refused:
+            said["other statuses than 200"] += heard.refused
         for code, many in heard.resets.items():
             said[f"RST_STREAM {code}"] += many
         peer.close()

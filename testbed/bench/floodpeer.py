@@ -18,7 +18,7 @@ from typing import Protocol
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 END_STREAM, END_HEADERS = 1, 4
-WHOLE_WINDOW = 2**31 - 1
+WIDE_WINDOW = 1 << 30
 CODES = (
     "NO_ERROR", "PROTOCOL_ERROR", "INTERNAL_ERROR", "FLOW_CONTROL_ERROR", "SETTINGS_TIMEOUT", "STREAM_CLOSED",
     "FRAME_SIZE_ERROR", "REFUSED_STREAM", "CANCEL", "COMPRESSION_ERROR", "CONNECT_ERROR", "ENHANCE_YOUR_CALM",
@@ -122,7 +122,7 @@ class Peer:
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
         self.heard = Heard()
-        wire.sendall(PREFACE + settings((4, WHOLE_WINDOW)) + window_update(0, WHOLE_WINDOW - 65_535))
+        wire.sendall(PREFACE + settings((4, WIDE_WINDOW)) + window_update(0, WIDE_WINDOW))
 
     def send(self, data: bytes) -> bool:
         """False: nobody takes it any more."""
