@@ -56,7 +56,9 @@ def http1_client() -> Iterator[tuple[str, bytes]]:
     yield "until the end", b"\4HTTP/1.1 200 OK\r\n\r\nbody"
 
 
-def _h2(fields: list[tuple[bytes, bytes]], number: int, *, end: bool = True, encoder: hpack.Encoder | None = None) -> bytes:
+def _h2(
+    fields: list[tuple[bytes, bytes]], number: int, *, end: bool = True, encoder: hpack.Encoder | None = None
+) -> bytes:
     block = (encoder or hpack.Encoder()).encode(fields)
     return frames.headers(number, block, end=end, max_frame_size=16384)
 
@@ -105,7 +107,8 @@ def http2_client() -> Iterator[tuple[str, bytes]]:
     yield "settings", frames.settings([(1, 0), (3, 1), (4, 2), (8, 1)]) + frames.frame(frames.PING, 1, 0, b"12345678")
     for name, fields in {
         "no status": [(b"x", b"y")], "101": [(b":status", b"101")], "upper": [(b":status", b"200"), (b"X", b"y")],
-        "connection": [(b":status", b"200"), (b"connection", b"close")], "length twice": [*ok, (b"content-length", b"3")],
+        "connection": [(b":status", b"200"), (b"connection", b"close")],
+        "length twice": [*ok, (b"content-length", b"3")],
     }.items():  # fmt: skip
         yield name, _h2(fields, 1)
 
@@ -229,8 +232,10 @@ def views() -> Iterator[tuple[str, bytes]]:
             workload("h", hostname="h.example", networkMode="HostNetwork", status="Unhealthy", nativeTunnel=True),
         ],
         "services": [
-            service("web", "10.96.0.1", waypoint=gateway("default/w.example"), cidrVips=[{"network": "", "cidr": "10.97.0.0/16"}],
-                    loadBalancer={"mode": "Failover", "routingPreferences": ["Zone", "Region"], "healthPolicy": "AllowAll"},
+            service("web", "10.96.0.1", waypoint=gateway("default/w.example"),
+                    cidrVips=[{"network": "", "cidr": "10.97.0.0/16"}],
+                    loadBalancer={"mode": "Failover", "routingPreferences": ["Zone", "Region"],
+                                  "healthPolicy": "AllowAll"},
                     ipFamilies="Dual", subjectAltNames=["spiffe://cluster.local/ns/default/sa/a", "web.example"]),
         ],
         "policies": [
@@ -274,7 +279,8 @@ def _bomb(key: str) -> bytes:
 def resources() -> Iterator[tuple[str, bytes]]:
     for file in sorted((CHECKOUT / "topologies").glob("*.policies.yml")):
         yield file.stem, file.read_bytes()
-    source = (CHECKOUT / "tests" / "test_policyfile.py").read_text() + (CHECKOUT / "tests" / "test_trafficfile.py").read_text()
+    tests = CHECKOUT / "tests"
+    source = "".join((tests / f"test_{name}.py").read_text() for name in ("policyfile", "trafficfile"))
     for number, text in enumerate(re.findall(r'"""\n?(apiVersion: .*?)"""', source, re.DOTALL)[:12]):
         yield f"resource {number}", text.encode()
     yield "alias to itself", (

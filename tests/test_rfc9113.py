@@ -6,7 +6,6 @@ of the connection (5.4), and where either is so the code still is the section's.
 
 from __future__ import annotations
 
-
 import hpack
 import hyperframe.frame as hf
 import pytest

@@ -104,7 +104,8 @@ def _alike(cut: tuple, whole: tuple) -> None:
 _VIEW = MeshView.parse({
     "workloads": [
         {"uid": "c//v1/Pod/default/a", "name": "a", "namespace": "default", "serviceAccount": "a",
-         "trustDomain": "cluster.local", "workloadIps": ["10.0.0.5"], "services": {"default/web.example": {"80": 8080}}},
+         "trustDomain": "cluster.local", "workloadIps": ["10.0.0.5"],
+         "services": {"default/web.example": {"80": 8080}}},
         {"uid": "c//v1/Pod/default/b", "name": "b", "namespace": "default", "serviceAccount": "b",
          "trustDomain": "cluster.local", "workloadIps": ["10.0.0.6", "fd00::6"], "services": {},
          "applicationTunnel": {"protocol": "PROXY", "port": 15088}},

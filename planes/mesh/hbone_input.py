@@ -28,8 +28,8 @@ from planes.mesh.headers import HeaderReader, MalformedRequest, MalformedRespons
 CONTROL_FRAMES_LIMIT = 10_000
 """Control frames in a row, without DATA or HEADERS, after which the peer is told to calm down (CVE-2019-9512, kin)."""
 EARLY_RESETS_LIMIT = 1_000
-"""Streams a client may open and reset before the server has answered them (CVE-2023-44487, "rapid reset"). One that is
-answered makes up for one that was reset, so a long-lived connection is not ended by callers that give up now and then."""
+"""Streams a client may open and reset before the server has answered them (CVE-2023-44487, "rapid reset"). One
+that is answered makes up for one that was reset: callers that give up now and then end no long-lived connection."""
 _MAX_BLOCK = 128 * 1024
 SETTINGS_LIMIT = 32
 """Of one frame, as in nghttp2. Each INITIAL_WINDOW_SIZE moves the windows of all streams: a frame of 1 MiB full of them

@@ -234,7 +234,7 @@ def slow_readers(plan: Plan) -> dict[str, object]:
     ask = f"GET /small HTTP/1.1\r\nhost: {plan.host}\r\n\r\n".encode() * 200
     data = random.Random(1).randbytes(16_384) if plan.role == "ztunnel" else ask
     until_s, sent, stopped = time.monotonic() + plan.seconds, 0, set()
-    share = {n: 0 for n in range(len(made))}
+    share = dict.fromkeys(range(len(made)), 0)
     most = 3 << 20 if plan.role != "sidecar" else SILENT_BYTES // SLOW_READERS
     while time.monotonic() < until_s and len(stopped) < len(made):
         for n, held in enumerate(made):

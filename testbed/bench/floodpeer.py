@@ -1,4 +1,4 @@
-"""A peer of a proxy that writes HTTP/2 by hand, for floods: what no library would send. Loopback only, all of it bounded.
+"""A peer of a proxy that writes HTTP/2 by hand, for floods: what no library would send.
 
 Frames are made here and not by the codecs of the planes: what is tried must not share their code.
 """

@@ -191,8 +191,10 @@ def main() -> None:
                             {"seconds": arguments.seconds, "count": arguments.count},
                         )  # fmt: skip
                     rows.append(row)
-                    print(json.dumps(asdict(row)) if arguments.json else f"{role} {implementation} {attack}: {row.said}",
-                          file=sys.stdout if arguments.json else sys.stderr, flush=True)  # fmt: skip
+                    if arguments.json:
+                        print(json.dumps(asdict(row)), flush=True)
+                    else:
+                        print(f"{role} {implementation} {attack}: {row.said}", file=sys.stderr, flush=True)
     if not arguments.json:
         print(table(rows))
 

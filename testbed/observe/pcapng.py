@@ -83,7 +83,8 @@ def parse(data: bytes) -> Recording:
     try:
         return _parse(data)
     except (IndexError, struct.error) as error:
-        raise ValueError(f"a block is shorter than its content, or names an interface that is not there ({error})") from error
+        text = f"a block is shorter than its content, or names an interface that is not there ({error})"
+        raise ValueError(text) from error
 
 
 def _parse(data: bytes) -> Recording:
