@@ -281,7 +281,7 @@ def resources() -> Iterator[tuple[str, bytes]]:
         yield file.stem, file.read_bytes()
     tests = CHECKOUT / "tests"
     source = "".join((tests / f"test_{name}.py").read_text() for name in ("policyfile", "trafficfile"))
-    for number, text in enumerate(re.findall(r'"""\n?(apiVersion: .*?)"""', source, re.DOTALL)[:12]):
+    for number, text in enumerate(re.findall(r'"""\\?\n(apiVersion: .*?)"""', source, re.DOTALL)[:12]):
         yield f"resource {number}", text.encode()
     yield "alias to itself", (
         b"apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g}\nspec: &a {x: *a}\n"

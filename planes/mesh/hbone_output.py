@@ -20,8 +20,9 @@ class Output:
     # (30), and each call of a method then looks into it first.
     __slots__ = (
         "_blocked", "_early_resets", "_forgotten", "_half_connection", "_half_stream", "_last_peer_stream",
-        "_next_stream", "_refuse_above", "client", "failed", "goaway_received", "goaway_sent", "limits", "out", "peer_initial_window",
-        "peer_max_frame", "peer_max_streams", "receive_window", "send_window", "streams", "unreleased",
+        "_next_stream", "_refuse_above", "client", "failed", "goaway_received", "goaway_sent", "limits", "out",
+        "peer_initial_window", "peer_max_frame", "peer_max_streams", "receive_window", "send_window", "streams",
+        "unreleased",
     )  # fmt: skip
 
     def __init__(self, *, client: bool, limits: Limits | None) -> None:
