@@ -30,7 +30,7 @@ URIS = {
     "client": CLIENT_URI, "server": SERVER_URI, "waypoint": WAYPOINT_URI,
     "other": f"spiffe://{TRUST_DOMAIN}/ns/other/sa/other",
 }  # fmt: skip
-BEFORE_S, AFTER_S = 1.5, 1.5
+BEFORE_S, AFTER_S = 1.2, 1.2
 SAMPLE_EVERY_S = 0.1
 ONLY_AT = {"one byte": ("sidecar",), "idle": ROLES}
 SEPARATE = ("idle",)
