@@ -32,12 +32,23 @@ _KNOWN_BLOCKS = 64
 
 class L7Connection(Http2Connection):
     streams: dict[int, L7Stream]  # type: ignore[assignment]
-    abort = half_close = unread = False
+    half_close = unread = False
     """HTTP/2 has its own ways to say these."""
 
     __slots__ = (
-        "_decoder", "_distrusts", "_draining", "_encoder", "_fault", "_receiving", "_reflexes", "_wake", "closing",
-        "encode", "reading_held", "write_blocked",
+        "_decoder",
+        "_distrusts",
+        "_draining",
+        "_encoder",
+        "_fault",
+        "_receiving",
+        "_reflexes",
+        "_wake",
+        "abort",
+        "closing",
+        "encode",
+        "reading_held",
+        "write_blocked",
     )  # fmt: skip
 
     def __init__(self, *, client: bool, limits: Limits, wake: Callable[[], None]) -> None:
@@ -45,6 +56,8 @@ class L7Connection(Http2Connection):
         self.write_blocked = False
         self.reading_held = False
         self.closing = False
+        self.abort = False
+        """With `closing`: by RST, for a peer that broke the protocol and takes nothing would keep what waits for it."""
         self._wake = wake
         self._receiving = False
         self._draining = False
@@ -82,6 +95,7 @@ class L7Connection(Http2Connection):
                     self.retire()
         except Breach as breach:
             self.out.append(frames.goaway(self._last_peer_stream, breach.code, str(breach)))
+            self.abort = self.write_blocked
             self._end_all(f"{frames.error_name(breach.code)}: {breach}")
         finally:
             self._receiving = False

@@ -236,9 +236,11 @@ class HboneSession(asyncio.Protocol):
 
     def _handle(self, event: Event) -> None:
         match event:
-            case RequestReceived():
-                assert self._on_request is not None
-                self._on_request(self, event)
+            case RequestReceived(stream=stream):
+                # What was reset in the same read never began: else a flood of such costs a task and a connection each.
+                if stream.id in self.connection.streams:
+                    assert self._on_request is not None
+                    self._on_request(self, event)
             case ResponseReceived(stream=stream, status=status, fields=fields):
                 answer = self.answers.pop(stream.id, None)
                 if answer is not None:
