@@ -85,6 +85,9 @@ def _served(pieces: list[bytes]) -> tuple:
         codec.receive(piece)
         came += len(piece)
         _bounded(codec, came)
+    # What comes behind a client's GOAWAY is served if it came in the same read, for the connection ends after that.
+    if codec.goaway_received:
+        return ("goaway",)
     return _meaning(log, (codec.closing or codec.failed, sorted(codec.streams)))
 
 
@@ -113,6 +116,8 @@ def _asked(pieces: list[bytes]) -> tuple:
         assert len(codec.streams) <= 4, "streams that nobody opened"
         assert sum(map(len, codec.out)) <= OUT_PER_BYTE * came + 4096, "more is answered than was asked"
         assert len(codec._buffer) <= codec.limits.max_frame_bytes + frames.HEADER_SIZE, "more is kept than a frame"
+    if codec.goaway_received:
+        return ("goaway",)
     return _meaning(log, (codec.closing or codec.failed, sorted(codec.streams), codec.usable))
 
 

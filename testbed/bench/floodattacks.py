@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import socket
+import ssl
 import statistics
 import sys
 import time
@@ -92,7 +93,7 @@ def _flood(plan: Plan, piece: Piece, first: bytes = b"", *, batch: int = 50) -> 
         said[f"GOAWAY {heard.goaway}" if heard.goaway and heard.goaway != "NO_ERROR"
              else "closed" if heard.ended else "went on"] += 1  # fmt: skip
         if heard.refused:
-            said["other statuses than 200"] += heard.refused
+            said["statuses other than 200"] += heard.refused
         for code, many in heard.resets.items():
             said[f"RST_STREAM {code}"] += many
         peer.close()
@@ -267,10 +268,23 @@ def idle(plan: Plan) -> dict[str, object]:
                 break
     took_s = time.monotonic() - began_s
     time.sleep(2.0)
+    held = sum(map(_is_open, made))
     for sock in made:
         sock.close()
-    return {"connections": len(made), "bytes": 0, "said": {"held": len(made), "refused": refused},
-            "connected_s": round(took_s, 1)}  # fmt: skip
+    return {"connections": len(made), "bytes": 0, "said": {"held at the end": held, "ended": len(made) - held,
+            "refused": refused}, "connected_s": round(took_s, 1)}  # fmt: skip
+
+
+def _is_open(sock: ssl.SSLSocket) -> bool:
+    sock.settimeout(0)
+    try:
+        while sock.recv(65_536):
+            pass
+    except (ssl.SSLWantReadError, BlockingIOError):
+        return True
+    except OSError:
+        pass
+    return False
 
 
 ATTACKS: dict[str, Callable[[Plan], dict[str, object]]] = {

@@ -17,7 +17,7 @@ from typing import Protocol
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
-END_STREAM, END_HEADERS = 1, 4
+END_STREAM, END_HEADERS, ACK = 1, 4, 1
 WIDE_WINDOW = 1 << 30
 CODES = (
     "NO_ERROR", "PROTOCOL_ERROR", "INTERNAL_ERROR", "FLOW_CONTROL_ERROR", "SETTINGS_TIMEOUT", "STREAM_CLOSED",
@@ -91,6 +91,8 @@ class Heard:
     resets: Counter[str] = field(default_factory=Counter)
     bodies: bytes = b""
     answered: int = 0
+    pings: list[bytes] = field(default_factory=list)
+    """That want an answer."""
     refused: int = 0
     """HEADERS with another status than 200, as far as a first byte tells."""
 
@@ -100,7 +102,7 @@ class Heard:
             size = int.from_bytes(self.data[:3])
             if len(self.data) < 9 + size:
                 return
-            kind, _, stream = struct.unpack(">BBI", self.data[3:9])
+            kind, flags, stream = struct.unpack(">BBI", self.data[3:9])
             payload, self.data = self.data[9 : 9 + size], self.data[9 + size :]
             if kind == GOAWAY:
                 code = int.from_bytes(payload[4:8])
@@ -112,6 +114,8 @@ class Heard:
             elif kind == HEADERS:
                 self.answered += payload[:1] == b"\x88"
                 self.refused += payload[:1] != b"\x88"
+            elif kind == PING and not flags & ACK:
+                self.pings.append(payload)
             elif kind == DATA and stream:
                 self.bodies += payload
 
@@ -146,6 +150,8 @@ class Peer:
             self.heard.ended = True
             return False
         self.heard.take(data)
+        while self.heard.pings:  # a proxy gives up who answers none
+            self.send(frame(PING, ACK, 0, self.heard.pings.pop()))
         return not self.heard.goaway or self.heard.goaway == "NO_ERROR"
 
     def last_words(self, within_s: float = 1.0) -> None:
