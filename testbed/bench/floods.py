@@ -19,11 +19,18 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from testbed.bench import l7
-from testbed.bench import proxy as l4
+from testbed.bench import l4, l7
 from testbed.bench.floodattacks import ATTACKS, Plan, percentiles
 from testbed.bench.l7config import HOST, WAYPOINT_URI, Net
-from testbed.bench.proxy import CLIENT_URI, SERVER_URI, TRUST_DOMAIN, cpu_s, envoy_binary, pss_mb
+from testbed.bench.loopback import (
+    CLIENT_URI,
+    SERVER_URI,
+    TRUST_DOMAIN,
+    cpu_s,
+    envoy_binary,
+    pss_mb,
+    write_certificates,
+)
 
 ROLES = ("ztunnel", "sidecar", "waypoint")
 URIS = {
@@ -173,7 +180,7 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="meshbed-floods-") as text:
         folder = Path(text)
-        l4.write_certificates(folder, URIS)
+        write_certificates(folder, URIS)
         number = 0
         for role in arguments.role:
             for implementation in arguments.of:
