@@ -17,6 +17,7 @@ from planes.mesh.hbone import (
     HboneConnection,
     RequestReceived,
     ResponseReceived,
+    Stream,
     StreamEnded,
     StreamReset,
 )
@@ -338,16 +339,26 @@ def test_callers_that_give_up_end_no_connection_where_others_are_answered():
     assert not server.failed
 
 
+class Counting(HboneConnection):
+    """Counts how often a stream that waits is looked at."""
+
+    looks = 0
+
+    def _unblock_one(self, stream: Stream) -> None:
+        self.looks += 1
+        super()._unblock_one(stream)
+
+
 def test_a_window_of_the_connection_wakes_only_whom_it_stopped():
-    """A stream that waits for its own window stays where it is, however many updates the connection gets."""
-    client = HboneConnection(client=True)
+    """A stream that waits for its own window is not even looked at, however many updates the connection gets."""
+    client = Counting(client=True)
     client.receive(frames.settings([(4, 10)]))
     stream = client.open(CONNECT)
     client.take_output()
     assert client.send(stream, b"x" * 20) is False
     client.take_output()
     client.receive(frames.window_update(0, 5) * 3)
-    assert client.take_output() == b""
+    assert client.take_output() == b"" and client.looks == 0
     client.receive(frames.window_update(stream.id, 10))
     assert client.take_output().endswith(b"x" * 10)
 
