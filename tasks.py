@@ -313,6 +313,18 @@ def bench_proxy(c):
 
 
 @task
+def bench_floods(c):
+    """Floods, slow peers and 10,000 idle ones at our proxies, Envoy beside them. Options of its own behind --."""
+    cli.exit_with(cli.bench, "floods", c.remainder.split())
+
+
+@task(help={"target": "one of the targets (all)", "seconds": "for each target (20)", "json": JSON})
+def fuzz_run(c, target="", seconds=None, json=False):
+    """Parsers given bytes that reach new code, by atheris where it is installed; says how to get it where not."""
+    cli.exit_with(cli.fuzz, target, seconds=_int(seconds), as_json_text=json)
+
+
+@task
 def bench_power(c):
     """What the statistics find: planted differences in made-up latencies. Options of its own behind --."""
     cli.exit_with(cli.bench, "power", c.remainder.split())
@@ -341,7 +353,7 @@ def _raise(error):
     raise error
 
 
-NOUNS = ("image", "lab", "link", "capture", "experiment", "report", "bench")
+NOUNS = ("image", "lab", "link", "capture", "experiment", "report", "bench", "fuzz")
 
 namespace = Collection()
 for _name, _task in [(n, t) for n, t in sorted(globals().items()) if hasattr(t, "body")]:

@@ -379,6 +379,14 @@ def capture_verify(pcap: str, keylog: str = "", as_json_text: bool = False) -> i
     return 0
 
 
+def fuzz(target: str = "", *, seconds: int | None = None, as_json_text: bool = False) -> int:
+    """In processes of their own: atheris takes a whole one over."""
+    words = ["--target", target] if target else []
+    words += ["--seconds", str(seconds)] if seconds is not None else []
+    words += ["--json"] if as_json_text else []
+    return subprocess.run([sys.executable, "-m", "fuzz.run", *words], cwd=ROOT).returncode
+
+
 def bench(what: str, arguments: list[str]) -> int:
     """The project measuring itself, with a peer beside it: `bringup`, `links`, `proxy`."""
     return subprocess.run([sys.executable, "-m", f"testbed.bench.{what}", *arguments], cwd=ROOT).returncode

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import yaml
 
+MOST_ALIASED = 100_000
+"""Values that a document may come to by its aliases: 500 bytes can come to a billion."""
 LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 """A DNS label, as Kubernetes wants names."""
 
@@ -80,7 +82,26 @@ class Reader:
             self.problems.append(
                 f"{self.filename}:1:1: not YAML: {' '.join(str(error).split())}; save it as plain text"
             )
+        for node in nodes:
+            counted: dict[int, int] = {}
+            size = _written_out(node, counted)
+            if size > MOST_ALIASED and size > 10 * len(counted):
+                self.problem(node.start_mark, f"aliases stand for {size} values", "write fewer aliases of aliases")
+                return []
         return nodes
+
+
+def _written_out(node: yaml.Node, counted: dict[int, int]) -> int:
+    """How many nodes there are with each alias replaced by what it stands for; one to itself counts once."""
+    known = counted.get(id(node))
+    if known is not None:
+        return known
+    counted[id(node)] = 1
+    if isinstance(node, yaml.MappingNode):
+        counted[id(node)] = 1 + sum(_written_out(k, counted) + _written_out(v, counted) for k, v in node.value)
+    elif isinstance(node, yaml.SequenceNode):
+        counted[id(node)] = 1 + sum(_written_out(held, counted) for held in node.value)
+    return counted[id(node)]
 
 
 class Shape(Protocol):

@@ -107,3 +107,17 @@ def test_whatever_comes_is_an_answer_or_a_value_error(junk: bytes, cut: int) -> 
         except ValueError:
             continue
         assert got is None or isinstance(got, Answer)
+
+
+def test_a_name_of_endless_pointers_is_refused() -> None:
+    """Each leads backwards, so that it would end; a message of them would take seconds."""
+    question = dns.query(7, NAME, dns.A)
+    at, chain = len(question) + 12, b""
+    for number in range(200):
+        chain += struct.pack(">H", 0xC000 | (12 if number == 0 else at + 2 * (number - 1)))
+    record = struct.pack(">HHIH", 99, 1, 0, len(chain)) + chain
+    owner = struct.pack(">H", 0xC000 | (at + len(chain) - 2))
+    message = question[:2] + b"\x81\x80\x00\x01\x00\x02" + question[8:]
+    message += b"\xc0\x0c" + record + owner + struct.pack(">HHIH", 1, 1, 60, 4) + bytes((10, 0, 0, 1))
+    with pytest.raises(ValueError, match="on and on"):
+        dns.answer(message, 7, NAME, dns.A)

@@ -104,3 +104,26 @@ def test_aborted_applications_keep_nothing_of_the_shared_window(tmp_path: Path) 
             upstream.close()
             client.until(h2.events.StreamReset)
         client.sock.close()
+
+
+def test_what_is_reset_in_the_same_read_never_begins(tmp_path: Path) -> None:
+    """A flood of such costs no connection to the application; the tunnel behind them does."""
+    with pair(tmp_path) as proxies, socket.create_server((proxies.server, 8080)) as listener:
+        client = Eager(proxies)
+        for number in range(1, 41, 2):
+            client.ask(number, f"{proxies.server}:8080")
+            client.h2.reset_stream(number)
+        client.ask(41, f"{proxies.server}:8080")
+        client.flush()
+        client.until(h2.events.ResponseReceived)
+        listener.settimeout(30)
+        accepted = [listener.accept()[0]]
+        listener.settimeout(0.3)
+        try:
+            while True:
+                accepted.append(listener.accept()[0])
+        except TimeoutError:
+            pass
+        for sock in accepted:
+            sock.close()
+        assert len(accepted) == 1

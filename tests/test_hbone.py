@@ -17,6 +17,7 @@ from planes.mesh.hbone import (
     HboneConnection,
     RequestReceived,
     ResponseReceived,
+    Stream,
     StreamEnded,
     StreamReset,
 )
@@ -299,3 +300,76 @@ def test_goaway_takes_the_streams_above_it():
     assert [e.stream for e in of(events, StreamReset)] == [second]
     assert not client.can_open
     assert list(client.streams) == [first.id]
+
+
+def test_a_frame_of_many_settings_is_a_flood():
+    """Each may move the windows of all streams; 32 pass, as with nghttp2."""
+    server = handshaken_server()
+    assert not of(server.receive(frames.settings([(4, 1 << 16)] * 32)), ConnectionFailed)
+    (failed,) = of(server.receive(frames.settings([(4, 1 << 16)] * 33)), ConnectionFailed)
+    assert failed.code == frames.ENHANCE_YOUR_CALM
+
+
+MADE_TO_RESET = {
+    "window update by 0": lambda number: connect_frame(number) + frames.window_update(number, 0),
+    "malformed": lambda number: connect_frame(number, [*CONNECT, (b"connection", b"close")]),
+    "window overflow": lambda number: connect_frame(number) + frames.window_update(number, 2**31 - 1),
+    "DATA behind the end": lambda number: connect_frame(number, end=True) + frames.frame(frames.DATA, 0, number, b"x"),
+}
+
+
+@pytest.mark.parametrize("name", MADE_TO_RESET)
+def test_a_client_that_makes_us_reset_is_stopped(name: str):
+    """It costs what a rapid reset costs (CVE-2025-8671)."""
+    server = handshaken_server()
+    events = []
+    for number in range(1, 4002, 2):
+        events += server.receive(MADE_TO_RESET[name](number))
+    assert of(events, ConnectionFailed)[0].code == frames.ENHANCE_YOUR_CALM
+
+
+def test_callers_that_give_up_end_no_connection_where_others_are_answered():
+    """Tunnels of many callers share a connection for hours."""
+    server = handshaken_server()
+    for number in range(1, 12_001, 4):
+        server.receive(connect_frame(number) + frames.rst_stream(number, frames.CANCEL))
+        (request,) = of(server.receive(connect_frame(number + 2)), RequestReceived)
+        server.respond(request.stream, 200)
+        server.reset(request.stream)
+    assert not server.failed
+
+
+class Counting(HboneConnection):
+    """Counts how often a stream that waits is looked at."""
+
+    looks = 0
+
+    def _unblock_one(self, stream: Stream) -> None:
+        self.looks += 1
+        super()._unblock_one(stream)
+
+
+def test_a_window_of_the_connection_wakes_only_whom_it_stopped():
+    """A stream that waits for its own window is not even looked at, however many updates the connection gets."""
+    client = Counting(client=True)
+    client.receive(frames.settings([(4, 10)]))
+    stream = client.open(CONNECT)
+    client.take_output()
+    assert client.send(stream, b"x" * 20) is False
+    client.take_output()
+    client.receive(frames.window_update(0, 5) * 3)
+    assert client.take_output() == b"" and client.looks == 0
+    client.receive(frames.window_update(stream.id, 10))
+    assert client.take_output().endswith(b"x" * 10)
+
+
+def test_what_the_connections_window_stopped_goes_on_with_it():
+    """As far as each update reaches."""
+    client = HboneConnection(client=True)
+    client.receive(frames.settings([(4, 1 << 20), (5, 1 << 17)]))
+    first, second = client.open(CONNECT), client.open(CONNECT)
+    assert client.send(first, b"\xaa" * 65_000) and client.send(second, b"\xbb" * 1_000) is False
+    client.take_output()
+    for sent in (400, 65):
+        client.receive(frames.window_update(0, 400))
+        assert client.take_output().count(b"\xbb") == sent

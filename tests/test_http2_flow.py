@@ -235,3 +235,12 @@ def test_cancelled_calls_are_no_flood_where_others_are_answered():
         server.streams[-1].send_head(Response(200, []))
         number += 4
     assert not server.codec.closing
+
+
+def test_a_peer_that_breaks_the_protocol_and_takes_nothing_is_dropped():
+    """By RST: a close would wait for what it does not take. One that reads is told why."""
+    for blocked in (True, False):
+        server = handshaken(Server())
+        server.codec.set_write_blocked(blocked)
+        server.codec.receive(frames.window_update(0, 0))
+        assert server.codec.closing and server.codec.abort is blocked

@@ -167,3 +167,19 @@ def test_port_level_without_selector_is_refused() -> None:
 
 
 L7 = "{action: %s, rules: [{to: [{operation: {methods: [GET]%s}}]}]}"
+
+
+def test_aliases_of_aliases_are_refused_before_they_are_written_out() -> None:
+    """Nine lines that stand for a billion values."""
+    lines = ["x0: &a0 [a, a, a, a, a, a, a, a, a, a]"]
+    lines += [f"x{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    text = "apiVersion: networking.istio.io/v1\nkind: EnvoyFilter\nmetadata: {name: g}\nspec: \n"
+    (problem,) = problems(text + "".join(f"  {line}\n" for line in lines))
+    assert "aliases stand for" in problem and problem.startswith("p.yml:1:1: ")
+
+
+def test_aliases_that_stand_for_little_pass() -> None:
+    """As people write them."""
+    text = "apiVersion: networking.istio.io/v1\nkind: EnvoyFilter\nmetadata: {name: g}\nspec: {a: &x [1, 2], b: *x}\n"
+    (resource,) = policyfile.parse(text, "p.yml")
+    assert isinstance(resource, OtherResource) and resource.spec_json == '{"a": [1, 2], "b": [1, 2]}'

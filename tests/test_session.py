@@ -130,3 +130,24 @@ def test_a_clean_reset_ends_one_direction_only(tmp_path: Path) -> None:
         upstream.close()
         wait_for(lambda: closed_connections(proxies) == 1)
         tunnel.close()
+
+
+def test_a_peer_that_reads_nothing_is_cut(tmp_path: Path) -> None:
+    """It asks for answers without end, with requests in between so that it looks busy; others are served, and the
+    proxy has not grown by what it asked for."""
+    from tests.test_eager import Eager
+
+    ping = b"\0\0\x08\x06\0\0\0\0\0" + bytes(8)
+    with pair(tmp_path) as proxies, socket.create_server((proxies.server, 8080)) as listener:
+        threading.Thread(target=echo_until_eof, args=(listener,), daemon=True).start()
+        deaf = Eager(proxies)
+        deaf.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        deaf.sock.settimeout(30)
+        before, sent, number = rss_kib(proxies.inbound.pid), 0, 1
+        with pytest.raises(OSError, match=r"reset|pipe|EOF|closed"):
+            while sent < 256 << 20:
+                request = b"\0\0\x01\x01\x04" + number.to_bytes(4) + b"\x82"  # a GET without anything else
+                deaf.sock.sendall(request + ping * 5_000)
+                sent, number = sent + 17 * 5_000, number + 2
+        assert rss_kib(proxies.inbound.pid) - before < BOUND_KIB
+        assert exchange(proxies.connect(), b"ping") == b"gnip"

@@ -73,11 +73,16 @@ async def first_bytes(
             if found is not None or len(data) == PEEK_BYTES:
                 return found or Detected.TCP, data
             seen = len(data)
+        elif data is not None:
+            return Detected.TCP, data  # readable without a further byte: its end
         left_s = None if limit_s is None else limit_s - (loop.time() - started_s)
         if left_s is not None and left_s <= 0:
             return Detected.TCP, data or b""
-        # Unread bytes keep the socket readable, so more of them is waited for by looking again.
-        await (asyncio.sleep(0.001) if data is not None else _readable(loop, sock, left_s))
+        # Unread bytes keep a socket readable; with this one is not until there are more of them, or its end. (Looking
+        # again each millisecond, as this once did, a thousand clients of one byte each took the whole processor.)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(data or b"") + 1)
+        await _readable(loop, sock, left_s)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
 
 async def _readable(loop: asyncio.AbstractEventLoop, sock: socket.socket, limit_s: float | None) -> None:

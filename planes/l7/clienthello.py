@@ -41,6 +41,7 @@ def read_client_hello(data: bytes) -> ClientHello | None:
         size = int.from_bytes(record[3:5])
         if not 0 < size <= _RECORD_MAX_BYTES:
             raise NotTls("record of a size that is not allowed")
+        before = len(message)
         message += data[start + 5 : start + 5 + size]
         if message and message[0] != _CLIENT_HELLO:
             raise NotTls("handshake does not begin with a ClientHello")
@@ -48,11 +49,11 @@ def read_client_hello(data: bytes) -> ClientHello | None:
             wanted = 4 + int.from_bytes(message[1:4])
             if wanted > CLIENT_HELLO_MAX_BYTES:
                 raise NotTls("ClientHello too long")
+        if wanted is not None and before + size > wanted:  # by the record's length, whether the bytes came or not
+            raise NotTls("bytes after the ClientHello in its record")
         if len(data) < start + 5 + size and (wanted is None or len(message) < wanted):
             return None
         start += 5 + size
-    if len(message) > wanted:
-        raise NotTls("bytes after the ClientHello in its record")
     return _read_body(_Reader(bytes(message[4:])))
 
 

@@ -93,7 +93,8 @@ class Codec(Protocol):
     """Close the transport once `out` is written: no further exchange can come on it. Until it is set, the transport
     stays open even after `receive_eof`."""
     abort: bool
-    """HTTP/1 only, with `closing`: by RST instead, since a FIN would pass for the proper end of what was being sent."""
+    """With `closing`: by RST instead. HTTP/1: a FIN would pass for the proper end of what was being sent;
+    HTTP/2: the peer broke the protocol and takes nothing."""
     half_close: bool
     """HTTP/1 only, after a 101 or CONNECT: write EOF once `out` is written, go on reading. A transport that cannot
     (TLS) is left open till `closing`."""

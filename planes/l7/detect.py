@@ -27,8 +27,8 @@ class Detected(Enum):
 
 
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-FIRST_LINE_MAX_BYTES = 64 * 1024
-"""Until here the end of a line is waited for; the codec refuses shorter ones than this already."""
+FIRST_LINE_MAX_BYTES = 15 << 10
+"""Until here the end of a line is waited for. Less than `accept.PEEK_BYTES`, where looking ends and all else is TCP."""
 _EMPTY_LINES = re.compile(rb"(?:\r\n){0,8}")
 _WORD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{0,32}")
 _CAPITALS = re.compile(rb"[A-Z][A-Z0-9_\-]*")
@@ -73,15 +73,17 @@ def _detect_request_line(line: bytes) -> Detected | None:
         if len(word) < 32 and (_CAPITALS.fullmatch(word) or any(known.startswith(method) for known in _METHODS)):
             return None
         return Detected.TCP
-    if not word or after[0] not in b" \t":
+    # What follows may refuse only what it would have refused of any shorter part: the first answer is the last,
+    # however the bytes are cut.
+    if not 0 < len(word) < 32 or after[0] not in b" \t":
         return Detected.TCP
-    end = after.find(b"\n")
-    if end >= 0:
-        return Detected.HTTP1 if _VERSION_AT_END.search(after, 0, end) else Detected.TCP
     known = method in _METHODS
     target = after.lstrip(b" \t")
     if not known and (not _CAPITALS.fullmatch(word) or (target and target[0] not in b"/*hH")):
         return Detected.TCP
+    end = after.find(b"\n")
+    if end >= 0:
+        return Detected.HTTP1 if _VERSION_AT_END.search(after, 0, end) else Detected.TCP
     if len(line) < FIRST_LINE_MAX_BYTES:
         return None
     return Detected.HTTP1 if known else Detected.TCP

@@ -13,7 +13,7 @@ from planes.l7.http2_head import Malformed, trailers_of, vet
 from planes.l7.http2_stream import L7Stream
 from planes.mesh import frames
 from planes.mesh.frames import DATA, END_HEADERS, END_STREAM, HEADER, HEADERS
-from planes.mesh.hbone import EARLY_RESETS_LIMIT, Http2Connection
+from planes.mesh.hbone import Http2Connection
 from planes.mesh.hbone_stream import Breach, Event, GoawayReceived, Limits, PingAnswered, Stream
 
 DRAIN_PING = b"draining"
@@ -32,12 +32,23 @@ _KNOWN_BLOCKS = 64
 
 class L7Connection(Http2Connection):
     streams: dict[int, L7Stream]  # type: ignore[assignment]
-    abort = half_close = unread = False
+    half_close = unread = False
     """HTTP/2 has its own ways to say these."""
 
     __slots__ = (
-        "_decoder", "_distrusts", "_draining", "_encoder", "_fault", "_receiving", "_reflexes", "_wake", "closing",
-        "encode", "reading_held", "write_blocked",
+        "_decoder",
+        "_distrusts",
+        "_draining",
+        "_encoder",
+        "_fault",
+        "_receiving",
+        "_reflexes",
+        "_wake",
+        "abort",
+        "closing",
+        "encode",
+        "reading_held",
+        "write_blocked",
     )  # fmt: skip
 
     def __init__(self, *, client: bool, limits: Limits, wake: Callable[[], None]) -> None:
@@ -45,6 +56,8 @@ class L7Connection(Http2Connection):
         self.write_blocked = False
         self.reading_held = False
         self.closing = False
+        self.abort = False
+        """With `closing`: by RST, for a peer that broke the protocol and takes nothing would keep what waits for it."""
         self._wake = wake
         self._receiving = False
         self._draining = False
@@ -82,6 +95,7 @@ class L7Connection(Http2Connection):
                     self.retire()
         except Breach as breach:
             self.out.append(frames.goaway(self._last_peer_stream, breach.code, str(breach)))
+            self.abort = self.write_blocked
             self._end_all(f"{frames.error_name(breach.code)}: {breach}")
         finally:
             self._receiving = False
@@ -204,6 +218,8 @@ class L7Connection(Http2Connection):
             if stream.received_end:
                 self._fail_stream(stream.id, frames.STREAM_CLOSED, [])
                 return
+            if stream.tunnel:
+                raise Malformed("fields in a tunnel")  # 8.5
             if listed is None:
                 raise Malformed("trailers are longer than allowed")
             if self._fault is not None:
@@ -261,11 +277,6 @@ class L7Connection(Http2Connection):
         stream = self.streams.get(number)
         if stream is not None:
             self._drop(stream, text or frames.error_name(code), unprocessed=False)
-
-    def _count_early_reset(self) -> None:
-        self._early_resets += 1
-        if self._early_resets > EARLY_RESETS_LIMIT:
-            raise Breach(frames.ENHANCE_YOUR_CALM, "too many streams reset before they were answered")
 
     def _was_reset(self, stream: L7Stream, code: int, events: list[Event]) -> None:  # type: ignore[override]
         unprocessed = code == frames.REFUSED_STREAM and self.client and not stream.answered

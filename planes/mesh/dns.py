@@ -19,6 +19,8 @@ _RESPONSE, _RECURSION_DESIRED = 0x8000, 0x0100
 _NO_ERROR, _NO_SUCH_NAME = 0, 3
 _LONGEST_NAME, _LONGEST_LABEL = 253, 63
 _MOST_ALIASES = 16
+_MOST_POINTERS = 127
+"""In a name, which has no more labels than that: chains of pointers alone kept a resolver busy for seconds."""
 _CODES = {1: "FORMERR", 2: "SERVFAIL", _NO_SUCH_NAME: "NXDOMAIN", 4: "NOTIMP", 5: "REFUSED"}
 _SIZE = {A: 4, AAAA: 16}
 
@@ -97,15 +99,16 @@ def _records(message: bytes, at: int, count: int) -> list[Record]:
 
 def _name(message: bytes, at: int) -> tuple[str, int]:
     """(name in lower case, where what follows it begins). A pointer leads backwards only, so that this ends."""
-    labels, end, limit = [], 0, at
+    labels, end, limit, pointers = [], 0, at, 0
     while True:
         size = message[at]
         if size == 0:
             return ".".join(labels), end or at + 1
         if size >= 0xC0:
             target = (size & 0x3F) << 8 | message[at + 1]
-            if target >= limit:
-                raise ValueError("a compressed name leads forwards")
+            pointers += 1
+            if target >= limit or pointers > _MOST_POINTERS:
+                raise ValueError("a compressed name leads forwards, or on and on")
             end, at, limit = end or at + 2, target, target
             continue
         if size > _LONGEST_LABEL or at + 1 + size > len(message):

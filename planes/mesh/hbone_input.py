@@ -28,13 +28,17 @@ from planes.mesh.headers import HeaderReader, MalformedRequest, MalformedRespons
 CONTROL_FRAMES_LIMIT = 10_000
 """Control frames in a row, without DATA or HEADERS, after which the peer is told to calm down (CVE-2019-9512, kin)."""
 EARLY_RESETS_LIMIT = 1_000
-"""Streams a client may open and reset before the server has answered them (CVE-2023-44487, "rapid reset")."""
+"""Streams a client may open and reset before the server has answered them (CVE-2023-44487, "rapid reset"). One
+that is answered makes up for one that was reset: callers that give up now and then end no long-lived connection."""
 _MAX_BLOCK = 128 * 1024
+SETTINGS_LIMIT = 32
+"""Of one frame, as in nghttp2. Each INITIAL_WINDOW_SIZE moves the windows of all streams: a frame of 1 MiB full of them
+kept the event loop for two seconds."""
 
 
 class Input(Output):
     __slots__ = (
-        "_block", "_block_ends", "_block_stream", "_controls_in_a_row", "_early_resets", "_reader", "_settings_due",
+        "_block", "_block_ends", "_block_stream", "_controls_in_a_row", "_reader", "_settings_due",
         "settings_received",
     )  # fmt: skip
 
@@ -47,7 +51,6 @@ class Input(Output):
         self._block_ends = False
         self._reader = HeaderReader(self.limits.max_header_list_bytes)
         self._controls_in_a_row = 0
-        self._early_resets = 0
 
     def _deliver(self, stream: Stream, data: bytes | memoryview, events: list[Event]) -> None:
         sink = stream.sink
@@ -105,6 +108,8 @@ class Input(Output):
             raise Breach(frames.FRAME_SIZE_ERROR, f"frame of type {kind} with {length} bytes, {fixed} wanted")
         if kind == frames.SETTINGS and (length % 6 or (flags & frames.ACK and length)):
             raise Breach(frames.FRAME_SIZE_ERROR, f"SETTINGS of {length} bytes")
+        if kind == frames.SETTINGS and length > 6 * SETTINGS_LIMIT:
+            raise Breach(frames.ENHANCE_YOUR_CALM, f"{length // 6} settings in a frame")
         if kind == frames.GOAWAY and length < 8:
             raise Breach(frames.FRAME_SIZE_ERROR, f"GOAWAY of {length} bytes")
         if kind in (frames.HEADERS, frames.CONTINUATION) and length + len(self._block or b"") > _MAX_BLOCK:
@@ -204,8 +209,7 @@ class Input(Output):
         try:
             check_request(fields)
         except MalformedRequest:
-            self._remember(number)
-            self.out.append(frames.rst_stream(number, frames.PROTOCOL_ERROR))
+            self._fail_stream(number, frames.PROTOCOL_ERROR, events)
             return
         stream = Stream(number, self.peer_initial_window, self.limits.stream_window_bytes)
         stream.received_end = self._block_ends
@@ -233,7 +237,9 @@ class Input(Output):
             events.append(ResponseReceived(stream, status, fields, self._block_ends))
             self._maybe_done(stream)
             return
-        if not self._block_ends or any(name.startswith(b":") for name, _ in fields):
+        # RFC 9113 8.5: on a connected stream HEADERS are a stream error. (A server's we take for the end of its body:
+        # behind a refusal they are trailers.)
+        if not self.client or not self._block_ends or any(name.startswith(b":") for name, _ in fields):
             self._fail_stream(stream.id, frames.PROTOCOL_ERROR, events)
             return
         self._end_received(stream, events)
@@ -242,8 +248,15 @@ class Input(Output):
         self.out.append(frames.rst_stream(number, code))
         self._remember(number)
         stream = self.streams.get(number)
+        if not self.client and (stream is None or not stream.answered):
+            self._count_early_reset()  # whoever makes us reset costs as much as whoever resets (CVE-2025-8671)
         if stream is not None:
             self._was_reset(stream, code, events)
+
+    def _count_early_reset(self) -> None:
+        self._early_resets += 1
+        if self._early_resets > EARLY_RESETS_LIMIT:
+            raise Breach(frames.ENHANCE_YOUR_CALM, "too many streams reset before they were answered")
 
     def _is_idle(self, number: int) -> bool:
         if number % 2 == 0:
@@ -257,9 +270,7 @@ class Input(Output):
                 raise Breach(frames.PROTOCOL_ERROR, f"RST_STREAM on idle stream {number}")
             return
         if not self.client and not stream.answered:
-            self._early_resets += 1
-            if self._early_resets > EARLY_RESETS_LIMIT:
-                raise Breach(frames.ENHANCE_YOUR_CALM, "too many streams reset before they were answered")
+            self._count_early_reset()
         self._was_reset(stream, frames.u32(payload), events)
 
     def _on_settings(self, flags: int, number: int, payload: bytes, events: list[Event]) -> None:
@@ -314,10 +325,12 @@ class Input(Output):
         if number == 0:
             if increment == 0:
                 raise Breach(frames.PROTOCOL_ERROR, "WINDOW_UPDATE by 0")
-            self.send_window += increment
+            before = self.send_window
+            self.send_window = before + increment
             if self.send_window > frames.MAX_WINDOW:
                 raise Breach(frames.FLOW_CONTROL_ERROR, "window of the connection overflows")
-            self._unblock()
+            if before <= 0:  # else whoever is blocked waits for the window of its own stream
+                self._unblock()
             return
         stream = self.streams.get(number)
         if stream is None:

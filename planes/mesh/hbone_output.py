@@ -19,9 +19,10 @@ class Output:
     # Slots from here down to every role: a connection has more fields than CPython's instances share a dictionary for
     # (30), and each call of a method then looks into it first.
     __slots__ = (
-        "_blocked", "_forgotten", "_half_connection", "_half_stream", "_last_peer_stream", "_next_stream",
-        "_refuse_above", "client", "failed", "goaway_received", "goaway_sent", "limits", "out", "peer_initial_window",
-        "peer_max_frame", "peer_max_streams", "receive_window", "send_window", "streams", "unreleased",
+        "_blocked", "_early_resets", "_forgotten", "_half_connection", "_half_stream", "_last_peer_stream",
+        "_next_stream", "_refuse_above", "client", "failed", "goaway_received", "goaway_sent", "limits", "out",
+        "peer_initial_window", "peer_max_frame", "peer_max_streams", "receive_window", "send_window", "streams",
+        "unreleased",
     )  # fmt: skip
 
     def __init__(self, *, client: bool, limits: Limits | None) -> None:
@@ -42,6 +43,7 @@ class Output:
         self._last_peer_stream = 0
         self._refuse_above: int | None = None
         self._next_stream = 1
+        self._early_resets = 0
         self._forgotten: dict[int, None] = {}
         self._blocked: dict[int, Stream] = {}
         self._half_stream = self.limits.stream_window_bytes // 2
@@ -105,6 +107,8 @@ class Output:
         if stream.id not in self.streams:
             return
         stream.answered = True
+        if self._early_resets:
+            self._early_resets -= 1
         block = frames.encode_fields(((b":status", str(status).encode()), *fields))
         self.out.append(frames.headers(stream.id, block, end=end, max_frame_size=self.peer_max_frame))
         if end:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from planes.mesh.frames import STATUS_200
 
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
+_BAD_VALUE = re.compile(rb"[\0\r\n]|^[ \t]|[ \t]\Z")
 _CONNECTION_SPECIFIC = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
 _REQUEST_PSEUDO = frozenset((b":method", b":scheme", b":authority", b":path", b":protocol"))
 
@@ -52,9 +56,9 @@ def _pseudo_fields(fields: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
             pseudo[name] = value
             continue
         regular = True
-        if not name or name != name.lower() or name in _CONNECTION_SPECIFIC or (name == b"te" and value != b"trailers"):
+        if not _NAME.fullmatch(name) or name in _CONNECTION_SPECIFIC or (name == b"te" and value != b"trailers"):
             raise ValueError(f"field {name!r} is not allowed")
-        if b"\r" in value or b"\n" in value or b"\0" in value:
+        if _BAD_VALUE.search(value):
             raise ValueError(f"value of {name!r} is not allowed")
     return pseudo
 

@@ -27,6 +27,8 @@ from planes.mesh.hbone import (
 
 _DRAIN_PING = b"draining"
 _HIGH_WATER_BYTES = 1 << 20
+REFLEX_LIMIT = 10_000
+"""Requests and pieces of output that a peer may cause while it takes none of our bytes (CVE-2019-9512, -9515)."""
 _LONG_BYTES = 32 << 10
 """Output that ends in a piece like this is a body's: it is not copied into one before it is encrypted."""
 
@@ -56,6 +58,7 @@ class HboneSession(asyncio.Protocol):
         self.local_address: tuple[str, int] = ("", 0)
         self.refusal: str | None = None
         self.write_blocked = False
+        self._reflexes = 0
         self.answers: dict[int, Callable[[int, list[tuple[bytes, bytes]]], None]] = {}
         """Who waits for the response of a stream (client role)."""
         self.settings_seen: asyncio.Future[None] = loop.create_future()
@@ -114,7 +117,15 @@ class HboneSession(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         connection = self.connection
-        events = connection.receive(data)
+        if self.write_blocked:
+            before = len(connection.out)
+            events = connection.receive(data)
+            self._reflexes += len(connection.out) - before + len(events)
+            if self._reflexes > REFLEX_LIMIT:
+                self.cut("peer asks for answers and takes none")
+                return
+        else:
+            events = connection.receive(data)
         if events:
             for event in events:
                 self._handle(event)
@@ -130,6 +141,7 @@ class HboneSession(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.write_blocked = False
+        self._reflexes = 0
         for stream in list(self.connection.streams.values()):
             if stream.sink is not None and not stream.pending:
                 stream.sink.writable()
@@ -224,9 +236,11 @@ class HboneSession(asyncio.Protocol):
 
     def _handle(self, event: Event) -> None:
         match event:
-            case RequestReceived():
-                assert self._on_request is not None
-                self._on_request(self, event)
+            case RequestReceived(stream=stream):
+                # What was reset in the same read never began: else a flood of such costs a task and a connection each.
+                if stream.id in self.connection.streams:
+                    assert self._on_request is not None
+                    self._on_request(self, event)
             case ResponseReceived(stream=stream, status=status, fields=fields):
                 answer = self.answers.pop(stream.id, None)
                 if answer is not None:
@@ -250,7 +264,9 @@ class HboneSession(asyncio.Protocol):
                 self.stream_done()
             case ConnectionFailed():
                 self.flush()
-                if self.transport is not None:
+                if self.write_blocked:
+                    self.abort()  # a peer that takes nothing would keep what waits for it
+                elif self.transport is not None:
                     self.transport.close()
 
     def _drop(self, stream: Stream, code: int) -> None:

@@ -276,7 +276,7 @@ def chosen_alpn(message: bytes) -> str | None:
     at = 6
     while at + 4 <= len(message):
         kind, length = int.from_bytes(message[at : at + 2], "big"), int.from_bytes(message[at + 2 : at + 4], "big")
-        if kind == ALPN_EXTENSION and length > 3:
+        if kind == ALPN_EXTENSION and length > 3 and at + 6 < len(message):
             return message[at + 7 : at + 7 + message[at + 6]].decode("ascii", "replace")
         at += 4 + length
     return None
@@ -285,7 +285,7 @@ def chosen_alpn(message: bytes) -> str | None:
 def leaf(message: bytes, packets: Iterable[int] = ()) -> Certificate | None:
     """First certificate of a TLS 1.3 Certificate message (RFC 8446 §4.4.2); None for an empty list (client without
     one)."""
-    at = 5 + message[4]
+    at = 5 + message[4] if len(message) > 4 else len(message)
     if at + 6 > len(message):
         return None
     chain = []
@@ -303,7 +303,7 @@ def leaf(message: bytes, packets: Iterable[int] = ()) -> Certificate | None:
         issuer = parsed.issuer.rfc4514_string()
     except x509.ExtensionNotFound:
         uris, issuer = (), parsed.issuer.rfc4514_string()
-    except ValueError:
+    except (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         uris, issuer = (), ""
     return Certificate(
         uris=uris,

@@ -80,6 +80,14 @@ def read(path: Path) -> Recording:
 
 def parse(data: bytes) -> Recording:
     """Raises ValueError when `data` does not start as pcapng or a block contradicts itself."""
+    try:
+        return _parse(data)
+    except (IndexError, struct.error) as error:
+        text = f"a block is shorter than its content, or names an interface that is not there ({error})"
+        raise ValueError(text) from error
+
+
+def _parse(data: bytes) -> Recording:
     interfaces: list[Interface] = []
     ticks: list[tuple[int, int]] = []  # per interface: multiply by, divide by, to get nanoseconds
     packets: list[Packet] = []

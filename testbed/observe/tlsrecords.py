@@ -141,10 +141,14 @@ def hello(message: bytes) -> Hello:
     if message[:1] not in (b"\x01", b"\x02"):
         raise ValueError("not a ClientHello or ServerHello")
     try:
-        parsed = (TLSClientHello if message[0] == CLIENT_HELLO else TLSServerHello)(message)
-        extensions = {type(e): e for e in parsed.ext or ()}
-    except Exception as error:  # scapy raises whatever a field happened to raise
+        return _hello(message)
+    except Exception as error:  # scapy raises whatever a field does, and leaves out what it cannot read
         raise ValueError(f"hello of {len(message)} bytes is malformed: {error}") from error
+
+
+def _hello(message: bytes) -> Hello:
+    parsed = (TLSClientHello if message[0] == CLIENT_HELLO else TLSServerHello)(message)
+    extensions = {type(e): e for e in parsed.ext or ()}
     versions = _get(extensions, ext.TLS_Ext_SupportedVersion_CH, "versions")
     chosen = _get(extensions, ext.TLS_Ext_SupportedVersion_SH, "version")
     names = _get(extensions, ext.TLS_Ext_ServerName, "servernames") or ()
