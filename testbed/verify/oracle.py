@@ -71,7 +71,7 @@ class Ruling:
 
 
 def at_ztunnel(documents: Sequence[Document], pod: Pod, call: Call) -> Ruling:
-    """Plain text meets STRICT as a DENY of who has no identity; then policies without `targetRefs`, L4 parts of them."""
+    """Plain text meets STRICT as a DENY of who has no identity; then L4 parts of policies without `targetRefs`."""
     if call.principal is None and mode(documents, pod, call.port, sidecar=False) == "STRICT":
         return Ruling(allowed=False, why="STRICT")
     return _ordered([d for d in documents if _selects(d, pod)], call, l4_only=True)
@@ -233,14 +233,14 @@ def _parts(fields: Mapping[str, Any]) -> list[Part]:
     return parts
 
 
-def _condition(condition: Mapping[str, Any]) -> list[list[Part]]:
+def _condition(condition: Mapping[str, Any]) -> list[Part]:
     key = condition["key"]
     parts: list[Part] = []
     if condition.get("values"):
         parts.append((key, list(condition["values"]), False))
     if condition.get("notValues"):
         parts.append((key, list(condition["notValues"]), True))
-    return [parts]
+    return parts
 
 
 def _is_l4(name: str) -> bool:
