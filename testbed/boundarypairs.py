@@ -29,9 +29,12 @@ from testbed.verify.attempt import Attempt
 from testbed.verify.oracle import Message
 from testbed.verify.ways import Asked, Prediction, Scene, Stand
 
-PREFIX = "pairs."
+MEANT, VERDICTS = "boundary.meant-", "boundary.verdicts-"
+FILE = "pairs.csv"
+"""In a run's folder: one row a call."""
 TRIED_AGAIN_S = 30.0
-"""For so long what should pass is tried anew."""
+"""For so long after a caller has begun what should pass is tried anew; at least once, whatever the time."""
+MOST_TRIES = 20
 CALL_LIMIT_S = 10.0
 TOLD = 5
 """Differences that a finding tells."""
@@ -166,22 +169,23 @@ def try_set(deployment: Deployment, topology: Topology, policies: PolicySet) -> 
 
     def of(caller: str) -> list[Row]:
         mine = by_caller[caller]
-        return in_netns(deployment.lab.netns(caller), lambda: [_tried(here, *each) for each in mine])
+        until_s = time.monotonic() + TRIED_AGAIN_S
+        return in_netns(deployment.lab.netns(caller), lambda: [_tried(here, *each, until_s=until_s) for each in mine])
 
     with ThreadPoolExecutor(max_workers=len(by_caller)) as pool:
         rows = [row for part in pool.map(of, by_caller) for row in part]
     return rows, len(wanted) - len(told)
 
 
-def _tried(here: Scene, request: str, one: Asked, prediction: Prediction) -> Row:
+def _tried(here: Scene, request: str, one: Asked, prediction: Prediction, *, until_s: float) -> Row:
     attempt = _attempt(here.topology, one)
-    until_s = time.monotonic() + TRIED_AGAIN_S
-    while True:
+    for _ in range(MOST_TRIES):
+        late = time.monotonic() > until_s
         (outcome,) = probe.make(attempt)
         passed = outcome.answered_by is not None and outcome.status == 200
         seen = str(outcome.status or outcome.error or "closed")
         observed = True if passed else None if outcome.error == "timeout" else False
-        if observed is prediction.allowed or observed is True or time.monotonic() > until_s:
+        if observed is prediction.allowed or observed is True or late:
             break
         time.sleep(0.25)
     return Row(
@@ -238,14 +242,14 @@ def judged(plane: str, policies: PolicySet, rows: Sequence[Row], unsure: int) ->
     told = "; ".join(_line(r) for r in wrong[:TOLD])
     apart = f"; {unsure} calls of services whose endpoints would differ were left out" if unsure else ""
     meant = Finding(
-        id=f"{PREFIX}meant/{policies.name}", plane=plane, segment="call", result=result,
+        id=f"{MEANT}{policies.name}", plane=plane, segment="call", result=result,
         statement=f"under the policies `{policies.name}` what passes or is refused against what they mean"
         f"{DOCUMENTED}it is as predicted from who reads what where",
         evidence=f"let past: {_whom(past)}; refused although allowed: {_whom(shut)}",
         value=f"{len(past)} let past, {len(shut)} refused of {len(rows)}",
     )  # fmt: skip
     as_said = Finding(
-        id=f"{PREFIX}verdicts/{policies.name}", plane=plane, segment="call", result=result,
+        id=f"{VERDICTS}{policies.name}", plane=plane, segment="call", result=result,
         statement=f"every call between all pairs gets the verdict that the policies `{policies.name}` predict",
         evidence=f"probe: {len(rows)} calls, {sum(r.prediction.allowed for r in rows)} of them allowed{apart}"
         + (f"; not so: {told}" if told else ""),

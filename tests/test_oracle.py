@@ -80,7 +80,8 @@ def peer(spec: str, *, namespace: str = "shop", name: str = "p") -> str:
 
 FRONT = "selector: {matchLabels: {tier: front}}"
 TO_SERVICE = 'targetRefs: [{group: "", kind: Service, name: web}]'
-GET_A = Message(path="/a", host="web.shop", headers=(("x-user", "jane"),))
+FORWARDED = (("x-forwarded-for", "192.0.2.9, 192.0.2.1"), ("x-user", "jane"))
+GET_A = Message(path="/b/../a", host="web.shop", headers=FORWARDED)
 TABLE = [
     # (what, YAML, identity, ztunnel, sidecar, waypoint)
     ("nothing", "", "web", True, True, True),
@@ -105,6 +106,14 @@ TABLE = [
     ("and so does one with more in it",
      policy("{rules: [{from: [{source: {namespaces: [shop]}}], to: [{operation: {methods: [GET]}}]}]}"), "web", False,
      True, True),
+    ("mixed in one operation too",
+     policy('{rules: [{to: [{operation: {methods: [GET], ports: ["8080"]}}]}]}'), "web", False, True, True),
+    ("whom it was forwarded for last",
+     policy("{rules: [{from: [{source: {remoteIpBlocks: [192.0.2.1]}}]}]}"), "web", False, True, True),
+    ("and not first",
+     policy("{action: DENY, rules: [{from: [{source: {remoteIpBlocks: [192.0.2.9]}}]}]}"), "web", True, True, True),
+    ("a way around",
+     policy("{action: DENY, rules: [{to: [{operation: {notPaths: [/a]}}]}]}"), "web", True, True, True),
     ("L7 DENY is lost there", policy("{action: DENY, rules: [{to: [{operation: {paths: [/a]}}]}]}"), "web", True, False,
      True),
     ("mixed in one operation it denies more",
@@ -123,7 +132,8 @@ TABLE = [
     ("STRICT and plain", peer("{mtls: {mode: STRICT}}"), None, False, False, True),
     ("STRICT and proved", peer("{mtls: {mode: STRICT}}"), "web", True, True, True),
     ("DISABLE is PERMISSIVE at a ztunnel", peer("{mtls: {mode: DISABLE}}"), "web", True, False, True),
-    ("port before workload", peer(f'{{{FRONT}, mtls: {{mode: STRICT}}, portLevelMtls: {{"8080": {{mode: PERMISSIVE}}}}}}'),
+    ("port before workload",
+     peer(f'{{{FRONT}, mtls: {{mode: STRICT}}, portLevelMtls: {{"8080": {{mode: PERMISSIVE}}}}}}'),
      None, True, True, True),
     ("the oldest wins", peer("{mtls: {mode: PERMISSIVE}}") + "---\n" + peer("{mtls: {mode: STRICT}}", name="q"), None,
      True, True, True),
@@ -325,6 +335,7 @@ MESSAGES = (
     GET_A,
     Message(method="POST", host="WEB.shop", path="/a/b?c=/d", headers=(("x-user", "jane"), ("x-user", "joe"))),
     Message(method="PUT", path="/x.html", headers=(("x-forwarded-for", "1.2.3.4, 10.0.1.9"), ("x-user", ""))),
+    Message(path="/q/../%61/./x/../b", host="c.shop"),
     Message(path="/z/b", headers=(("x-forwarded-for", "nonsense"),)),
 )
 CALLS = [

@@ -287,7 +287,7 @@ def _asked(name: str, value: str, message: Message, source_ip: str) -> bool:
     if name == "hosts":
         return like(value.lower(), message.host.lower())
     if name == "paths":
-        return path_like(value, message.path.split("?", 1)[0])
+        return path_like(value, straight(message.path.split("?", 1)[0]))
     if name in ("remoteIpBlocks", "remote.ip"):
         return within(value, _forwarded_for(message) or source_ip)
     if header := re.fullmatch(r"request\.headers\[(.+)\]", name):
@@ -342,6 +342,23 @@ def path_like(pattern: str, path: str) -> bool:
     pieces = re.split(r"(\{\*\*?\})", pattern)
     expression = "".join({"{*}": "[^/]+", "{**}": ".*"}.get(piece, re.escape(piece)) for piece in pieces)
     return re.fullmatch(expression, path) is not None
+
+
+def straight(path: str) -> str:
+    """`pathNormalization` BASE, by which all proxies go: RFC 3986 6.2.2 and backslashes; slashes are not merged."""
+    unescaped = re.sub(
+        "%([0-9A-Fa-f]{2})", lambda m: c if re.match("[A-Za-z0-9._~-]", c := chr(int(m[1], 16))) else m[0], path
+    ).replace("\\", "/")  # fmt: skip
+    if unescaped != path:
+        return straight(unescaped)
+    kept: list[str] = []
+    pieces = path.split("/")[1:]
+    for piece in pieces:
+        if piece == "..":
+            kept = kept[:-1]
+        elif piece != ".":
+            kept.append(piece)
+    return "/" + "/".join([*kept, ""] if pieces[-1:] in (["."], [".."]) else kept)
 
 
 def within(block: str, address: str) -> bool:
