@@ -1,6 +1,6 @@
-"""Is what policy means what happens? Every pair of `shop` is called under three sets of policies that use every field of
-Istio's, each verdict held against one that was predicted without asking the planes; and code is put into every kind of
-component, in a mesh in which nothing is allowed by default, to see what gets past all that.
+"""Is what policy means what happens? Every pair of `shop` is called under three sets of policies that use every field
+of Istio's, each verdict held against one that was predicted without asking the planes; and code is put into every kind
+of component, in a mesh in which nothing is allowed by default, to see what gets past all that.
 
 One short round under load is there to see that the planes work. How fast a changed policy is enforced, and what becomes
 of open connections, is `policy_change`'s question; what each component is worth, `blast_radius`'.

@@ -38,7 +38,9 @@ MOST_TRIES = 20
 CALL_LIMIT_S = 10.0
 TOLD = 5
 """Differences that a finding tells."""
-COLUMNS = ("plane", "set", "caller", "called", "by", "request", "predicted", "at", "why", "observed", "seen", "intended")
+COLUMNS = (
+    "plane", "set", "caller", "called", "by", "request", "predicted", "at", "why", "observed", "seen", "intended",
+)  # fmt: skip
 GET = Message()
 SECRET = Message(path="/secret")
 
@@ -76,8 +78,8 @@ BACK = ("payment", "shipping")
 """Of a namespace of their own, so that namespaces tell somebody apart."""
 MIXED = {
     "client": "sidecar", "frontend": "ambient", "catalog": "sidecar", "cart": "ambient", "store": "none",
-    "recommend": "sidecar", "checkout": "ambient", "payment": "sidecar", "shipping": "ambient", "email": "none",
-    "currency": "ambient",
+    "recommend": "ambient", "checkout": "ambient", "payment": "sidecar", "shipping": "ambient", "email": "none",
+    "currency": "sidecar",
 }  # fmt: skip
 """Labels under hybrid planes, by group."""
 
@@ -260,9 +262,9 @@ def judged(plane: str, policies: PolicySet, rows: Sequence[Row], unsure: int) ->
 
 def _line(row: Row) -> str:
     one = row.asked
-    said = "passes" if row.prediction.allowed else "is refused"
+    said, by = "passes" if row.prediction.allowed else "is refused", "service" if one.service else "pod"
     return (
-        f"{one.caller} to {one.service or one.endpoint} by {'service' if one.service else 'pod'}, {row.request}: {said} "
+        f"{one.caller} to {one.service or one.endpoint} by {by}, {row.request}: {said} "
         f"at {row.prediction.at} ({row.prediction.why}), but {row.seen}"
     )
 

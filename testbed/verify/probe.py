@@ -139,9 +139,9 @@ class _Http(_Channel):
         )
         for name, value in (*headers.items(), *attempt.lines):
             self.http.putheader(name, value)
-        if body is not None or attempt.method in ("POST", "PUT", "PATCH"):
-            if "content-length" not in named and "transfer-encoding" not in named:
-                self.http.putheader("Content-Length", str(len(body or b"")))
+        framed = "content-length" in named or "transfer-encoding" in named
+        if not framed and (body is not None or attempt.method in ("POST", "PUT", "PATCH")):
+            self.http.putheader("Content-Length", str(len(body or b"")))
         self.http.endheaders(body)
         answer = self.http.getresponse()
         _tell_answer(outcome, answer, len(answer.read(MAX_ANSWER_BYTES)))

@@ -1,8 +1,8 @@
 """Whom a call meets on its way, and what each of them must say: predictions for every pair, by who stands where. Pure.
 
-From facts/hbone 1.4, 2.4 to 2.8, 3.2 to 3.7, 4.3 and 4.4. The verdicts are `oracle`'s; nothing is asked of a proxy's own
-routing. A node's proxy (`node-l7`) is no plane of Istio's: its page says that it judges as a sidecar would, with the
-identity that the caller's node tells it.
+From facts/hbone 1.4, 2.4 to 2.8, 3.2 to 3.7, 4.3 and 4.4. The verdicts are `oracle`'s; nothing is asked of a proxy's
+own routing. A node's proxy (`node-l7`) is no plane of Istio's: its page says that it judges as a sidecar would, with
+the identity that the caller's node tells it.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def intended(scene: Scene, asked: Asked) -> bool:
     endpoint = scene.topology.workload(asked.endpoint)
     service = scene.topology.service(asked.service) if asked.service else None
     named = service or next(s for s in scene.topology.services if endpoint.name in s.endpoints)
-    call = _call(scene, asked, endpoint, principal=_principal(scene, asked.caller))
+    sni = f"outbound_.{service.ports[0].port}_._.{service.hostname}" if service is not None else ""
+    call = replace(_call(scene, asked, endpoint, principal=_principal(scene, asked.caller)), sni=sni)
     strict = oracle.mode(scene.documents, _pod(endpoint), call.port, sidecar=True) == "STRICT"
     at_pod = _rule_at(scene, "node", endpoint, call).allowed and not (strict and call.principal is None)
     return at_pod and (named.waypoint is None or _at_waypoint(scene, asked, named).allowed)
