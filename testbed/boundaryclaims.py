@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from testbed import claims
+from testbed import boundarypairs, claims
 from testbed.attack import matrix
 from testbed.attack.matrix import Score
 from testbed.claimlist import Claim
@@ -108,6 +108,8 @@ def _weaker(claim: Claim, _summary: Summary, findings: Sequence[Finding]) -> Jud
         return lack
     ours["proxy ended or dumped by its app"] = len(got(of(rows(findings, plane, "app"), "admin-own", "quit")))
     theirs["proxy ended or dumped by its app"] = len(got(of(rows(findings, "sidecar", "app"), "admin-own", "quit")))
+    if (past := let_past(findings, plane)) is not None and (beside := let_past(findings, "sidecar")) is not None:
+        ours["calls let past policy"], theirs["calls let past policy"] = past, beside
     worse = {name: (theirs[name], ours[name]) for name in ours if ours[name] > theirs[name]}
     better = {name: (theirs[name], ours[name]) for name in ours if ours[name] < theirs[name]}
     told = (
@@ -116,6 +118,12 @@ def _weaker(claim: Claim, _summary: Summary, findings: Sequence[Finding]) -> Jud
     )
     verdict = Verdict.REFUTED if not worse else Verdict.UNDECIDED if better else Verdict.CONFIRMED
     return Judged(claim=claim, verdict=verdict, measured=told, plane=plane)
+
+
+def let_past(findings: Sequence[Finding], plane: str) -> int | None:
+    """Calls of all pairs that passed although the policies mean otherwise; None where nobody tried them all."""
+    counts = [f.value.split()[0] for f in findings if f.plane == plane and f.id.startswith(boundarypairs.MEANT)]
+    return sum(map(int, counts)) if counts else None
 
 
 def _worst(findings: Sequence[Finding], plane: str) -> dict[str, int]:
@@ -153,6 +161,8 @@ def _pod_ip(claim: Claim, _summary: Summary, findings: Sequence[Finding]) -> Jud
         return lack
     differ = by["service"].value != by["pod"].value
     told = f"what L7 policy denies: by the service's address {by['service'].value}, by the pod's {by['pod'].value}"
+    pairs = [f for f in findings if f.plane == "ambient" and f.id.startswith(boundarypairs.MEANT)]
+    told += "".join(f"; of all pairs under `{f.id.removeprefix(boundarypairs.MEANT)}` {f.value}" for f in pairs)
     return Judged(
         claim=claim, verdict=Verdict.CONFIRMED if differ else Verdict.REFUTED, measured=told, plane="ambient"
     )  # fmt: skip

@@ -41,6 +41,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "experiment": {
         "quickstart": "experiments.quickstart:EXPERIMENT",
         "blast_radius": "experiments.blast_radius:EXPERIMENT",
+        "boundaries": "experiments.boundaries:EXPERIMENT",
         "runtime_parity": "experiments.runtime_parity:EXPERIMENT",
         **{name: f"experiments.{name}:EXPERIMENT" for name in (*_SWEPT, *_EVENTFUL)},
         **{f"{name}-full": f"experiments.{name}:FULL" for name in (*_SWEPT, *_EVENTFUL)},

@@ -22,6 +22,7 @@ from types import MappingProxyType
 
 from testbed import (
     boundaries,
+    boundarypairs,
     deploy,
     effects,
     eventtrial,
@@ -408,6 +409,12 @@ def _prove(setting: Setting, plane: str) -> None:
             setting.placements[plane], setting.topology, runtime=setting.runtimes[plane], links=setting.links,
             name=lab_name(into), logs=into.path / "logs" / f"attack-{plane}", app=app, neighbour=neighbour,
             say=setting.say,
+        )  # fmt: skip
+    if experiment.pairs:
+        findings += boundarypairs.try_all(
+            plane, runtime=setting.runtimes[plane], links=setting.links, name=lab_name(into),
+            logs=into.path / "logs" / f"pairs-{plane}", table=into.path / boundarypairs.FILE,
+            sets=[one for one in boundarypairs.SETS if one.name in experiment.pairs], say=setting.say,
         )  # fmt: skip
     into.append_findings(findings)
     for finding in findings:

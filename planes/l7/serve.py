@@ -45,6 +45,8 @@ class Downstream:
     identity: str = ""
     """The SPIFFE URI that was proved; empty without mTLS."""
     mtls: bool = False
+    server_name: str = ""
+    """As its ClientHello has it, for policies that ask for `connection.sni`."""
     workload: WorkloadView | None = None
     judge: Judge | None = None
     certificate_hash: str = ""
@@ -55,13 +57,14 @@ class Downstream:
     upstreams: dict[bool, Upstream] = dataclasses.field(default_factory=dict)
     """Where only one place is asked (the own application): that, by whether it is spoken to in HTTP/2."""
 
-    def policy_facts(self, local_address: str, port: int, server_name: str = "") -> Connection:
+    def policy_facts(self, local_address: str, port: int) -> Connection:
         try:
             proved = Identity.parse(self.identity) if self.identity else None
         except ValueError:
             proved = None
         return Connection(
             source_ip=self.source[0], destination_ip=local_address, destination_port=port, identity=proved,
+            sni=self.server_name,
         )  # fmt: skip
 
 

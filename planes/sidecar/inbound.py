@@ -107,6 +107,7 @@ class Inbound(HttpSide):
                 return
             found, data = await first_bytes(self.loop, sock, limit_s=program.settings.detection_limit_s)
             hello = read_client_hello(data) if found is Detected.TLS else None
+            downstream.server_name = (hello.server_name if hello is not None else "") or ""
             if hello is not None and any(name.startswith(b"istio") for name in hello.alpn) and mode is not Mode.DISABLE:
                 http = self._is_http(port, any(name.startswith((b"istio-http", b"istio-h2")) for name in hello.alpn))
                 context = program.contexts.server_for(ALPN_HTTP if http else ALPN_TCP)

@@ -131,6 +131,10 @@ class Experiment:
     """A workload and a node that lies between others: attempts are made from inside them and each kind of proxy
     (`attack`). Empty: nobody attacks."""
 
+    pairs: tuple[str, ...] = ()
+    """Sets of policies (`boundarypairs.SETS`) under each of which every pair of workloads is called, and each verdict
+    held against a predicted one."""
+
     @property
     def block_s(self) -> float:
         """How long one deployment is under load."""

@@ -29,6 +29,8 @@ class Attempt:
     path: str = "/"
     method: str = "GET"
     headers: dict[str, str] = field(default_factory=dict)
+    lines: tuple[tuple[str, str], ...] = ()
+    """http: further lines of the head, each by itself, of one name too."""
     payload: str = ""
     """tcp, hbone with inner `tcp`: what is sent before the canary."""
     banner: bool = False

@@ -133,7 +133,16 @@ class _Http(_Channel):
         attempt = self.attempt
         headers = {**attempt.headers, **({"x-canary": attempt.canary} if attempt.canary else {})}
         body = attempt.canary.encode() if attempt.canary and attempt.method in ("POST", "PUT") else None
-        self.http.request(attempt.method, attempt.path, body=body, headers=headers)
+        named = {name.lower() for name in headers}
+        self.http.putrequest(
+            attempt.method, attempt.path, skip_host="host" in named, skip_accept_encoding="accept-encoding" in named
+        )
+        for name, value in (*headers.items(), *attempt.lines):
+            self.http.putheader(name, value)
+        framed = "content-length" in named or "transfer-encoding" in named
+        if not framed and (body is not None or attempt.method in ("POST", "PUT", "PATCH")):
+            self.http.putheader("Content-Length", str(len(body or b"")))
+        self.http.endheaders(body)
         answer = self.http.getresponse()
         _tell_answer(outcome, answer, len(answer.read(MAX_ANSWER_BYTES)))
         self.spent = answer.will_close
