@@ -148,7 +148,7 @@ def test_files_in_an_entrusted_folder_are_for_its_group_to_read(place: Path) -> 
     assert stat.S_IMODE(place.stat().st_mode) == 0o2750
     assert {stat.S_IMODE(path.stat().st_mode) for path in place.glob("*.pem")} == {0o640}
     made = (place / "key.pem").resolve().parent
-    assert (stat.S_IMODE(made.stat().st_mode), [p for p in place.glob("..of.*")]) == (0o2750, [made])
+    assert (stat.S_IMODE(made.stat().st_mode), list(place.glob("..of.*"))) == (0o2750, [made])
 
 
 def test_an_authority_that_was_handed_over_signs_as_the_same() -> None:
