@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from testbed.errors import UsageError
 
 _SWEPT = ("arrival", "churn", "footprint", "neighbour", "payload", "placement", "policies", "protocol", "rate")
-_EVENTFUL = ("disruption", "joining", "migration", "policy_change")
+_EVENTFUL = ("certificates", "disruption", "joining", "migration", "policy_change")
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "runtime": {

@@ -13,7 +13,7 @@ from testbed.model.event import Stage
 
 TOPOLOGY = sweep.resolve(DISRUPTION)
 NAMES = [w.name for w in TOPOLOGY.workloads]
-QUICK = ("disruption", "joining", "migration", "policy_change")
+QUICK = ("certificates", "disruption", "joining", "migration", "policy_change")
 EVENTFUL = (*QUICK, *(f"{name}-full" for name in QUICK))
 
 

@@ -66,7 +66,7 @@ def _subject(config: Mapping, view: Mapping, *, renewed: bool) -> Subject:
         identity=Identity(
             uri=str(local.identity), certificate=files["certificate"], key=files["key"], roots=files["roots"],
             renewed=renewed,
-        ),  # fmt: skip
+        ),
         keylog=config.get("keylog"),
         l7=L7View.parse(options["l7"]) if "l7" in options else None,
         sidecars=frozenset(options.get("sidecars", ())),

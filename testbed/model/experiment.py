@@ -72,6 +72,8 @@ class Cell:
     """What happens in its window; the experiment's `streams` are its load then."""
     before: Stage | None = None
     """What the deployment is when it begins; None: the block's plane on the topology as it is."""
+    leaf_lifetime_s: float = 0.0
+    """Of certificates, which a CA renews at half of it; 0: they outlast the run, and nobody renews them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
