@@ -2,7 +2,7 @@
 
 Certificates live for seconds, so that a window has several lives of them. A tunnel between proxies that is open does
 not ask again who its peer is, and new connections of applications go through it; so a client also calls, one after
-another, three services that it has not called before. Without a CA they show that certificates are looked at: what is
+another, three services of nodes that it has not called before. Without a CA they show that certificates are looked at: what is
 lost then is what renewals save.
 """
 

@@ -113,6 +113,8 @@ def _stream(found: Seen, plane: str, cell: str, name: str) -> Entry:
     if not failed:
         return NOTHING
     asked = found.get(plane, cell, name, "requests_since")
+    if not any(asked):
+        return NOTHING  # it begins after the window's end
     before = found.most(plane, cell, [name], "failed_before")
     of = f"of {statistics.median(asked):.0f}"
     lines = [f"failed {spread(failed)} {of}"]

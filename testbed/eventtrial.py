@@ -19,7 +19,7 @@ from testbed.errors import PeerError
 from testbed.eventseen import EVENT
 from testbed.load import streamdriver
 from testbed.load.streamplan import CONNECTIONS_A_STREAM
-from testbed.model.event import Event, Stage, Stream
+from testbed.model.event import OF_CERTIFICATES, Event, Stage, Stream
 from testbed.model.experiment import Cell, Experiment, LinkReading, Measurement
 from testbed.model.placement import Placement
 from testbed.model.topology import Topology
@@ -57,7 +57,9 @@ def run(
     topology = deployment.lab.topology
     wanted, after = begins_as(experiment, cell, topology, deployed), _leads_to(experiment, cell, topology, deployed)
     life_s = cell.leaf_lifetime_s
-    if deployment.placement != wanted or life_s or deployment.renewer is not None:
+    # A tunnel that an earlier trial opened would spare this one a handshake.
+    of_certificates = any(event.kind in OF_CERTIFICATES for event in cell.events)
+    if deployment.placement != wanted or of_certificates or life_s or deployment.renewer is not None:
         events.deploy_anew(deployment, wanted, deployment.stack, leaf_lifetime_s=life_s)
     load = cell.load
     drivers = streamdriver.start(

@@ -1,4 +1,4 @@
-"""Certificates that end, change their root or come from a wrong clock, in one real lab: who is refused, what stays open.
+"""Certificates that end, change their root or come from a wrong clock, in one real lab: who is refused, what stays.
 
 How quickly is a matter of the machine and asserted nowhere.
 """
@@ -100,7 +100,8 @@ def test_without_a_ca_only_who_must_shake_hands_is_lost(deployed: Deployment) ->
 
     told = during(deployed, Event(kind=Kind.NO_CA, for_s=3 * LIFE_S), look)
     assert eventually(lambda: served(deployed, "first"))
-    assert LIFE_S <= told["certificates_ended"] < told["ca_back"] <= told["all_renewed"]
+    # A certificate knows whole seconds only.
+    assert LIFE_S - 1 <= told["certificates_ended"] < told["ca_back"] <= told["all_renewed"]
     again = events.carry_out(deployed, Event(kind=Kind.RENEW, for_s=0.5))
     assert {metric for metric, _, _ in again.told} == {"renewals", LIFE_LEFT}
 

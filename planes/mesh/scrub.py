@@ -56,7 +56,7 @@ def erase(wanted: Collection[bytearray]) -> int:
 def sweep(wanted: Collection[bytearray]) -> Iterator[int]:
     """Overwrites each of `wanted` wherever it stands in this process's writable memory, and `wanted` itself at the end.
 
-    A step is a megabyte, a third of a millisecond, between which other things may be done: tells in how many places
+    A step is a megabyte, half a millisecond, between which other things may be done: tells in how many places
     they stood there. What is found is compared again right before it is overwritten, and between the two nothing is
     allocated from the heap that was searched: no living value can have taken its place.
     """
