@@ -2,8 +2,8 @@
 
 Certificates live for seconds, so that a window has several lives of them. A tunnel between proxies that is open does
 not ask again who its peer is, and new connections of applications go through it; so a client also calls, one after
-another, three services of nodes that it has not called before. Without a CA they show that certificates are looked at: what is
-lost then is what renewals save.
+another, three services of nodes that it has not called before. Without a CA they show that certificates are looked at:
+what is lost then is what renewals save.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def _cells(life_s: float) -> tuple[Cell, ...]:
             name="a new root", load=_load(1.6 * life_s),
             events=(Event(kind=Kind.NEW_ROOT, at_s=AT_S, for_s=0.4 * life_s),),
         ),
-        clock("30 s ahead", 30.0),
         clock("5 min ahead", 300.0),
+        clock("30 s ahead", 30.0),
         clock("25 h behind", -25 * 3600.0),
     )  # fmt: skip
 
@@ -70,7 +70,7 @@ EXPERIMENT = Experiment(
     aa_pair=False,
     streams=_streams(LIFE_S),
     drain_s=1.0,
-    cells=_cells(LIFE_S),
+    cells=_cells(LIFE_S)[:4],
 )
 FULL = replace(
     EXPERIMENT,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.disruption import CRASH
+from experiments.disruption import CRASH, FULL
 from experiments.disruption import EXPERIMENT as DISRUPTION
-from experiments.disruption import FULL
 from experiments.joining import INSIDE, OUTSIDE
 from testbed import eventtrial, planespec, registry, stages, sweep
 from testbed.errors import UsageError
