@@ -12,7 +12,7 @@ from pathlib import Path
 from testbed import calls
 from testbed.deploy import Deployment, file_name
 from testbed.model.experiment import Finding, Result
-from testbed.pki import KEY_FILE
+from testbed.pki import KEY_FILE, holder
 
 
 def try_all(deployment: Deployment, *, client: str, packets: Sequence[Finding]) -> list[Finding]:
@@ -37,7 +37,7 @@ def identities_held(deployment: Deployment) -> Finding:
         if not (root / str(own_folder).lstrip("/")).is_dir():
             unseen.append(name)  # it ended, or we may not look: that no key is found then proves nothing
         keys = (root / str(lab.folder).lstrip("/")).rglob(KEY_FILE)
-        held[name] = {path.parent.name for path in keys}
+        held[name] = {holder(path).name for path in keys}
     placed = {proxy.name: {file_name(i) for i in proxy.identities} for proxy in deployment.placement.proxies}
     wrong = [name for name, keys in held.items() if keys != placed.get(name, set())]
     proxies = {name: len(keys) for name, keys in held.items() if name in placed}

@@ -153,7 +153,7 @@ def start(
         progress(f"plane {placement.plane}: {len(placement.proxies)} proxies")
     begin(deployment, placement.proxies)
     if renewed and any(proxy.identities for proxy in placement.proxies):
-        deployment.renewer = _start_renewing(deployment, stack)
+        start_renewing(deployment)
     for sandbox, batch in capture_batches(lab.topology, placement, deployment.uids):
         nftables.apply(lab.netns(sandbox), batch if replacing else batch.for_new_namespace())
     return deployment
@@ -301,7 +301,7 @@ def write_config(deployment: Deployment, proxy: Proxy, *, owner: int | None = No
     _write_owned(deployment.folder(proxy.name) / "config.json", json.dumps(config, indent=1), owner=owner)
 
 
-def _start_renewing(deployment: Deployment, stack: ExitStack) -> Process:
+def start_renewing(deployment: Deployment) -> None:
     """Once the proxies run: as they start, all in their folders becomes their own."""
     lab, shown = deployment.lab, []
     for proxy in deployment.placement.proxies:
@@ -313,7 +313,7 @@ def _start_renewing(deployment: Deployment, stack: ExitStack) -> Process:
         for identity in proxy.identities:
             entrust(home / file_name(identity), owner_for(CA_UID), owner_for(deployment.uids[proxy.name]))
     memory = deployment.renewal_job = os.memfd_create(CA)
-    stack.callback(os.close, memory)
+    deployment.stack.callback(os.close, memory)
     tell_renewer(deployment)
     with ExitStack() as handed:
         pidfds = []
@@ -323,7 +323,7 @@ def _start_renewing(deployment: Deployment, stack: ExitStack) -> Process:
                 handed.callback(os.close, pidfds[-1])
         words = [str(memory), str(deployment.issued_at), str(deployment.leaf_lifetime_s), *map(str, pidfds)]
         folder = lab.folder / CA
-        (process,) = lab.running.spawn(
+        (deployment.renewer,) = lab.running.spawn(
             [
                 Spawn(
                     name=CA,
@@ -339,7 +339,6 @@ def _start_renewing(deployment: Deployment, stack: ExitStack) -> Process:
                 )
             ]
         )
-    return process
 
 
 def tell_renewer(deployment: Deployment) -> None:

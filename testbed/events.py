@@ -15,13 +15,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed import nftables, stages, swap
+from testbed import certificateevents, nftables, stages, swap
 from testbed.deploy import READY_PORT, Deployment, begin, capture_batches, pod, start, wait_ready
 from testbed.errors import PeerError, TrialError, UsageError
 from testbed.lab import http_get, wait_for_port
-from testbed.model.event import Event, Kind
+from testbed.model.event import OF_CERTIFICATES, Event, Kind
 from testbed.model.placement import Placement, Proxy
 from testbed.nodeagent import NodeAgent
+from testbed.pki import LEAF_LIFETIME_S
 from testbed.runtime.enter import in_netns
 from testbed.runtime.keeper import handles
 from testbed.seams import Process
@@ -46,6 +47,8 @@ class Done:
     """Which were struck; empty where the plane has none of the kind."""
     workloads_restarted: tuple[str, ...] = ()
     proxies_restarted: tuple[str, ...] = ()
+    told: tuple[tuple[str, str, float], ...] = ()
+    """(metric, unit, value) of what only this kind of event has."""
 
 
 def carry_out(deployment: Deployment, event: Event, *, target: Placement | None = None, client: str = "") -> Done:
@@ -58,6 +61,9 @@ def carry_out(deployment: Deployment, event: Event, *, target: Placement | None 
         if target is None:
             raise UsageError("a change takes a stage to lead to; give the event one")
         return become(deployment, target, began_s=began_s)
+    if event.kind in OF_CERTIFICATES:
+        components, told = certificateevents.carry_out(deployment, event)
+        return Done(began_s=began_s, ended_s=time.monotonic(), components=components, told=told)
     what, _, name = event.on.partition(":")
     struck = stages.proxies_of(deployment.placement, event.on)
     if what == "app":
@@ -333,20 +339,27 @@ def _forget(deployment: Deployment, proxy: Proxy) -> None:
         deployment.agents.remove(agent)
 
 
-def deploy_anew(deployment: Deployment, placement: Placement, stack: ExitStack) -> None:
+def deploy_anew(
+    deployment: Deployment, placement: Placement, stack: ExitStack, *, leaf_lifetime_s: float = 0.0
+) -> None:
     """In the place of what is there: every proxy ends at once, nothing is captured, then all begins as at first.
+
+    Certificates as of `Cell.leaf_lifetime_s`.
 
     For between trials, where nobody watches. Applications stay, but those that have ended.
     """
     lab = deployment.lab
-    for process in deployment.proxies.values():
+    processes = [*deployment.proxies.values(), *filter(None, [deployment.renewer])]
+    for process in processes:
         process.signal(signal.SIGKILL)
-    for process in deployment.proxies.values():
+    for process in processes:
         _ended(process)
     swap.uncapture(lab)  # a change that failed half-way has rules that `deployment.placement` does not name
     for agent in deployment.agents:
         agent.close()
     _start_apps(deployment, [name for name, process in lab.apps.items() if process.poll() is not None])
-    made = start(lab, placement, stack=stack)
+    made = start(
+        lab, placement, stack=stack, leaf_lifetime_s=leaf_lifetime_s or LEAF_LIFETIME_S, renewed=leaf_lifetime_s > 0
+    )
     for field in dataclasses.fields(Deployment):
         setattr(deployment, field.name, getattr(made, field.name))

@@ -23,6 +23,16 @@ HELD = (
     "opened anew without having broken"
 )
 
+TOLD = (
+    ("renewals", "{:.0f}", "renewed {} times under load"),
+    ("certificates_ended", "{:.1f}", "certificates ended after {} s"),
+    ("ca_back", "{:.1f}", "the CA back after {} s"),
+    ("new_leaves", "{:.1f}", "leaves of the new root after {} s"),
+    ("old_root_forgotten", "{:.1f}", "the old root forgotten after {} s"),
+    ("clock_right", "{:.1f}", "right again after {} s"),
+)
+"""(metric, form, words) of what only some kinds of event have."""
+
 
 def table_of(info: Mapping[str, Any], measurements: Sequence[Measurement], findings: Sequence[Finding]) -> Table:
     experiment = info["plan"]["experiment"]
@@ -78,7 +88,15 @@ def _event(found: Seen, plane: str, cell: str) -> Entry:
     back = found.get(plane, cell, EVENT, "lasted")
     apps = found.get(plane, cell, EVENT, "workloads_restarted")
     lines.append(f"over after {spread(back, '{:.2f}')} s; workloads restarted: {spread(apps)}")
+    for what, form, say in TOLD:
+        if values := found.get(plane, cell, EVENT, what):
+            lines.append(say.format(spread(values, form)))
     return Entry(lines=tuple(lines))
+
+
+def _tells(found: Seen, plane: str, cell: str) -> bool:
+    """Whether the event has instants of its own, which failures can be held against."""
+    return any(found.get(plane, cell, EVENT, metric) for metric, *_ in TOLD)
 
 
 def _streams(found: Seen, planes: Sequence[str], cell: str) -> Block:
@@ -95,6 +113,8 @@ def _stream(found: Seen, plane: str, cell: str, name: str) -> Entry:
     if not failed:
         return NOTHING
     asked = found.get(plane, cell, name, "requests_since")
+    if not any(asked):
+        return NOTHING  # it begins after the window's end
     before = found.most(plane, cell, [name], "failed_before")
     of = f"of {statistics.median(asked):.0f}"
     lines = [f"failed {spread(failed)} {of}"]
@@ -109,7 +129,8 @@ def _stream(found: Seen, plane: str, cell: str, name: str) -> Entry:
         recovered = found.get(plane, cell, name, "recovery")
         lacking = found.count(plane, cell) - len(recovered)
         gap = spread(found.get(plane, cell, name, "longest_gap"), "{:.2f}")
-        lines.append(f"gap {gap} s")
+        first = found.get(plane, cell, name, "first_failure") if _tells(found, plane, cell) else ()
+        lines.append(f"gap {gap} s{'; first failed after ' + spread(first, '{:.2f}') + ' s' if first else ''}")
         if recovered:
             lines.append(f"recovered after {statistics.median(recovered):.2f} s")
         if lacking:

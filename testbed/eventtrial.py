@@ -13,13 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from testbed import eventfidelity, events, stages, trial
+from testbed.certificateevents import LIFE_LEFT
 from testbed.deploy import Deployment, extra_sandboxes
 from testbed.errors import PeerError
 from testbed.eventseen import EVENT
 from testbed.fidelity import Gates, Level
 from testbed.load import streamdriver
 from testbed.load.streamplan import CONNECTIONS_A_STREAM
-from testbed.model.event import Event, Stage, Stream
+from testbed.model.event import OF_CERTIFICATES, Event, Stage, Stream
 from testbed.model.experiment import Cell, Experiment, LinkReading, Measurement
 from testbed.model.placement import Placement
 from testbed.model.topology import Topology
@@ -57,8 +58,11 @@ def run(
     """
     topology = deployment.lab.topology
     wanted, after = begins_as(experiment, cell, topology, deployed), _leads_to(experiment, cell, topology, deployed)
-    if deployment.placement != wanted:
-        events.deploy_anew(deployment, wanted, deployment.stack)
+    life_s = cell.leaf_lifetime_s
+    # A tunnel that an earlier trial opened would spare this one a handshake.
+    of_certificates = any(event.kind in OF_CERTIFICATES for event in cell.events)
+    if deployment.placement != wanted or of_certificates or life_s or deployment.renewer is not None:
+        events.deploy_anew(deployment, wanted, deployment.stack, leaf_lifetime_s=life_s)
     load = cell.load
     drivers = streamdriver.start(
         deployment.lab.running, topology, experiment.streams, most_s=load.warmup_s + load.window_s + MOST_LONGER_S,
@@ -130,6 +134,7 @@ def run(
             (EVENT, "components", "", float(len(was.components))),
             (EVENT, "proxies_restarted", "", float(len(was.proxies_restarted))),
             (EVENT, "workloads_restarted", "", float(len(was.workloads_restarted))),
+            *((EVENT, *one) for one in was.told),
         ]
     after_it = watch.look_after()
     certificate, seen_of_machine = watch.certificate(
@@ -167,6 +172,8 @@ def machine_reasons(done: Sequence[tuple[Event, events.Done]], window_s: float, 
         late_s = was.began_s - window_s - event.at_s
         if late_s > MOST_LATE_S:
             reasons.append(f"{event.kind} came {late_s:.2f} s late")
+        if any(metric == LIFE_LEFT and value <= 0 for metric, _, value in was.told):
+            reasons.append("certificates ended before the CA came round to renewing them")
     return reasons
 
 

@@ -11,8 +11,6 @@ from testbed.runtime.ownership import Being, being
 
 SLACK_S, SLACK_SHARE = 5.0, 0.1
 """A renewal may come so much later than at half of a life before it counts as overdue."""
-READ_ONCE = "envoy"
-"""Roles that begin with it read their files when they start and never again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,9 +22,6 @@ class Standing:
     """When the first of the certificates in the proxies' folders ends."""
     renewed_by: int | None
     """Process id of the CA; None when it has ended."""
-    read_once: int = 0
-    """Proxies that go on with the certificates of `issued_at`, whatever is in their folders."""
-    issued_at: float = 0.0
 
     def warning(self, now: float, lab: str) -> str:
         """What is wrong and its mend; empty when all is well."""
@@ -42,9 +37,6 @@ class Standing:
                 f"lab {lab}: renewal is overdue, the certificates are good {until}; "
                 f"its CA (process {self.renewed_by}) says why in the log ca.log; {mend}"
             )
-        if self.read_once and now > self.issued_at + half_s:
-            old = f"certificates of {self.read_once} Envoys are good until {_clock(self.issued_at + self.lifetime_s)}"
-            return f"lab {lab}: {old}, for they never read new ones; {mend}"
         return ""
 
     def row(self) -> dict:
@@ -65,7 +57,6 @@ def begun(deployment: Deployment) -> dict | None:
         "ca": {"pid": deployment.renewer.pid, "started": one.started if one else 0},
         "lifetime_s": deployment.leaf_lifetime_s,
         "issued_at": deployment.issued_at,
-        "read_once": sum(p.role.startswith(READ_ONCE) for p in deployment.placement.proxies if p.identities),
     }
 
 
@@ -80,8 +71,6 @@ def standing(lab: Path, written: dict | None) -> Standing | None:
         lifetime_s=written["lifetime_s"],
         ends_at=min(ends, default=written["issued_at"] + written["lifetime_s"]),
         renewed_by=written["ca"]["pid"] if Being(**written["ca"]).alive else None,
-        read_once=written["read_once"],
-        issued_at=written["issued_at"],
     )
 
 

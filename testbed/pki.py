@@ -8,8 +8,9 @@ ztunnel reads. Time is an argument; nothing here looks at a clock.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,7 +27,9 @@ ROOT_LIFETIME_S = 10 * 365 * 24 * 3600.0
 BACKDATE_S = 60.0
 """Not-before lies this much earlier, so that a peer whose clock is a little behind accepts a fresh certificate."""
 
-CERTIFICATE_FILE, KEY_FILE, ROOTS_FILE = "cert.pem", "key.pem", "roots.pem"
+FILES = CERTIFICATE_FILE, KEY_FILE, ROOTS_FILE = "cert.pem", "key.pem", "roots.pem"
+_NOW, _GENERATION = "..now", "..of."
+"""The link that is switched, and how the folders begin that it leads to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,15 +135,19 @@ def due(leaf: Leaf, now: float) -> bool:
 
 
 def write_identity(folder: Path, leaf: Leaf, bundle: bytes, uid: int) -> None:
-    """`cert.pem`, `key.pem`, `roots.pem` in `folder`, readable by `uid` alone, each replaced in one step.
+    """`cert.pem`, `key.pem`, `roots.pem` in `folder`, readable by `uid` alone, all three replaced in one step.
 
-    The certificate is put down last: who watches it reads the new key with the new certificate. A reader that comes in
-    between finds a key that does not fit, and tries again. Only root can give files to another uid.
+    They are links through one to a folder of their own, as in a mounted Secret of Kubernetes: who opens one beside that
+    step may meet the next generation, but with all files read before and after it, nobody takes a key for a
+    certificate that is not its own. Only root can give files to another uid.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=folder, prefix=_GENERATION))  # 0700 from its birth
+    _fill(made, leaf, bundle, 0o600)
     if uid != os.geteuid():
-        os.chown(folder, uid, -1)
-    _write(folder, leaf, bundle, lambda file: os.fchown(file, uid, -1) if uid != os.geteuid() else None)
+        for path in (folder, made, *made.iterdir()):
+            os.chown(path, uid, -1)
+    _switch(folder, made)
 
 
 def entrust(folder: Path, uid: int, readers: int) -> None:
@@ -148,35 +155,51 @@ def entrust(folder: Path, uid: int, readers: int) -> None:
 
     Whatever is made in such a folder belongs to that group, so the one that writes needs no right over others' files.
     """
-    os.chown(folder, uid, readers)
-    folder.chmod(0o2750)
+    for place in (folder, (folder / _NOW).resolve()):
+        os.chown(place, uid, readers)
+        place.chmod(0o2750)
 
 
 def rewrite_identity(folder: Path, leaf: Leaf, bundle: bytes) -> None:
     """As `write_identity`, in a folder that was entrusted to this process."""
-    _write(folder, leaf, bundle, lambda file: os.fchmod(file, 0o640))
+    made = folder / f"{_GENERATION}{os.urandom(8).hex()}"
+    before = os.umask(0o027)  # mode by birth: to change it afterwards would take the group's inheritance away
+    try:
+        made.mkdir()
+        _fill(made, leaf, bundle, 0o640)
+    finally:
+        os.umask(before)
+    _switch(folder, made)
 
 
-def _write(folder: Path, leaf: Leaf, bundle: bytes, give: Callable[[int], None]) -> None:
+def _fill(made: Path, leaf: Leaf, bundle: bytes, mode: int) -> None:
     for name, content in ((ROOTS_FILE, bundle), (KEY_FILE, leaf.key_pem), (CERTIFICATE_FILE, leaf.cert_pem)):
-        _replace(folder / name, content, give)
+        with open(os.open(made / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
+            file.write(content)
+
+
+def _switch(folder: Path, made: Path) -> None:
+    """`made` becomes what the names lead to; what they led to is gone."""
+    now = folder / _NOW
+    old = os.readlink(now) if now.is_symlink() else None
+    fresh = folder / f"{_NOW}.{made.name}"
+    fresh.symlink_to(made.name)
+    fresh.replace(now)
+    for name in FILES:
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(f"{_NOW}/{name}")
+    if old is not None:
+        shutil.rmtree(folder / old, ignore_errors=True)
+
+
+def holder(file: Path) -> Path:
+    """The folder of an identity that has this file, whether it was found by its name or behind the links."""
+    return file.parent.parent if file.parent.name.startswith(_GENERATION) else file.parent
 
 
 def not_after(certificate: Path) -> float:
     """When the leaf of a `cert.pem` ends, in seconds since the epoch. Raises OSError or ValueError."""
     return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc.timestamp()
-
-
-def _replace(path: Path, content: bytes, give: Callable[[int], None]) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600 from its birth
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            give(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _private(key: ec.EllipticCurvePrivateKey) -> bytes:

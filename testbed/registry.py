@@ -14,7 +14,7 @@ from testbed.errors import UsageError
 
 _SWEPT = ("arrival", "churn", "footprint", "neighbour", "payload", "placement", "policies", "protocol", "rate",
           "waterfall")
-_EVENTFUL = ("disruption", "joining", "migration", "policy_change")
+_EVENTFUL = ("certificates", "disruption", "joining", "migration", "policy_change")
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "runtime": {

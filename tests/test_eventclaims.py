@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 
@@ -174,3 +175,20 @@ def test_the_table_says_who_was_hit_and_what_was_left_out() -> None:
     assert streams[HELD] == ("failed 0 of 40", "3 held: 2 broken, 0 moved")
     (left,) = by_title["Trials that count"].rows
     assert left[2].lines == ("3 of 4",) and made.notes[left[2].note - 1].endswith("left out: late")
+
+
+def test_instants_of_an_event_stand_with_what_failed_by_them() -> None:
+    """Only of kinds that have some; a stream that had not begun by the window's end has nothing to say."""
+    cell, late = "no CA", "client → second, short from 9 s"
+    rows = rounds("ambient", cell, NODE[:1], count=1)
+    told = [("certificates_ended", EVENT, 4.0), ("ca_back", EVENT, 6.8), ("requests_since", late, 0.0)]
+    rows += [dataclasses.replace(rows[0], component=who, metric=metric, value=value) for metric, who, value in told]
+    rows.append(dataclasses.replace(rows[-1], metric="failed"))
+    info = {"plan": {"experiment": {"planes": ["ambient"], "cells": [{"name": cell}]}}}
+    blocks = {block.title: block for block in eventtable.table_of(info, rows, []).blocks}
+
+    (event,) = next(block for title, block in blocks.items() if title.startswith("What happened")).rows
+    assert event[1].lines[-2:] == ("certificates ended after 4.0 s", "the CA back after 6.8 s")
+    streams = {row[0].lines[0]: row[1].lines for row in blocks[cell].rows}
+    assert streams[SHORT[0]][1] == "gap 1.20 s; first failed after 0.05 s"
+    assert streams[late] == ("–",)

@@ -16,7 +16,7 @@ from testbed.runtime.ownership import being
 
 NOW = 1_700_000_000.0
 DAY_S = 24 * 3600.0
-GOOD = Standing(lifetime_s=DAY_S, ends_at=NOW + DAY_S, renewed_by=7, issued_at=NOW)
+GOOD = Standing(lifetime_s=DAY_S, ends_at=NOW + DAY_S, renewed_by=7)
 
 
 @pytest.mark.parametrize(
@@ -30,8 +30,6 @@ GOOD = Standing(lifetime_s=DAY_S, ends_at=NOW + DAY_S, renewed_by=7, issued_at=N
         (dataclasses.replace(GOOD, renewed_by=None), DAY_S + 1, "its certificates have ended"),
         (dataclasses.replace(GOOD, lifetime_s=4, ends_at=NOW + 4), 3.9, ""),
         (dataclasses.replace(GOOD, ends_at=NOW + 2 * DAY_S), DAY_S, ""),
-        (dataclasses.replace(GOOD, ends_at=NOW + 2 * DAY_S, read_once=3), DAY_S, "of 3 Envoys are good until 2023"),
-        (dataclasses.replace(GOOD, read_once=3), 60, ""),
     ],
 )  # fmt: skip
 def test_a_warning_says_what_is_wrong_and_the_mend(seen: Standing, after_s: float, says: str) -> None:
@@ -50,7 +48,7 @@ def test_it_stands_as_the_first_certificate_that_ends(tmp_path: Path) -> None:
         write_identity(tmp_path / f"proxies/p/identities/{name}", leaf, authority.bundle, uid=os.geteuid())
     me = being(os.getpid())
     assert me is not None
-    written = {"ca": dataclasses.asdict(me), "lifetime_s": 100.0, "issued_at": NOW, "read_once": 0}
+    written = {"ca": dataclasses.asdict(me), "lifetime_s": 100.0, "issued_at": NOW}
 
     seen = standing(tmp_path, written)
     assert seen is not None and (seen.ends_at, seen.renewed_by) == (NOW + 60, os.getpid())

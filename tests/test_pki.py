@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from testbed.model.identity import Identity
-from testbed.pki import BACKDATE_S, CertificateAuthority, Leaf, due, write_identity
+from testbed.pki import BACKDATE_S, CertificateAuthority, Leaf, due, holder, write_identity
 
 NOW = 1_700_000_000.0
 WHO = Identity("cluster.local", "default", "server")
@@ -105,10 +105,12 @@ def test_files_are_for_their_owner_only_and_replaced_whole(ca: CertificateAuthor
         write_identity(folder, second, ca.bundle, os.geteuid())
         assert old.read() == first.key_pem
 
-    assert {p.name: stat.S_IMODE(p.stat().st_mode) for p in folder.iterdir()} == {
-        "cert.pem": 0o600, "key.pem": 0o600, "roots.pem": 0o600,
-    }  # fmt: skip
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in folder.iterdir() if not p.name.startswith("..")}
+    assert modes == {"cert.pem": 0o600, "key.pem": 0o600, "roots.pem": 0o600}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    (made,) = {(folder / name).resolve().parent for name in modes}
+    assert {p for p in folder.rglob("*") if not p.is_symlink()} == {made, *(made / name for name in modes)}
+    assert {holder(p) for p in folder.rglob("key.pem")} == {folder}
     assert (folder / "key.pem").read_bytes() == second.key_pem
 
 

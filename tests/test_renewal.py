@@ -105,11 +105,11 @@ def as_bytes(value: dict) -> bytes:
 
 def test_every_folder_gets_a_leaf_that_lives_from_now(place: Path) -> None:
     """With a key of its own, all three files replaced."""
-    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    before = {path.name: path.read_bytes() for path in place.glob("*.pem")}
 
     assert renewal.sign(job([place], as_bytes), NOW + 30) == 0
     assert not_after(place / "cert.pem") == NOW + 90
-    after = {path.name: path.read_bytes() for path in place.iterdir()}
+    after = {path.name: path.read_bytes() for path in place.glob("*.pem")}
     assert after.keys() == before.keys() and all(after[name] != before[name] for name in after)
 
 
@@ -146,7 +146,9 @@ def test_files_in_an_entrusted_folder_are_for_its_group_to_read(place: Path) -> 
     rewrite_identity(place, authority.issue(WHO, now=NOW, lifetime_s=60), authority.bundle)
 
     assert stat.S_IMODE(place.stat().st_mode) == 0o2750
-    assert {stat.S_IMODE(path.stat().st_mode) for path in place.iterdir()} == {0o640}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in place.glob("*.pem")} == {0o640}
+    made = (place / "key.pem").resolve().parent
+    assert (stat.S_IMODE(made.stat().st_mode), list(place.glob("..of.*"))) == (0o2750, [made])
 
 
 def test_an_authority_that_was_handed_over_signs_as_the_same() -> None:

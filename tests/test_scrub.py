@@ -37,7 +37,7 @@ def copies(order):
 held = IdentityContexts("x", KeyFiles(certificate=folder / "server.pem", key=folder / "server.key",
                                       roots=folder / "roots.pem"))
 before = copies("big"), copies("little")
-erased = scrub.erase(scrub.secrets(folder / "server.key"))
+erased = scrub.erase(scrub.secrets(bytearray((folder / "server.key").read_bytes())))
 after = copies("big"), copies("little")
 inner, outer = ssl.MemoryBIO(), ssl.MemoryBIO()
 server = held.server.wrap_bio(inner, outer, server_side=True)
@@ -76,19 +76,37 @@ def test_secrets_are_the_key_and_its_text(tmp_path: Path) -> None:
     """In the order of bytes in which the file has it."""
     write_certificates(tmp_path, {"server": SERVER_URI})
     key = tmp_path / "server.key"
-    found = scrub.secrets(key)
+    text = bytearray(key.read_bytes())
+    found = scrub.secrets(text)
 
+    assert not any(text)
     assert bytes(found[0]) == number_of(key).to_bytes(32, "big")
     assert [bytes(line) for line in found[1:]] == [x for x in key.read_bytes().splitlines()[1:-1] if len(x) >= 32]
 
 
-def test_a_file_of_another_kind_has_no_secrets(tmp_path: Path) -> None:
-    """It is left alone."""
+def test_a_text_of_another_kind_has_no_secrets() -> None:
+    """It is overwritten all the same."""
     for text in (b"", b"no key\n", b"QQ==\n", b"-----BEGIN X-----\nAAAA\n-----END X-----\n", b"\xff" * 100):
-        (tmp_path / "key").write_bytes(text)
-        assert scrub.secrets(tmp_path / "key") == []
+        given = bytearray(text)
+        assert scrub.secrets(given) == [] and not any(given)
     assert scrub.erase([]) == 0
     assert binascii.a2b_base64(b"QQ==")[0] == 0x41  # the interpreter's own, for all who decode one byte
+
+
+def test_a_sweep_is_many_steps_and_ends_with_what_was_wanted() -> None:
+    """Each is a piece of memory; where it was left off nothing is lost, and what is found in between still goes."""
+    secret = bytes(range(7, 47))
+    held = ctypes.create_string_buffer(3 << 20)
+    ctypes.memmove(ctypes.addressof(held) + 100, secret, 40)
+    ctypes.memmove(ctypes.addressof(held) + (5 << 19), secret, 40)
+    wanted = bytearray(secret)
+    steps = scrub.sweep([wanted])
+    counts = [next(steps)]
+
+    assert bytes(wanted) == secret
+    counts += steps
+    assert len(counts) > 3 and sum(counts) >= 2
+    assert not any(wanted) and held.raw == bytes(3 << 20)
 
 
 def test_only_what_was_asked_for_is_overwritten_also_across_pieces() -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.disruption import CRASH
+from experiments.disruption import CRASH, FULL
 from experiments.disruption import EXPERIMENT as DISRUPTION
 from experiments.joining import INSIDE, OUTSIDE
 from testbed import eventtrial, planespec, registry, stages, sweep
 from testbed.errors import UsageError
-from testbed.model.event import Stage
+from testbed.model.event import Kind, Stage
 
 TOPOLOGY = sweep.resolve(DISRUPTION)
 NAMES = [w.name for w in TOPOLOGY.workloads]
-QUICK = ("disruption", "joining", "migration", "policy_change")
+QUICK = ("certificates", "disruption", "joining", "migration", "policy_change")
 EVENTFUL = (*QUICK, *(f"{name}-full" for name in QUICK))
 
 
@@ -55,6 +55,17 @@ def test_a_waypoint_that_comes_restarts_nobody() -> None:
 
     assert [p.name for p in found.started] == ["waypoint.waypoint"]
     assert found.restarted == found.captured == ()
+
+
+@pytest.mark.parametrize("kind", [Kind.KILL, Kind.HANG, Kind.RESTART])
+def test_every_kind_of_part_of_every_plane_is_struck_in_every_way(kind: Kind) -> None:
+    """By the full form: each role, and the application itself."""
+    for plane in FULL.planes:
+        cells = [cell for cell in FULL.cells if not cell.planes or plane in cell.planes]
+        where = [event.on for cell in cells for event in cell.events if event.kind is kind]
+        struck = {p.name for on in where for p in stages.proxies_of(placed(plane), on)}
+        assert "app:server" in where
+        assert {p.role for p in placed(plane).proxies} == {p.role for p in placed(plane).proxies if p.name in struck}
 
 
 def test_nothing_changes_between_equals() -> None:

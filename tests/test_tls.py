@@ -193,3 +193,37 @@ def test_only_the_expected_identity_is_accepted() -> None:
     assert tls.client_refusal((SERVER_URI,), frozenset())
     assert tls.server_refusal((CLIENT_URI,), "cluster.local") is None
     assert tls.server_refusal((CLIENT_URI,), "cluster")
+
+
+def test_what_is_replaced_while_it_is_read_is_read_again(tmp_path: Path) -> None:
+    """The new pair is loaded, and the text that is spent is that of the loaded key and of no other."""
+    authority = CertificateAuthority(now=time.time(), trust_domain="cluster.local")
+    place = tmp_path / "server"
+
+    def renew() -> None:
+        leaf = authority.issue(Identity("cluster.local", "default", "server"), lifetime_s=3600.0, now=time.time())
+        write_identity(place, leaf, authority.bundle, uid=os.geteuid())
+
+    class Replaced(tls.KeyFiles):
+        """Files whose next generation comes right after each of the first looks at them."""
+
+        looks = 0
+
+        def stamp(self) -> tuple[int, ...]:
+            seen = tls.KeyFiles.stamp(self)
+            Replaced.looks += 1
+            if Replaced.looks <= 3:
+                renew()
+            return seen
+
+    renew()
+    files = [place / name for name in (CERTIFICATE_FILE, KEY_FILE, ROOTS_FILE)]
+    spent: list[bytes] = []
+    held = tls.IdentityContexts(
+        SERVER_URI, Replaced(certificate=files[0], key=files[1], roots=files[2]), spent=lambda t: spent.append(bytes(t))
+    )
+
+    assert spent == [files[1].read_bytes()]
+    _, _, near, _ = handshake(held.client, held.server)
+    assert near.getpeercert(binary_form=True) == ssl.PEM_cert_to_DER_cert(files[0].read_text())
+    assert not held.reload()

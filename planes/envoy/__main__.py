@@ -19,14 +19,15 @@ def main(arguments: list[str]) -> int:
     file = Path(arguments[1]).resolve()
     try:
         program = required()
-        config, undone = bootstrap.load(file)
+        config, secrets, undone = bootstrap.load(file)
     except TestbedError as error:
         print(f"envoy: {error}", file=sys.stderr)
         return error.exit_code
     for what in undone:
         print(f"envoy: not done by this Envoy's configuration: {what}", file=sys.stderr, flush=True)
     made = file.with_name("envoy.json")
-    made.write_text(json.dumps(config, indent=1))
+    for path, content in ((made, config), *((file.with_name(name), text) for name, text in secrets.items())):
+        path.write_text(json.dumps(content, indent=1))
     # One worker, as our proxies are one thread; hot restart's shared memory is one per machine, whatever the namespace,
     # and a second Envoy fails on it.
     # A key log is written like an access log, every 10 s by default: later than a proof window ends.

@@ -21,28 +21,29 @@ ROLES: Mapping[str, Role] = {
 }
 
 
-def load(file: Path) -> tuple[Json, list[str]]:
-    """The bootstrap, and what of the resources it leaves undone.
+def load(file: Path) -> tuple[Json, dict[str, Json], list[str]]:
+    """The bootstrap; the files that it wants beside itself, by name; and what of the resources it leaves undone.
 
     Raises UsageError for a config.json that is not the deployer's.
     """
     try:
         config = json.loads(file.read_text())
         view = json.loads((file.parent / config["view"]).read_text())
-        return build(config, view)
+        made, undone = build(config, view, renewed=True)
+        return made, pieces.secrets(_subject(config, view, renewed=True).identity), undone
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise UsageError(
             f"{file}: {cause!r}; it must be the JSON that the deployer writes, and name its view"
         ) from cause
 
 
-def build(config: Mapping, view: Mapping) -> tuple[Json, list[str]]:
+def build(config: Mapping, view: Mapping, *, renewed: bool = False) -> tuple[Json, list[str]]:
     """`config["options"]["workload"]` is `namespace/name` of the workload (or waypoint) that it acts for."""
     role = ROLES.get(config["role"])
     if role is None:
         raise UsageError(f"no Envoy role is called {config['role']!r}; known: {', '.join(sorted(ROLES))}")
     parts = Parts()
-    role(_subject(config, view), parts)
+    role(_subject(config, view, renewed=renewed), parts)
     made = pieces.bootstrap(
         node=config["name"],
         listeners=[*parts.listeners, pieces.ready_listener()],
@@ -52,7 +53,7 @@ def build(config: Mapping, view: Mapping) -> tuple[Json, list[str]]:
     return made, parts.undone
 
 
-def _subject(config: Mapping, view: Mapping) -> Subject:
+def _subject(config: Mapping, view: Mapping, *, renewed: bool) -> Subject:
     options = config["options"]
     namespace, _, name = options["workload"].partition("/")
     mesh = MeshView.parse(view)
@@ -64,7 +65,8 @@ def _subject(config: Mapping, view: Mapping) -> Subject:
         mesh=mesh,
         local=local,
         identity=Identity(
-            uri=str(local.identity), certificate=files["certificate"], key=files["key"], roots=files["roots"]
+            uri=str(local.identity), certificate=files["certificate"], key=files["key"], roots=files["roots"],
+            renewed=renewed,
         ),
         keylog=config.get("keylog"),
         l7=L7View.parse(options["l7"]) if "l7" in options else None,

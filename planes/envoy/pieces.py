@@ -15,6 +15,8 @@ PASSTHROUGH_SOURCE = "127.0.0.6"
 """Istio's inbound passthrough source: what leaves from it is not captured again (facts/hbone 4.1)."""
 READY_PORT = 15021
 ADMIN_PORT = 15000
+LEAF, ROOTS = "leaf", "roots"
+"""Names of secrets."""
 _MANY = 1_000_000
 _SOL_SOCKET, _SO_MARK = 1, 36  # Linux's numbers
 
@@ -29,6 +31,9 @@ class Identity:
     certificate: str
     key: str
     roots: str
+    renewed: bool = False
+    """Its files are replaced while Envoy runs: it is told so by the files of `secrets` (SDS), which must lie in its
+    working directory."""
 
 
 def exact(uri: str) -> Json:
@@ -69,17 +74,46 @@ def tls(
             "ecdh_curves": ["X25519"],
         },
         "alpn_protocols": list(alpn),
-        "tls_certificates": [
-            {"certificate_chain": {"filename": identity.certificate}, "private_key": {"filename": identity.key}}
-        ],
-        "validation_context": {
-            "trusted_ca": {"filename": identity.roots},
-            "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": matcher} for matcher in peers],
-        },
-    }  # fmt: skip
+    }
+    names: Json = {"match_typed_subject_alt_names": [{"san_type": "URI", "matcher": matcher} for matcher in peers]}
+    if identity.renewed:
+        context["tls_certificate_sds_secret_configs"] = [_secret(LEAF)]
+        context["combined_validation_context"] = {
+            "default_validation_context": names, "validation_context_sds_secret_config": _secret(ROOTS),
+        }  # fmt: skip
+    else:
+        context["tls_certificates"] = [_certificate(identity)]
+        context["validation_context"] = {**_trusted(identity), **names}
     if keylog is not None:
         context["key_log"] = {"path": keylog}
     return context
+
+
+def _certificate(identity: Identity) -> Json:
+    return {"certificate_chain": {"filename": identity.certificate}, "private_key": {"filename": identity.key}}
+
+
+def _trusted(identity: Identity) -> Json:
+    return {"trusted_ca": {"filename": identity.roots}}
+
+
+def _secret(name: str) -> Json:
+    source = {"path_config_source": {"path": f"./{name}.sds.json"}, "resource_api_version": "V3"}
+    return {"name": name, "sds_config": source}
+
+
+def secrets(identity: Identity) -> dict[str, Json]:
+    """By name of file. Envoy reads what they name anew when something is moved into the folder where that lies: the
+    link through which all three are replaced in one step (`testbed.pki.write_identity`)."""
+    watched = {"watched_directory": {"path": identity.certificate.rpartition("/")[0] or "."}}
+    made = {
+        LEAF: {"tls_certificate": _certificate(identity) | watched},
+        ROOTS: {"validation_context": _trusted(identity) | watched},
+    }
+    kind = f"{TYPE}.extensions.transport_sockets.tls.v3.Secret"
+    return {
+        f"{name}.sds.json": {"resources": [{"@type": kind, "name": name, **secret}]} for name, secret in made.items()
+    }
 
 
 def server_tls(common: Json) -> Json:

@@ -13,25 +13,23 @@ import ctypes
 import mmap
 import os
 from collections.abc import Collection, Iterator
-from pathlib import Path
 
 _CHUNK = 1 << 20
 _SCALAR = b"\x02\x01\x01\x04\x20"
 """RFC 5915: version 1, then an octet string of 32, which of P-256 is the key."""
 _LEAST = 32
 """Shorter lines of a file are no secret that could be told from something else."""
-_memcmp = ctypes.CDLL(None).memcmp
+_memcmp, _memmem = ctypes.CDLL(None).memcmp, ctypes.CDLL(None).memmem
 _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+_memmem.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t)
+_memmem.restype = ctypes.c_void_p
 
 
-def secrets(file: Path) -> list[bytearray]:
-    """What must not be left of a PEM file: the key as its decoder has it, and the text. None for another kind of key.
+def secrets(text: bytearray) -> list[bytearray]:
+    """What must not be left of a key's PEM text: the key as its decoder has it, and the lines; `text` is overwritten.
 
-    Raises OSError.
+    None for another kind of key.
     """
-    with open(file, "rb", buffering=0) as source:
-        text = bytearray(os.fstat(source.fileno()).st_size)
-        source.readinto(text)
     lines = [line for line in text.splitlines() if line and not line.startswith(b"-----")]
     joined = bytearray().join(lines)
     try:
@@ -43,27 +41,32 @@ def secrets(file: Path) -> list[bytearray]:
     if len(decoded) > 1:  # shorter ones are the interpreter's own
         # It is ours alone and nobody has hashed it: the one place where bytes are written to.
         ctypes.memset(id(decoded) + bytes.__basicsize__ - 1, 0, len(decoded))
-    _clear(text, joined)
+    clear(text, joined)
     if len(key) < 32:
-        _clear(*lines)
+        clear(*lines)
         return []
     return [key, *(line for line in lines if len(line) >= _LEAST)]
 
 
 def erase(wanted: Collection[bytearray]) -> int:
-    """Overwrites each of `wanted` wherever it stands in this process's writable memory, and `wanted` itself.
+    """All of `sweep` at once; in how many other places they stood."""
+    return sum(sweep(wanted))
 
-    Returns in how many other places they stood. What is found is compared again right before it is overwritten, and
-    between the two nothing is allocated from the heap that was searched: no living value can have taken its place.
+
+def sweep(wanted: Collection[bytearray]) -> Iterator[int]:
+    """Overwrites each of `wanted` wherever it stands in this process's writable memory, and `wanted` itself at the end.
+
+    A step is a megabyte, half a millisecond, between which other things may be done: tells in how many places
+    they stood there. What is found is compared again right before it is overwritten, and between the two nothing is
+    allocated from the heap that was searched: no living value can have taken its place.
     """
     if not wanted:
-        return 0
+        return
     buffer = mmap.mmap(-1, _CHUNK)  # given back whole: of a freed bytearray the process would keep the pages
-    held = [(secret, (ctypes.c_char * len(secret)).from_buffer(secret)) for secret in wanted]
-    own = [(ctypes.addressof(view), len(secret)) for secret, view in held]
-    own.append((ctypes.addressof((ctypes.c_char * _CHUNK).from_buffer(buffer)), _CHUNK))
+    held = [(ctypes.addressof((ctypes.c_char * len(one)).from_buffer(one)), len(one)) for one in wanted]
+    begin = ctypes.addressof((ctypes.c_char * _CHUNK).from_buffer(buffer))
+    own = [*held, (begin, _CHUNK)]
     longest = max(map(len, wanted))
-    count = 0
     memory = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
         for start, end in list(_writable()):
@@ -74,26 +77,27 @@ def erase(wanted: Collection[bytearray]) -> int:
                         size = os.preadv(memory, [piece], at)
                 except OSError:
                     break  # gone meanwhile, or of a device
-                for secret, view in held:
-                    place = buffer.find(secret, 0, size)
-                    while place >= 0:
-                        address = at + place
-                        ours = any(begin <= address < begin + length for begin, length in own)
-                        if not ours and not _memcmp(address, ctypes.addressof(view), len(secret)):
-                            ctypes.memset(address, 0, len(secret))
+                count = 0
+                for secret, length in held:
+                    place = _memmem(begin, size, secret, length)
+                    while place:
+                        address = at + place - begin
+                        ours = any(first <= address < first + room for first, room in own)
+                        if not ours and not _memcmp(address, secret, length):
+                            ctypes.memset(address, 0, length)
                             count += 1
-                        place = buffer.find(secret, place + 1, size)
+                        place = _memmem(place + 1, begin + size - place - 1, secret, length)
+                yield count
                 if size < longest:
                     break
                 at += size if at + size >= end else size - longest + 1
     finally:
         os.close(memory)
         buffer.close()
-        _clear(*wanted)
-    return count
+        clear(*wanted)
 
 
-def _clear(*held: bytearray) -> None:
+def clear(*held: bytearray) -> None:
     for one in held:
         one[:] = bytes(len(one))
 

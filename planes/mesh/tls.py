@@ -6,17 +6,23 @@ Names are not checked by the TLS library: the URI SANs are read right after the 
 
 from __future__ import annotations
 
+import os
 import ssl
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from planes.mesh import scrub
 from testbed.errors import UsageError
 
 SIDECAR_SUITES = "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:" + (
     "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256"
 )
 """Of TLS 1.2, as Istio's sidecars take them (facts/hbone 4.2)."""
+
+
+READ_AGAIN = 5
+"""Times that files are read which are replaced meanwhile; each takes a tenth of a millisecond, a renewal far longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,16 +37,67 @@ class KeyFiles:
 
     def stamp(self) -> tuple[int, ...]:
         """Changes when the files do; what renewal watches."""
-        return tuple(path.stat().st_mtime_ns for path in (self.certificate, self.key, self.roots))
+        seen = [path.stat() for path in (self.certificate, self.key, self.roots)]
+        return tuple(number for one in seen for number in (one.st_mtime_ns, one.st_ino))
+
+    def read(self) -> Credentials:
+        """All three as of one moment, if there is one: what is replaced meanwhile is read again. Raises OSError."""
+        tries = READ_AGAIN
+        while True:
+            tries -= 1
+            try:
+                stamp = self.stamp()
+                key = _text(self.key)
+                made = Credentials(
+                    certificate=self.certificate.read_bytes(), key=key, roots=self.roots.read_bytes(), stamp=stamp
+                )
+                if not tries or stamp == self.stamp():
+                    return made
+            except FileNotFoundError:  # between two generations
+                if not tries:
+                    raise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """PEM texts of one identity."""
+
+    certificate: bytes
+    key: bytearray = field(repr=False)
+    roots: bytes
+    stamp: tuple[int, ...]
+
+    def load(self, context: ssl.SSLContext) -> None:
+        """Raises ssl.SSLError or ValueError for what does not fit together."""
+        # OpenSSL as Python has it takes a key from a file only; this one is nowhere but in memory.
+        memory = os.memfd_create("identity", os.MFD_CLOEXEC)
+        try:
+            os.writev(memory, (self.certificate, b"\n", self.key))
+            context.load_cert_chain(f"/proc/self/fd/{memory}")
+        finally:
+            os.close(memory)
+        context.load_verify_locations(cadata=self.roots.decode("ascii"))
+
+
+def _text(file: Path) -> bytearray:
+    """Whole, and in no other place of this process."""
+    with open(file, "rb", buffering=0) as source:
+        text = bytearray(os.fstat(source.fileno()).st_size)
+        source.readinto(text)
+    return text
 
 
 class IdentityContexts:
     """The client and server contexts of one identity. Renewal makes new ones: a context never forgets a root."""
 
-    def __init__(self, uri: str, files: KeyFiles, keylog: Path | None = None) -> None:
+    def __init__(
+        self, uri: str, files: KeyFiles, keylog: Path | None = None, *, spent: Callable[[bytearray], None] = scrub.clear
+    ) -> None:
+        """`spent` is given the key's text once it has been loaded, and leaves nothing of it."""
         self.uri = uri
         self.files = files
         self._keylog = keylog
+        self._spent = spent
         self._stamp: tuple[int, ...] = ()
         self._more: dict[tuple[int, tuple[str, ...]], ssl.SSLContext] = {}
         self.client: ssl.SSLContext
@@ -63,13 +120,25 @@ class IdentityContexts:
                 held.minimum_version = ssl.TLSVersion.TLSv1_2
                 held.set_ciphers(SIDECAR_SUITES)
             held.set_alpn_protocols(list(alpn))
-            self._load(held)
+            try:
+                self._load(self.files.read(), held)
+            except (OSError, ssl.SSLError, ValueError) as cause:
+                raise self._unfit(cause) from cause
             self._more[role, alpn] = held
         return held
 
-    def _load(self, context: ssl.SSLContext) -> None:
-        context.load_cert_chain(self.files.certificate, self.files.key)
-        context.load_verify_locations(self.files.roots)
+    def _load(self, held: Credentials, *contexts: ssl.SSLContext) -> None:
+        try:
+            for context in contexts:
+                held.load(context)
+        finally:
+            self._spent(held.key)
+
+    def _unfit(self, cause: Exception) -> UsageError:
+        return UsageError(
+            f"identity {self.uri}: certificate {self.files.certificate}, key or roots cannot be loaded ({cause}); "
+            "they must be PEM files that belong together"
+        )
 
     def reload(self) -> bool:
         """Loads the files anew if they changed; False if not. Raises UsageError for files that do not fit.
@@ -77,20 +146,19 @@ class IdentityContexts:
         What has been shaken hands on stays as it is; handshakes from now on know the new roots and no others.
         """
         try:
-            stamp = self.files.stamp()
-            if stamp == self._stamp:
+            if self.files.stamp() == self._stamp:
                 return False
+        except OSError:
+            pass  # between two generations, or gone: reading says which
+        try:
             client, server = _context(ssl.PROTOCOL_TLS_CLIENT, self._keylog), _server_context(self._keylog)
-            for context in (client, server):
-                self._load(context)
-        except (OSError, ssl.SSLError) as cause:
-            raise UsageError(
-                f"identity {self.uri}: certificate {self.files.certificate}, key or roots cannot be loaded ({cause}); "
-                "they must be PEM files that belong together"
-            ) from cause
+            held = self.files.read()
+            self._load(held, client, server)
+        except (OSError, ssl.SSLError, ValueError) as cause:
+            raise self._unfit(cause) from cause
         self.client, self.server = client, server
         self._more.clear()
-        self._stamp = stamp
+        self._stamp = held.stamp
         return True
 
 

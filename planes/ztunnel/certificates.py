@@ -7,8 +7,7 @@ anew before a workload joins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from planes.mesh import scrub
@@ -17,11 +16,21 @@ from testbed.errors import PeerError, TestbedError
 
 
 class Certificates:
-    def __init__(self, files: Callable[[], dict[str, KeyFiles]], keylog: Path | None = None) -> None:
-        """`files` reads what the deployer gives now, by SPIFFE URI."""
+    def __init__(
+        self,
+        files: Callable[[], dict[str, KeyFiles]],
+        keylog: Path | None = None,
+        *,
+        scrubbed: Callable[[Iterator[int]], object] = sum,
+    ) -> None:
+        """`files` reads what the deployer gives now, by SPIFFE URI; `scrubbed` takes all steps of `scrub.sweep`, at
+        once or one by one."""
         self._files = files
         self._keylog = keylog
+        self._scrubbed = scrubbed
         self._held: dict[str, IdentityContexts] = {}
+        self._secrets: list[bytearray] = []
+        """Of keys that have been loaded and not yet been looked for."""
 
     @property
     def held(self) -> list[str]:
@@ -34,15 +43,15 @@ class Certificates:
             given = self._files()
             if uri not in given:
                 raise PeerError(f"no certificate for {uri}; the deployer gave {', '.join(given) or 'none'}")
-            held = self._held[uri] = IdentityContexts(uri, given[uri], self._keylog)
-            _leave_one_copy([given[uri]])
+            held = self._held[uri] = self._loaded(uri, given[uri])
+            self._leave_one_copy()
         return held
 
     def fetch_all(self) -> None:
         """All that the deployer gives."""
         given = self._files()
-        self._held |= {uri: IdentityContexts(uri, files, self._keylog) for uri, files in given.items()}
-        _leave_one_copy(given.values())
+        self._held |= {uri: self._loaded(uri, files) for uri, files in given.items()}
+        self._leave_one_copy()
 
     def keep_only(self, wanted: Collection[str]) -> bool:
         """Forgets the others; whether there were any. A key is gone once nothing that was made with it is left."""
@@ -60,14 +69,17 @@ class Certificates:
                     renewed.add(uri)
             except TestbedError as cause:
                 warn(f"renewal: {cause}; the old certificate stays")
-        _leave_one_copy(self._held[uri].files for uri in renewed)
+        self._leave_one_copy()
         return renewed
 
+    def _loaded(self, uri: str, files: KeyFiles) -> IdentityContexts:
+        return IdentityContexts(uri, files, self._keylog, spent=self._spent)
 
-def _leave_one_copy(loaded: Iterable[KeyFiles]) -> None:
-    """Of the keys in these files: the one that OpenSSL works with, and clears."""
-    wanted: list[bytearray] = []
-    for files in loaded:
-        with suppress(OSError):  # gone again, or being replaced: the next look loads it anew
-            wanted += scrub.secrets(files.key)
-    scrub.erase(wanted)
+    def _spent(self, text: bytearray) -> None:
+        self._secrets += scrub.secrets(text)
+
+    def _leave_one_copy(self) -> None:
+        """Of the keys that have been loaded: the one that OpenSSL works with, and clears."""
+        if self._secrets:
+            wanted, self._secrets = self._secrets, []
+            self._scrubbed(scrub.sweep(wanted))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from planes.mesh import net, resolver
@@ -29,8 +30,10 @@ SIDES = Sides(outbound=outbound.serve, plaintext=passthrough.serve, hbone=inboun
 class Ztunnel:
     def __init__(self, loop: asyncio.AbstractEventLoop, settings: Settings) -> None:
         self.settings = settings
+        self.ready = False
         self.decisions = ViewDecisions(self._read_view(), settings.ports.illegal)
-        certificates = Certificates(settings.identities_now, settings.keylog)
+        self._tasks: set[asyncio.Task[None]] = set()
+        certificates = Certificates(settings.identities_now, settings.keylog, scrubbed=self._scrub)
         certificates.fetch_all()
         self.context = Context(
             loop=loop,
@@ -45,11 +48,9 @@ class Ztunnel:
         self.revocation = self.context.revocation = Revocation(settings.crl, self.warn) if settings.crl else None
         self.proxies: dict[str, WorkloadProxy] = {}
         self.own = OwnProxy(self.context, SIDES, *settings.own_workload) if settings.own_workload else None
-        self.ready = False
         self.ended: asyncio.Event = asyncio.Event()
         self._pending: dict[str, WorkloadProxy] = {}
         self._view_stamp = self._stamp()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def _read_view(self) -> MeshView:
         view = self.settings.view
@@ -91,6 +92,18 @@ class Ztunnel:
             await proxy.start()
             self.proxies["dedicated"] = proxy
             self.ready = True
+
+    def _scrub(self, steps: Iterator[int]) -> None:
+        """Before anybody is served at once; then so that nobody waits for more than a step."""
+
+        async def one_by_one() -> None:
+            for _ in steps:
+                await asyncio.sleep(0)
+
+        if self.ready:
+            self._spawn(one_by_one())
+        else:
+            sum(steps)
 
     def _spawn(self, work: object) -> None:
         task = self.context.loop.create_task(work)  # type: ignore[arg-type]

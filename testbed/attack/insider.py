@@ -94,11 +94,15 @@ def _umount(path: str) -> None:
 
 
 def _keys_below(roots: Iterable[str], spare: Iterable[str]) -> Iterator[str]:
+    files: set[str] = set()
     for root in roots:
         for folder, _, names in os.walk(root):
             if any(one and (folder == one or folder.startswith(one + "/")) for one in spare):
                 continue
             for name in names:
+                if (file := os.path.realpath(f"{folder}/{name}")) in files:
+                    continue  # a link to one that was seen
+                files.add(file)
                 with contextlib.suppress(OSError):
                     if PRIVATE in Path(folder, name).read_bytes()[:4096]:
                         yield _whose(Path(folder))

@@ -153,6 +153,7 @@ def _lane(topology: Topology, index: int, stream: Stream, response_bytes: int) -
     return Lane(
         index=index, host=service.address, port=int(port or service.ports[0].port), protocol=stream.protocol,
         held=stream.held, connections=stream.connections, interval_s=stream.interval_s, response_bytes=response_bytes,
+        begins_s=stream.begins_s,
     )  # fmt: skip
 
 

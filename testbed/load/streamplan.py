@@ -25,6 +25,7 @@ class Lane:
     connections: int
     interval_s: float
     response_bytes: int
+    begins_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -73,11 +73,13 @@ class Driver:
         for lane in self.plan.lanes:
             if lane.held:
                 lanes += [
-                    gevent.spawn(self.hold, lane, one, start_s + lane.interval_s * number / lane.connections)
+                    gevent.spawn(
+                        self.hold, lane, one, start_s + lane.begins_s + lane.interval_s * number / lane.connections
+                    )
                     for number, one in enumerate(self.held[lane.index])
                 ]
             else:
-                lanes.append(gevent.spawn(self.call, lane, start_s))
+                lanes.append(gevent.spawn(self.call, lane, start_s + lane.begins_s))
         gevent.joinall(lanes, raise_error=True)
         gevent.joinall(self._short, raise_error=True)
         gevent.killall(helpers)

@@ -79,6 +79,8 @@ class Cell:
     """What the deployment is when it begins; None: the block's plane on the topology as it is."""
     traced: bool = False
     """Captured at every edge of a namespace on the way, and each request's time told hop by hop (`hops`)."""
+    leaf_lifetime_s: float = 0.0
+    """Of certificates, which a CA renews at half of it; 0: they outlast the run, and nobody renews them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

