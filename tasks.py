@@ -282,6 +282,12 @@ def report_build(c, run, dry_run=False):
     cli.exit_with(cli.report_build, run, dry_run=dry_run)
 
 
+@task(help={"run": "folder of a run", "dry-run": DRY})
+def report_keep(c, run, dry_run=False):
+    """Keep a run beside the code, small: results/reference/<experiment>, in place of the one before."""
+    cli.exit_with(cli.report_keep, run, dry_run=dry_run)
+
+
 @task(help={"before": "folder of a run", "after": "folder of a run", "json": JSON})
 def report_compare(c, before, after, json=False):
     """Differences between two runs."""

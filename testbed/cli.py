@@ -182,10 +182,10 @@ def experiment_show(run: str, as_json_text: bool = False) -> int:
 
 
 def claims(as_json_text: bool = False) -> int:
-    from testbed import runs
+    from testbed import kept, runs
     from testbed.runnames import results_root
 
-    return runs.newest_claims(results_root(), as_json_text=as_json_text)
+    return runs.newest_claims(results_root(), reference=kept.kept_runs(), as_json_text=as_json_text)
 
 
 def report_build(run: str, dry_run: bool = False) -> int:
@@ -200,6 +200,15 @@ def report_build(run: str, dry_run: bool = False) -> int:
     if gone := report.missing_requests(Run.open(path)):
         say(f"warning: {report.told_missing(gone)}")
         return 3
+    return 0
+
+
+def report_keep(run: str, dry_run: bool = False) -> int:
+    from testbed import kept, runnames
+
+    path = runnames.find(run)
+    home = kept.keep(path, dry_run=dry_run)
+    print(f"{'would write' if dry_run else 'kept'} {home}")
     return 0
 
 

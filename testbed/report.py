@@ -41,6 +41,16 @@ LATENCIES = ("latency_p50", "latency_p90", "latency_p99")
 def build(run_path: Path | str) -> Path:
     """Writes both files and returns the report's path. The run may still be unfinished; the page then says so."""
     run = Run.open(run_path)
+    if run.info.get("kept"):
+        raise UsageError(f"{run_path} was kept without its requests, so its page cannot be made again; it is there")
+    table_md, page = rendered(run)
+    write_whole(run.path / "table.md", table_md.encode())
+    write_whole(run.path / "report.html", page.encode())
+    return run.path / "report.html"
+
+
+def rendered(run: Run) -> tuple[str, str]:
+    """`table.md` and `report.html`."""
     measurements, findings = run.measurements(), run.findings()
     named = run.info["plan"]["experiment"].get("claims", ())
     judged = axisclaims.judge([id_ for id_ in named if id_ in CLAIMS], run.info, measurements, findings)
@@ -53,10 +63,7 @@ def build(run_path: Path | str) -> Path:
     summary = table.summarise(measurements, order=run.info["plan"]["experiment"]["planes"])
     built = claims.with_claims(built, named, summary, findings, run.info.get("planes", {}), judged)
     heading = f"{run.info['experiment']} {run.info['run']}"
-    write_whole(run.path / "table.md", typeset.as_markdown(built, heading=heading).encode())
-    page = _page(run, measurements, findings, summary, built, over_axis)
-    write_whole(run.path / "report.html", page.encode())
-    return run.path / "report.html"
+    return typeset.as_markdown(built, heading=heading), _page(run, measurements, findings, summary, built, over_axis)
 
 
 def missing_requests(run: Run) -> list[str]:
@@ -141,7 +148,8 @@ def _eventful(run: Run, measurements: Sequence[Measurement]) -> list[str]:
 
 def _warnings(run: Run, summary: table.Summary) -> str:
     out = []
-    if names := run.captures_with_secrets():
+    kept = run.info.get("kept")
+    if not kept and (names := run.captures_with_secrets()):
         out.append(
             f"Captures hold TLS secrets: {_e(', '.join(names))}. Whoever has these files can read all traffic in them. "
             "They are for labs only; do not pass them on with keys of anything real."
@@ -152,7 +160,11 @@ def _warnings(run: Run, summary: table.Summary) -> str:
         out.append("This run is not finished; the page shows its whole trials only.")
     if dead := [p for p in summary.planes if not summary.valid[p]]:
         out.append(f"No valid trial for: {_e(', '.join(dead))}.")
-    return "".join(f"<p class=warning role=alert>{text}</p>" for text in out)
+    told = "".join(f"<p class=warning role=alert>{text}</p>" for text in out)
+    if kept:
+        without = ", ".join(kept["without"])
+        told += f"<p class=dim>A reference run that came with the code, kept without its {_e(without)}.</p>"
+    return told
 
 
 def _block(block: table.Block) -> str:
