@@ -36,6 +36,8 @@ from testbed.model.experiment import Finding, Measurement, Result
 from testbed.store import Run, write_whole
 
 LATENCIES = ("latency_p50", "latency_p90", "latency_p99")
+COMPONENTS = ("client", "app", "sidecar", "ztunnel", "waypoint", "node-l7", "wire", "kernel", "testbed")
+"""In the order of their colours: greys for what every plane has, a proxy in that of the plane that is made of it."""
 
 
 def build(run_path: Path | str) -> Path:
@@ -96,8 +98,9 @@ def _page(
         + (f", resumed {len(info['resumed'])} times" if info["resumed"] else "")
         + "</p>",
         _warnings(run, summary),
+        *_verdict(run, measurements, findings, [b for b in built.blocks if b.title == claims.TITLE]),
         over_axis,
-        *(_block(b) for b in built.blocks),
+        *(_block(b) for b in built.blocks if b.title != claims.TITLE),
         _notes(built.notes),
         "<p class=dim>Absolute figures are those of the implementations named below on this machine. What carries over "
         "is the difference between planes in the same run.</p>",
@@ -167,19 +170,55 @@ def _warnings(run: Run, summary: table.Summary) -> str:
     return told
 
 
+def _verdict(
+    run: Run, measurements: Sequence[Measurement], findings: Sequence[Finding], judged: Sequence[table.Block]
+) -> list[str]:
+    """First what it comes to: whether the run counts, and what it says of the claims that it speaks to."""
+    if run.info["ended"] is None or not measurements:
+        return []
+    trials = {m.trial for m in measurements}
+    counting = trials - {m.trial for m in measurements if not m.valid}
+    told = [f"{len(counting)} of {len(trials)} trials count"]
+    warned = {m.trial for m in measurements if m.metric.startswith(fidelity.PREFIX) and m.value == fidelity.Level.WARN}
+    if warned & counting:
+        told[0] += f", {len(warned & counting)} of them with a warning in their certificate"
+    if findings:
+        broken, open_ = (sum(f.result is r for f in findings) for r in (Result.BROKEN, Result.NO_EVIDENCE))
+        told.append(f"of {len(findings)} findings {broken or 'none'} broken, {open_ or 'none'} without evidence")
+    tone = "bad" if any(f.result is Result.BROKEN for f in findings) or not counting else ""
+    return ["<h2>Verdict</h2>", f"<p class='{tone}'>{_e('; '.join(told))}.</p>", *(_block(b) for b in judged)]
+
+
+LONG = 160
+"""Characters of a cell beyond which its table stands as a list on a small screen."""
+
+
 def _block(block: table.Block) -> str:
     kind = "numbers" if block.numeric else "words"
+    if any(len(text) > LONG for row in block.rows for entry in row for text in entry.lines):
+        kind += " long"
     head = "".join(f"<th scope=col>{_e(h)}</th>" for h in block.head)
     rows = []
     for row in block.rows:
         note = f"<sup>{row[0].note}</sup>" if row[0].note else ""
         cells = [f"<th scope=row>{_e(' '.join(row[0].lines))}{note}</th>"]
-        for cell in row[1:]:
+        for of, cell in zip(block.head[1:], row[1:], strict=True):
             note = f"<sup>{cell.note}</sup>" if cell.note else ""
-            cells.append(f"<td class='{cell.tone}'>{'<br>'.join(_e(t) for t in cell.lines)}{note}</td>")
+            lines = "<br>".join(_e(_kept(t)) for t in cell.lines)
+            cells.append(f"<td class='{cell.tone}' data-of='{_e(of)}'>{lines}{note}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    body = f"<table class={kind}><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f"<h3>{_e(block.title)}</h3><div class=scroll>{body}</div>"
+    body = f"<table class='{kind}'><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f"<h3>{_e(block.title)}</h3>{_scroll(body, block.title)}"
+
+
+def _scroll(body: str, title: str) -> str:
+    """What is wider than the page, for fingers and for keys."""
+    return f"<div class=scroll tabindex=0 role=region aria-label='{_e(title)}'>{body}</div>"
+
+
+def _kept(text: str) -> str:
+    """A number and its unit on one line."""
+    return text.replace(" %", "\u00a0%").replace(" ms", "\u00a0ms").replace(" MiB", "\u00a0MiB")
 
 
 def _notes(notes: Sequence[str]) -> str:
@@ -201,14 +240,15 @@ def _latency(run: Run, summary: table.Summary, measurements: Sequence[Measuremen
                 added.append(plots.DotRow(label=label, points=points, value=a.value, low=a.low, high=a.high, series=i))
     if not absolute:
         return "<p class=dim>Nothing was measured.</p>"
-    parts = [
-        plots.dots(absolute, unit="ms", title="Latency by plane: a dot a round, trimmed mean and 95 % interval")
-    ]
+    parts = [plots.dots(absolute, unit="ms", title="Latency by plane: a dot a round, trimmed mean and 95 % interval")]
     if added:
         parts.append(plots.dots(added, unit="ms", title="Added latency against none, paired by round"))
     gone = len(missing_requests(run))
     title = "All stored requests of valid trials, up to p99" + (f"; {gone} trials are missing" if gone else "")
-    parts.append(plots.curves(_ecdf(run, summary, measurements), unit="ms", title=title))
+    requests = _ecdf(run, summary, measurements)
+    parts.append(plots.curves(requests, unit="ms", title=title))
+    title = "The same by percentile, towards the slowest" + (f"; {gone} trials are missing" if gone else "")
+    parts.append(plots.quantiles(requests, unit="ms", title=title))
     return "".join(parts)
 
 
@@ -232,7 +272,8 @@ def _ecdf(run: Run, summary: table.Summary, measurements: Sequence[Measurement])
 
 def _cost(summary: table.Summary) -> str:
     parts = []
-    names = list(dict.fromkeys([*summary.components("cpu_per_1000_requests"), *summary.components("memory_pss")]))
+    found = [*summary.components("cpu_per_1000_requests"), *summary.components("memory_pss")]
+    names = [*COMPONENTS, *(name for name in dict.fromkeys(found) if name not in COMPONENTS)]
     for metric, unit, title in (
         ("cpu_per_1000_requests", "ms", "CPU per 1,000 requests by component"),
         ("memory_pss", "MiB", "Memory (PSS) by component"),
@@ -279,7 +320,7 @@ def _findings(findings: Sequence[Finding]) -> str:
     body = f"<table class=words><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     broken = sum(f.result is Result.BROKEN for f in findings)
     title = f"{len(findings)} findings, {broken} broken"
-    return f"<details{' open' if broken else ''}><summary>{title}</summary><div class=scroll>{body}</div></details>"
+    return f"<details{' open' if broken else ''}><summary>{title}</summary>{_scroll(body, title)}</details>"
 
 
 def _fidelity(info: Mapping[str, Any], measurements: Sequence[Measurement], summary: table.Summary) -> str:
@@ -310,7 +351,7 @@ def _fidelity(info: Mapping[str, Any], measurements: Sequence[Measurement], summ
             for name, limit in info["gate"].items()
         )
         head = "<tr><th scope=col>limit</th><th scope=col>value</th><th scope=col>why</th></tr>"
-        table_ = f"<div class=scroll><table class=words><thead>{head}</thead><tbody>{rows}</tbody></table></div>"
+        table_ = _scroll(f"<table class=words><thead>{head}</thead><tbody>{rows}</tbody></table>", "Limits")
         parts.append(f"<details><summary>Limits, fixed before the run</summary>{table_}</details>")
     return "".join(parts) or "<p class=dim>Neither links nor send lag were measured.</p>"
 
@@ -331,7 +372,7 @@ def _causes(measurements: Sequence[Measurement]) -> str:
     head = "".join(f"<th scope=col>{h}</th>" for h in ("plane", "level", "trials", "cause"))
     body = f"<table class=words><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     title = f"{len(rows)} causes in the certificates of all trials"
-    return f"<details><summary>{title}</summary><div class=scroll>{body}</div></details>"
+    return f"<details><summary>{title}</summary>{_scroll(body, title)}</details>"
 
 
 def _left_out(measurements: Sequence[Measurement]) -> str:
@@ -358,7 +399,7 @@ def _facts(info: Mapping[str, Any]) -> str:
             value = ", ".join(f"{k} {v}" for k, v in value.items())
         rows.append(f"<tr><th scope=row>{_e(key)}</th><td>{_e(value)}</td></tr>")
     plan = _e(json.dumps(info, indent=1, ensure_ascii=False))
-    facts = f"<div class=scroll><table class=words>{''.join(rows)}</table></div>"
+    facts = _scroll(f"<table class=words>{''.join(rows)}</table>", "The machine and the plan")
     return f"{facts}<details><summary>run.json</summary><pre>{plan}</pre></details>"
 
 
