@@ -73,8 +73,8 @@ def dots(rows: Sequence[DotRow], *, unit: str, title: str) -> str:
     return svg(height, body, title)
 
 
-def curves(series: Mapping[str, Sequence[float]], *, unit: str, title: str) -> str:
-    """Cumulative distributions (sorted values in): the share of requests at most so slow; cut at the largest p99."""
+def curves(series: Mapping[str, Sequence[float]], *, names: Sequence[str] = (), unit: str, title: str) -> str:
+    """Cumulative distributions: the share of requests at most so slow; cut at the largest p99. `names` as of `bars`."""
     height, top, bottom = 300, 14, 264
     kept = {name: sorted(v for v in values if math.isfinite(v)) for name, values in series.items()}
     kept = {name: values for name, values in kept.items() if values}
@@ -86,19 +86,20 @@ def curves(series: Mapping[str, Sequence[float]], *, unit: str, title: str) -> s
         y = bottom - share * (bottom - top)
         body.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         body.append(text(LEFT - 10, y + (2 if share == 0.99 else 12 if share == 0.9 else 4), f"{share:.0%}", "end"))
-    for i, (name, values) in enumerate(kept.items()):
+    names = names or list(kept)
+    for name, values in kept.items():
         steps = sorted({round(k * (len(values) - 1) / 240) for k in range(241)})
         points = [(axis.x(values[k]), bottom - (k + 1) / len(values) * (bottom - top)) for k in steps]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points if x <= WIDTH - RIGHT + 0.5)
         tip = f"<title>{escape(clean(name))}</title>"
-        body.append(f'<polyline class="s{i % COLOURS} curve" points="{path}">{tip}</polyline>')
-    return svg(height, body, title) + legend(list(kept))
+        body.append(f'<polyline class="s{names.index(name) % COLOURS} curve" points="{path}">{tip}</polyline>')
+    return svg(height, body, title) + legend(names, list(kept))
 
 
 NINES = (0.5, 0.9, 0.99, 0.999, 0.9999)
 
 
-def quantiles(series: Mapping[str, Sequence[float]], *, unit: str, title: str) -> str:
+def quantiles(series: Mapping[str, Sequence[float]], *, names: Sequence[str] = (), unit: str, title: str) -> str:
     """Values upwards over percentiles, each nine as wide as the one before: what a distribution's curve has in its last
     millimetre. No curve goes where fewer than five values are left."""
     height, top, bottom, left = 300, 14, 250, 66
@@ -130,12 +131,13 @@ def quantiles(series: Mapping[str, Sequence[float]], *, unit: str, title: str) -
         body.append(text(x(share), bottom + 16, f"{share * 100:g} %", "middle", "dim"))
     body.append(text(WIDTH - RIGHT, bottom + 34, "share of requests", "end", "dim"))
     body.append(text(left - 56, top - 3, unit, "start", "dim"))
-    for i, (name, values) in enumerate(kept.items()):
+    names = names or list(kept)
+    for name, values in kept.items():
         shares = [1 - 10 ** (-k / 60 * -math.log10(1 - ends[name])) for k in range(61)]
         points = " ".join(f"{x(s):.1f},{y(values[min(int(s * len(values)), len(values) - 1)]):.1f}" for s in shares)
         tip = f"<title>{escape(clean(name))}</title>"
-        body.append(f'<polyline class="s{i % COLOURS} curve" points="{points}">{tip}</polyline>')
-    return svg(height, body, title) + legend(list(kept))
+        body.append(f'<polyline class="s{names.index(name) % COLOURS} curve" points="{points}">{tip}</polyline>')
+    return svg(height, body, title) + legend(names, list(kept))
 
 
 def bars(rows: Sequence[BarRow], *, names: Sequence[str], unit: str, title: str) -> str:
@@ -155,7 +157,7 @@ def bars(rows: Sequence[BarRow], *, names: Sequence[str], unit: str, title: str)
             )
             at += max(0.0, value)
         if row.parts:
-            body.append(text(axis.x(at) + 6, y + 17, digits(at), "start"))
+            body.append(text(axis.x(at) + 6, y + 17, digits(at) if unit else f"{at:g}", "start"))
         else:
             body.append(text(LEFT + 6, y + 17, "none measured", "start", "dim"))
     return svg(height, body, title) + legend(names, [name for row in rows for name in row.parts])

@@ -58,14 +58,15 @@ def rendered(run: Run) -> tuple[str, str]:
     judged = axisclaims.judge([id_ for id_ in named if id_ in CLAIMS], run.info, measurements, findings)
     over_axis = axisplots.page(Sweep(run.info, measurements))
     built = cells.table_of(run.info, measurements, findings)
-    swept = cells.names(run.info)
+    swept, every = cells.names(run.info), measurements
     # Plots look at one cell, the table above them has all; what happens in one is drawn for each.
     if swept and not run.info["plan"]["experiment"].get("streams"):
         measurements = cells.of(measurements, swept[0])
     summary = table.summarise(measurements, order=run.info["plan"]["experiment"]["planes"])
     built = claims.with_claims(built, named, summary, findings, run.info.get("planes", {}), judged)
     heading = f"{run.info['experiment']} {run.info['run']}"
-    return typeset.as_markdown(built, heading=heading), _page(run, measurements, findings, summary, built, over_axis)
+    page = _page(run, measurements, every, findings, summary, built, over_axis)
+    return typeset.as_markdown(built, heading=heading), page
 
 
 def missing_requests(run: Run) -> list[str]:
@@ -84,11 +85,13 @@ def told_missing(names: Sequence[str]) -> str:
 def _page(
     run: Run,
     measurements: Sequence[Measurement],
+    every: Sequence[Measurement],
     findings: Sequence[Finding],
     summary: table.Summary,
     built: table.Table,
     over_axis: str,
 ) -> str:
+    """`measurements` are of one cell, `every` of all."""
     info = run.info
     experiment = info["plan"]["experiment"]
     planes = summary.planes
@@ -98,7 +101,7 @@ def _page(
         + (f", resumed {len(info['resumed'])} times" if info["resumed"] else "")
         + "</p>",
         _warnings(run, summary),
-        *_verdict(run, measurements, findings, [b for b in built.blocks if b.title == claims.TITLE]),
+        *_verdict(run, every, findings, [b for b in built.blocks if b.title == claims.TITLE]),
         over_axis,
         *(_block(b) for b in built.blocks if b.title != claims.TITLE),
         _notes(built.notes),
@@ -121,7 +124,9 @@ def _page(
         _findings(findings),
         "<h2>Was the testbed itself good enough?</h2>",
         _fidelity(info, measurements, summary),
-        _left_out(measurements),
+        _causes(every),
+        _limits(info),
+        _left_out(every),
         "<h2>The machine and the plan</h2>",
         _facts(info),
         f"<h2>Repeat it</h2><pre>{_e(info.get('command') or 'no command was recorded')}</pre>",
@@ -226,8 +231,9 @@ def _notes(notes: Sequence[str]) -> str:
 
 
 def _latency(run: Run, summary: table.Summary, measurements: Sequence[Measurement]) -> str:
-    absolute, added = [], []
-    for i, plane in enumerate(summary.planes):
+    absolute, added, colours = [], [], _colours(summary)
+    for plane in summary.planes:
+        i = colours.index(plane)
         for metric in LATENCIES:
             values = list(summary.rounds(plane, metric).values())
             low, high = table.interval(values)
@@ -238,18 +244,23 @@ def _latency(run: Run, summary: table.Summary, measurements: Sequence[Measuremen
             if (a := summary.added(plane, metric)) is not None:
                 points, label = list(a.per_round.values()), f"{plane} {metric.removeprefix('latency_')}"
                 added.append(plots.DotRow(label=label, points=points, value=a.value, low=a.low, high=a.high, series=i))
-    if not absolute:
-        return "<p class=dim>Nothing was measured.</p>"
+    if not any(row.points for row in absolute):
+        return f"<p class=dim>{'No latency' if measurements else 'Nothing'} was measured.</p>"
     parts = [plots.dots(absolute, unit="ms", title="Latency by plane: a dot a round, trimmed mean and 95 % interval")]
     if added:
         parts.append(plots.dots(added, unit="ms", title="Added latency against none, paired by round"))
     gone = len(missing_requests(run))
     title = "All stored requests of valid trials, up to p99" + (f"; {gone} trials are missing" if gone else "")
     requests = _ecdf(run, summary, measurements)
-    parts.append(plots.curves(requests, unit="ms", title=title))
+    parts.append(plots.curves(requests, names=colours, unit="ms", title=title))
     title = "The same by percentile, towards the slowest" + (f"; {gone} trials are missing" if gone else "")
-    parts.append(plots.quantiles(requests, unit="ms", title=title))
+    parts.append(plots.quantiles(requests, names=colours, unit="ms", title=title))
     return "".join(parts)
+
+
+def _colours(summary: table.Summary) -> list[str]:
+    """Planes by the numbers of their colours: the two greys are for no mesh and its twin, there or not."""
+    return [table.BASE, table.AA, *(plane for plane in summary.planes if plane not in (table.BASE, table.AA))]
 
 
 def _ecdf(run: Run, summary: table.Summary, measurements: Sequence[Measurement]) -> dict[str, list[float]]:
@@ -333,10 +344,10 @@ def _fidelity(info: Mapping[str, Any], measurements: Sequence[Measurement], summ
         points = [m.value for m in measurements if m.metric == "link_rtt_p50" and m.component == name]
         links.append(plots.DotRow(label=name, points=points, value=statistics.median(points), asked=asked.get(name)))
     lags = []
-    for i, plane in enumerate(summary.planes):
+    for plane in summary.planes:
         points = [m.value for m in measurements if m.metric == "send_lag_p99" and m.plane == plane]
         middle = statistics.median(points) if points else None
-        lags.append(plots.DotRow(label=plane, points=points, value=middle, series=i))
+        lags.append(plots.DotRow(label=plane, points=points, value=middle, series=_colours(summary).index(plane)))
     parts = (
         [plots.dots(links, unit="ms RTT", title="Links: measured RTT of every trial; the tick is what was asked")]
         if links
@@ -344,16 +355,19 @@ def _fidelity(info: Mapping[str, Any], measurements: Sequence[Measurement], summ
     )
     if any(r.points for r in lags):
         parts.append(plots.dots(lags, unit="ms", title="Send lag p99 of every trial, left-out ones too"))
-    parts.append(_causes(measurements))
-    if info.get("gate"):
-        rows = "".join(
-            f"<tr><th scope=row>{_e(name)}</th><td>{_e(limit)}</td><td>{_e(fidelity.why(name))}</td></tr>"
-            for name, limit in info["gate"].items()
-        )
-        head = "<tr><th scope=col>limit</th><th scope=col>value</th><th scope=col>why</th></tr>"
-        table_ = _scroll(f"<table class=words><thead>{head}</thead><tbody>{rows}</tbody></table>", "Limits")
-        parts.append(f"<details><summary>Limits, fixed before the run</summary>{table_}</details>")
     return "".join(parts) or "<p class=dim>Neither links nor send lag were measured.</p>"
+
+
+def _limits(info: Mapping[str, Any]) -> str:
+    if not info.get("gate"):
+        return ""
+    rows = "".join(
+        f"<tr><th scope=row>{_e(name)}</th><td>{_e(limit)}</td><td>{_e(fidelity.why(name))}</td></tr>"
+        for name, limit in info["gate"].items()
+    )
+    head = "<tr><th scope=col>limit</th><th scope=col>value</th><th scope=col>why</th></tr>"
+    table_ = _scroll(f"<table class=words><thead>{head}</thead><tbody>{rows}</tbody></table>", "Limits")
+    return f"<details><summary>Limits, fixed before the run</summary>{table_}</details>"
 
 
 def _causes(measurements: Sequence[Measurement]) -> str:
