@@ -288,6 +288,12 @@ def report_keep(c, run, dry_run=False):
     cli.exit_with(cli.report_keep, run, dry_run=dry_run)
 
 
+@task(help={"json": JSON})
+def report_shapes(c, json=False):
+    """Which shapes of published measurements the reference runs have, and which not."""
+    cli.exit_with(cli.report_shapes, as_json_text=json)
+
+
 @task(help={"before": "folder of a run", "after": "folder of a run", "json": JSON})
 def report_compare(c, before, after, json=False):
     """Differences between two runs."""

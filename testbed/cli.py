@@ -212,6 +212,23 @@ def report_keep(run: str, dry_run: bool = False) -> int:
     return 0
 
 
+def report_shapes(as_json_text: bool = False) -> int:
+    from testbed import kept, shapes
+    from testbed.store import Run
+
+    runs = {path.name: shapes.of(Run.open(path)) for path in kept.kept_runs()}
+    rows = [
+        {"shape": shape.text, "result": seen.result.value, "seen": seen.told, "experiments": shape.experiments}
+        for shape, seen in shapes.looked(runs)
+    ]
+    if as_json_text:
+        as_json(rows)
+        return 0
+    for row in rows:
+        print(f"{row['result']:<12} {row['shape']}\n{'':<12} {row['seen']}")
+    return 0
+
+
 def report_compare(before: str, after: str, as_json_text: bool = False) -> int:
     from testbed import comparison, runnames, typeset
 

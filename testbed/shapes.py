@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from testbed.eventseen import Seen, seen
 from testbed.model.experiment import Finding, Measurement
 from testbed.stats import Interval
 from testbed.table import AA, BASE, Summary, digits, summarise
+
+if TYPE_CHECKING:
+    from testbed.store import Run
 
 RESAMPLES = 10_000
 LATENCIES = ("latency_p50", "latency_p90", "latency_p99")
@@ -51,6 +54,10 @@ class Data:
     @property
     def sweep(self) -> Sweep:
         return Sweep(self.info, self.measurements)
+
+
+def of(run: Run) -> Data:
+    return Data(info=run.info, measurements=run.measurements(), findings=run.findings())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

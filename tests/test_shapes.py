@@ -81,10 +81,7 @@ def test_without_a_run_nothing_is_said() -> None:
 
 def test_all_shapes_can_be_looked_for_in_the_reference_runs() -> None:
     """None of those that are there lacks what a shape is seen by."""
-    runs = {}
-    for path in kept.kept_runs():
-        run = Run.open(path)
-        runs[path.name] = shapes.Data(info=run.info, measurements=run.measurements(), findings=run.findings())
+    runs = {path.name: shapes.of(Run.open(path)) for path in kept.kept_runs()}
     for shape, seen in shapes.looked(runs):
         assert seen.told and not math.isnan(len(seen.told))
         there = all(name in runs for name in shape.experiments) and runs
