@@ -288,6 +288,12 @@ def report_keep(c, run, dry_run=False):
     cli.exit_with(cli.report_keep, run, dry_run=dry_run)
 
 
+@task(help={"write": "write docs/reference.md instead of printing", "dry-run": DRY})
+def report_reference(c, write=False, dry_run=False):
+    """The page of the reference runs: what came out, claims, published shapes, how to repeat them."""
+    cli.exit_with(cli.report_reference, write=write, dry_run=dry_run)
+
+
 @task(help={"json": JSON})
 def report_shapes(c, json=False):
     """Which shapes of published measurements the reference runs have, and which not."""

@@ -212,6 +212,19 @@ def report_keep(run: str, dry_run: bool = False) -> int:
     return 0
 
 
+def report_reference(write: bool = False, dry_run: bool = False) -> int:
+    from testbed import kept, referencepage, shapes
+    from testbed.program import CHECKOUT
+    from testbed.store import Run, write_whole
+
+    text = referencepage.page({path.name: shapes.of(Run.open(path)) for path in kept.kept_runs()})
+    page = CHECKOUT / "docs" / "reference.md"
+    if write and not dry_run:
+        write_whole(page, text.encode())
+    print(f"{'would write' if dry_run else 'wrote'} {page}" if write else text)
+    return 0
+
+
 def report_shapes(as_json_text: bool = False) -> int:
     from testbed import kept, shapes
     from testbed.store import Run

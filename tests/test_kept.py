@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from testbed import axisclaims, cli, kept, report, runnames, runs
+from testbed import axisclaims, cli, kept, referencepage, report, runnames, runs, shapes
 from testbed.claimlist import CLAIMS
 from testbed.errors import UsageError
 from testbed.fidelity import PREFIX
 from testbed.fidelitytable import certified
+from testbed.program import CHECKOUT
 from testbed.store import Run
 from testbed.table import summarise
 from tests import synthetic
@@ -133,3 +134,15 @@ def test_every_reference_run_reads(path: Path, capsys: pytest.CaptureFixture[str
     named = [id_ for id_ in run.info["plan"]["experiment"]["claims"] if id_ in CLAIMS]
     assert [one.claim.id for one in axisclaims.judge(named, run.info, measurements, run.findings())] == named
     assert sum(file.stat().st_size for file in path.iterdir()) < 2_000_000
+
+
+def test_the_page_tells_of_every_reference_run() -> None:
+    """And is made of them: `./inv report.reference --write`."""
+    text = (CHECKOUT / "docs" / "reference.md").read_text()
+    told = {line.split("`")[1] for line in text.partition("## Runs")[2].partition("##")[0].splitlines() if "`" in line}
+
+    assert told == {path.name for path in HERE}
+    made = referencepage.page({path.name: shapes.of(Run.open(path)) for path in HERE})
+    assert [line for line in made.splitlines() if line.startswith("#")] == [
+        line for line in text.splitlines() if line.startswith("#")
+    ]
