@@ -282,6 +282,24 @@ def report_build(c, run, dry_run=False):
     cli.exit_with(cli.report_build, run, dry_run=dry_run)
 
 
+@task(help={"run": "folder of a run", "dry-run": DRY})
+def report_keep(c, run, dry_run=False):
+    """Keep a run beside the code, small: results/reference/<experiment>, in place of the one before."""
+    cli.exit_with(cli.report_keep, run, dry_run=dry_run)
+
+
+@task(help={"write": "write docs/reference.md instead of printing", "dry-run": DRY})
+def report_reference(c, write=False, dry_run=False):
+    """The page of the reference runs: what came out, claims, published shapes, how to repeat them."""
+    cli.exit_with(cli.report_reference, write=write, dry_run=dry_run)
+
+
+@task(help={"json": JSON})
+def report_shapes(c, json=False):
+    """Which shapes of published measurements the reference runs have, and which not."""
+    cli.exit_with(cli.report_shapes, as_json_text=json)
+
+
 @task(help={"before": "folder of a run", "after": "folder of a run", "json": JSON})
 def report_compare(c, before, after, json=False):
     """Differences between two runs."""

@@ -13,7 +13,7 @@ from html import escape
 
 from testbed import axis, axistable, stats
 from testbed.axis import FIGURES, Sweep
-from testbed.plots import RIGHT, WIDTH, Axis, DotRow, dots, svg, text
+from testbed.plots import COLOURS, RIGHT, WIDTH, Axis, DotRow, dots, svg, text
 from testbed.stats import Interval
 from testbed.table import AA, BASE, digits
 from testbed.typeset import clean
@@ -187,9 +187,9 @@ def chart(
         a, b, x = across_of(mark.low), min(across_of(mark.high), WIDTH - RIGHT), across_of(mark.at)
         tip = f"<title>{escape(clean(mark.label))}</title>"
         body.append(
-            f'<rect class="s{mark.series % 8} band" x="{a:.1f}" y="{TOP}" width="{max(1.0, b - a):.1f}" '
-            f'height="{BOTTOM - TOP}">{tip}</rect><line class="s{mark.series % 8} mark" x1="{x:.1f}" x2="{x:.1f}" '
-            f'y1="{TOP}" y2="{BOTTOM}"/>'
+            f'<rect class="s{mark.series % COLOURS} band" x="{a:.1f}" y="{TOP}" width="{max(1.0, b - a):.1f}" '
+            f'height="{BOTTOM - TOP}">{tip}</rect><line class="s{mark.series % COLOURS} mark" x1="{x:.1f}" '
+            f'x2="{x:.1f}" y1="{TOP}" y2="{BOTTOM}"/>'
         )
     for line in lines:
         body += _drawn(line, across_of, y, unit)
@@ -198,7 +198,7 @@ def chart(
 
 
 def _drawn(line: Line, x: Callable[[float], float], y: Callable[[float], float], unit: str) -> list[str]:
-    kind, body = f"s{line.series % 8}", []
+    kind, body = f"s{line.series % COLOURS}", []
     points = " ".join(f"{x(dot.at):.1f},{y(dot.value):.1f}" for dot in line.dots)
     dash = f' stroke-dasharray="{DASHES[line.dash % len(DASHES)]}"' if line.dash % len(DASHES) else ""
     body.append(f'<polyline class="{kind} curve" points="{points}"{dash}/>')
@@ -213,9 +213,7 @@ def _drawn(line: Line, x: Callable[[float], float], y: Callable[[float], float],
     return body
 
 
-def _grid(
-    upwards: Axis, y: Callable[[float], float], ticks: Sequence[float], x: Callable[[float], float]
-) -> list[str]:
+def _grid(upwards: Axis, y: Callable[[float], float], ticks: Sequence[float], x: Callable[[float], float]) -> list[str]:
     body, count = [], round((upwards.high - upwards.low) / upwards.step)
     decimals = max(0, -math.floor(math.log10(upwards.step)))
     for n in range(count + 1):
@@ -252,7 +250,7 @@ def _across(places: Sequence[float], *, logarithmic: bool) -> tuple[Callable[[fl
 def _legend(keys: Sequence[tuple[str, int, int]]) -> str:
     """(name, colour, dash) of each line; as `plots.legend`, where colours are in order and lines are not dashed."""
     shown = (
-        f'<span><i class="k{series % 8} d{dash % len(DASHES)}"></i>{escape(clean(name))}</span>'
+        f'<span><i class="k{series % COLOURS} d{dash % len(DASHES)}"></i>{escape(clean(name))}</span>'
         for name, series, dash in keys
     )
     return f'<p class="legend">{" ".join(shown)}</p>'

@@ -59,6 +59,9 @@ def _judge_of(id_: str) -> Judge:
     return further[0] if further else JUDGES.get(id_, _not_yet)
 
 
+TITLE = "Claims that this experiment speaks to"
+
+
 def with_claims(
     built: table.Table,
     ids: Sequence[str],
@@ -82,7 +85,7 @@ def with_claims(
         cells.append(table.Cell(lines=(one.verdict.value,), tone=tones.get(one.verdict, "")))
         rows.append(tuple(cells))
     head = ("claim", "what was said (by whom)", "what was seen", "on", "verdict")
-    block = table.Block(title="Claims that this experiment speaks to", head=head, rows=tuple(rows), numeric=False)
+    block = table.Block(title=TITLE, head=head, rows=tuple(rows), numeric=False)
     return table.Table(blocks=(*built.blocks, block), notes=(*built.notes, *filter(None, [who])))
 
 

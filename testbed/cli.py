@@ -182,10 +182,10 @@ def experiment_show(run: str, as_json_text: bool = False) -> int:
 
 
 def claims(as_json_text: bool = False) -> int:
-    from testbed import runs
+    from testbed import kept, runs
     from testbed.runnames import results_root
 
-    return runs.newest_claims(results_root(), as_json_text=as_json_text)
+    return runs.newest_claims(results_root(), reference=kept.kept_runs(), as_json_text=as_json_text)
 
 
 def report_build(run: str, dry_run: bool = False) -> int:
@@ -200,6 +200,45 @@ def report_build(run: str, dry_run: bool = False) -> int:
     if gone := report.missing_requests(Run.open(path)):
         say(f"warning: {report.told_missing(gone)}")
         return 3
+    return 0
+
+
+def report_keep(run: str, dry_run: bool = False) -> int:
+    from testbed import kept, runnames
+
+    path = runnames.find(run)
+    home = kept.keep(path, dry_run=dry_run)
+    print(f"{'would write' if dry_run else 'kept'} {home}")
+    return 0
+
+
+def report_reference(write: bool = False, dry_run: bool = False) -> int:
+    from testbed import kept, referencepage, shapes
+    from testbed.program import CHECKOUT
+    from testbed.store import Run, write_whole
+
+    text = referencepage.page({path.name: shapes.of(Run.open(path)) for path in kept.kept_runs()})
+    page = CHECKOUT / "docs" / "reference.md"
+    if write and not dry_run:
+        write_whole(page, text.encode())
+    print(f"{'would write' if dry_run else 'wrote'} {page}" if write else text)
+    return 0
+
+
+def report_shapes(as_json_text: bool = False) -> int:
+    from testbed import kept, shapes
+    from testbed.store import Run
+
+    runs = {path.name: shapes.of(Run.open(path)) for path in kept.kept_runs()}
+    rows = [
+        {"shape": shape.text, "result": seen.result.value, "seen": seen.told, "experiments": shape.experiments}
+        for shape, seen in shapes.looked(runs)
+    ]
+    if as_json_text:
+        as_json(rows)
+        return 0
+    for row in rows:
+        print(f"{row['result']:<12} {row['shape']}\n{'':<12} {row['seen']}")
     return 0
 
 

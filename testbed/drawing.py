@@ -94,7 +94,9 @@ def draw(
             if seen:
                 out.append(_padlock(x + _NODE_WIDTH - 22, top + 11, lock(seen)))
     label = escape(clean(title))
-    start = f'<svg class="topology" viewBox="0 0 {width} {height + 14:.0f}" role="img" aria-label="{label}">'
+    # As large as it is drawn: a single zone would else be blown up to the width of three.
+    size = f'style="max-width:{width}px;min-width:min(34rem,{width}px)"'
+    start = f'<svg class="topology" {size} viewBox="0 0 {width} {height + 14:.0f}" role="img" aria-label="{label}">'
     return f"<figure><figcaption>{label}</figcaption>{start}{''.join(out + labels)}</svg></figure>"
 
 

@@ -38,28 +38,38 @@ from testbed.model.experiment import Finding, Measurement, Result
 from testbed.store import Run, write_whole
 
 LATENCIES = ("latency_p50", "latency_p90", "latency_p99")
+COMPONENTS = ("client", "app", "sidecar", "ztunnel", "waypoint", "node-l7", "wire", "kernel", "testbed")
+"""In the order of their colours: greys for what every plane has, a proxy in that of the plane that is made of it."""
 
 
 def build(run_path: Path | str) -> Path:
     """Writes both files and returns the report's path. The run may still be unfinished; the page then says so."""
     run = Run.open(run_path)
+    if run.info.get("kept"):
+        raise UsageError(f"{run_path} was kept without its requests, so its page cannot be made again; it is there")
+    table_md, page = rendered(run)
+    write_whole(run.path / "table.md", table_md.encode())
+    write_whole(run.path / "report.html", page.encode())
+    return run.path / "report.html"
+
+
+def rendered(run: Run) -> tuple[str, str]:
+    """`table.md` and `report.html`."""
     measurements, findings = run.measurements(), run.findings()
     named = run.info["plan"]["experiment"].get("claims", ())
     judged = axisclaims.judge([id_ for id_ in named if id_ in CLAIMS], run.info, measurements, findings)
     over_axis = axisplots.page(Sweep(run.info, measurements))
     hops = drawn.page(measurements)
     built = cells.table_of(run.info, measurements, findings)
-    swept = cells.names(run.info)
+    swept, every = cells.names(run.info), measurements
     # Plots look at one cell, the table above them has all; what happens in one is drawn for each.
     if swept and not run.info["plan"]["experiment"].get("streams"):
         measurements = cells.of(measurements, swept[0])
     summary = table.summarise(measurements, order=run.info["plan"]["experiment"]["planes"])
     built = claims.with_claims(built, named, summary, findings, run.info.get("planes", {}), judged)
     heading = f"{run.info['experiment']} {run.info['run']}"
-    write_whole(run.path / "table.md", typeset.as_markdown(built, heading=heading).encode())
-    page = _page(run, measurements, findings, summary, built, over_axis, hops)
-    write_whole(run.path / "report.html", page.encode())
-    return run.path / "report.html"
+    page = _page(run, measurements, every, findings, summary, built, over_axis, hops)
+    return typeset.as_markdown(built, heading=heading), page
 
 
 def missing_requests(run: Run) -> list[str]:
@@ -78,12 +88,14 @@ def told_missing(names: Sequence[str]) -> str:
 def _page(
     run: Run,
     measurements: Sequence[Measurement],
+    every: Sequence[Measurement],
     findings: Sequence[Finding],
     summary: table.Summary,
     built: table.Table,
     over_axis: str,
     hops: str,
 ) -> str:
+    """`measurements` are of one cell, `every` of all."""
     info = run.info
     experiment = info["plan"]["experiment"]
     planes = summary.planes
@@ -93,9 +105,10 @@ def _page(
         + (f", resumed {len(info['resumed'])} times" if info["resumed"] else "")
         + "</p>",
         _warnings(run, summary),
+        *_verdict(run, every, findings, [b for b in built.blocks if b.title == claims.TITLE]),
         hops,
         over_axis,
-        *(_block(b) for b in built.blocks if BARS not in b.title),
+        *(_block(b) for b in built.blocks if b.title != claims.TITLE and BARS not in b.title),
         _notes(built.notes),
         "<p class=dim>Absolute figures are those of the implementations named below on this machine. What carries over "
         "is the difference between planes in the same run.</p>",
@@ -116,7 +129,9 @@ def _page(
         _findings(findings),
         "<h2>Was the testbed itself good enough?</h2>",
         _fidelity(info, measurements, summary),
-        _left_out(measurements),
+        _causes(every),
+        _limits(info),
+        _left_out(every),
         "<h2>The machine and the plan</h2>",
         _facts(info),
         f"<h2>Repeat it</h2><pre>{_e(info.get('command') or 'no command was recorded')}</pre>",
@@ -146,7 +161,8 @@ def _eventful(run: Run, measurements: Sequence[Measurement]) -> list[str]:
 
 def _warnings(run: Run, summary: table.Summary) -> str:
     out = []
-    if names := run.captures_with_secrets():
+    kept = run.info.get("kept")
+    if not kept and (names := run.captures_with_secrets()):
         out.append(
             f"Captures hold TLS secrets: {_e(', '.join(names))}. Whoever has these files can read all traffic in them. "
             "They are for labs only; do not pass them on with keys of anything real."
@@ -157,22 +173,62 @@ def _warnings(run: Run, summary: table.Summary) -> str:
         out.append("This run is not finished; the page shows its whole trials only.")
     if dead := [p for p in summary.planes if not summary.valid[p]]:
         out.append(f"No valid trial for: {_e(', '.join(dead))}.")
-    return "".join(f"<p class=warning role=alert>{text}</p>" for text in out)
+    told = "".join(f"<p class=warning role=alert>{text}</p>" for text in out)
+    if kept:
+        without = ", ".join(kept["without"])
+        told += f"<p class=dim>A reference run that came with the code, kept without its {_e(without)}.</p>"
+    return told
+
+
+def _verdict(
+    run: Run, measurements: Sequence[Measurement], findings: Sequence[Finding], judged: Sequence[table.Block]
+) -> list[str]:
+    """First what it comes to: whether the run counts, and what it says of the claims that it speaks to."""
+    if run.info["ended"] is None or not measurements:
+        return []
+    trials = {m.trial for m in measurements}
+    counting = trials - {m.trial for m in measurements if not m.valid}
+    told = [f"{len(counting)} of {len(trials)} trials count"]
+    warned = {m.trial for m in measurements if m.metric.startswith(fidelity.PREFIX) and m.value == fidelity.Level.WARN}
+    if warned & counting:
+        told[0] += f", {len(warned & counting)} of them with a warning in their certificate"
+    if findings:
+        broken, open_ = (sum(f.result is r for f in findings) for r in (Result.BROKEN, Result.NO_EVIDENCE))
+        told.append(f"of {len(findings)} findings {broken or 'none'} broken, {open_ or 'none'} without evidence")
+    tone = "bad" if any(f.result is Result.BROKEN for f in findings) or not counting else ""
+    return ["<h2>Verdict</h2>", f"<p class='{tone}'>{_e('; '.join(told))}.</p>", *(_block(b) for b in judged)]
+
+
+LONG = 160
+"""Characters of a cell beyond which its table stands as a list on a small screen."""
 
 
 def _block(block: table.Block) -> str:
     kind = "numbers" if block.numeric else "words"
+    if any(len(text) > LONG for row in block.rows for entry in row for text in entry.lines):
+        kind += " long"
     head = "".join(f"<th scope=col>{_e(h)}</th>" for h in block.head)
     rows = []
     for row in block.rows:
         note = f"<sup>{row[0].note}</sup>" if row[0].note else ""
         cells = [f"<th scope=row>{_e(' '.join(row[0].lines))}{note}</th>"]
-        for cell in row[1:]:
+        for of, cell in zip(block.head[1:], row[1:], strict=True):
             note = f"<sup>{cell.note}</sup>" if cell.note else ""
-            cells.append(f"<td class='{cell.tone}'>{'<br>'.join(_e(t) for t in cell.lines)}{note}</td>")
+            lines = "<br>".join(_e(_kept(t)) for t in cell.lines)
+            cells.append(f"<td class='{cell.tone}' data-of='{_e(of)}'>{lines}{note}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    body = f"<table class={kind}><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f"<h3>{_e(block.title)}</h3><div class=scroll>{body}</div>"
+    body = f"<table class='{kind}'><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f"<h3>{_e(block.title)}</h3>{_scroll(body, block.title)}"
+
+
+def _scroll(body: str, title: str) -> str:
+    """What is wider than the page, for fingers and for keys."""
+    return f"<div class=scroll tabindex=0 role=region aria-label='{_e(title)}'>{body}</div>"
+
+
+def _kept(text: str) -> str:
+    """A number and its unit on one line."""
+    return text.replace(" %", "\u00a0%").replace(" ms", "\u00a0ms").replace(" MiB", "\u00a0MiB")
 
 
 def _notes(notes: Sequence[str]) -> str:
@@ -180,8 +236,9 @@ def _notes(notes: Sequence[str]) -> str:
 
 
 def _latency(run: Run, summary: table.Summary, measurements: Sequence[Measurement]) -> str:
-    absolute, added = [], []
-    for i, plane in enumerate(summary.planes):
+    absolute, added, colours = [], [], _colours(summary)
+    for plane in summary.planes:
+        i = colours.index(plane)
         for metric in LATENCIES:
             values = list(summary.rounds(plane, metric).values())
             low, high = table.interval(values)
@@ -192,17 +249,23 @@ def _latency(run: Run, summary: table.Summary, measurements: Sequence[Measuremen
             if (a := summary.added(plane, metric)) is not None:
                 points, label = list(a.per_round.values()), f"{plane} {metric.removeprefix('latency_')}"
                 added.append(plots.DotRow(label=label, points=points, value=a.value, low=a.low, high=a.high, series=i))
-    if not absolute:
-        return "<p class=dim>Nothing was measured.</p>"
-    parts = [
-        plots.dots(absolute, unit="ms", title="Latency by plane: a dot a round, trimmed mean and 95 % interval")
-    ]
+    if not any(row.points for row in absolute):
+        return f"<p class=dim>{'No latency' if measurements else 'Nothing'} was measured.</p>"
+    parts = [plots.dots(absolute, unit="ms", title="Latency by plane: a dot a round, trimmed mean and 95 % interval")]
     if added:
         parts.append(plots.dots(added, unit="ms", title="Added latency against none, paired by round"))
     gone = len(missing_requests(run))
     title = "All stored requests of valid trials, up to p99" + (f"; {gone} trials are missing" if gone else "")
-    parts.append(plots.curves(_ecdf(run, summary, measurements), unit="ms", title=title))
+    requests = _ecdf(run, summary, measurements)
+    parts.append(plots.curves(requests, names=colours, unit="ms", title=title))
+    title = "The same by percentile, towards the slowest" + (f"; {gone} trials are missing" if gone else "")
+    parts.append(plots.quantiles(requests, names=colours, unit="ms", title=title))
     return "".join(parts)
+
+
+def _colours(summary: table.Summary) -> list[str]:
+    """Planes by the numbers of their colours: the two greys are for no mesh and its twin, there or not."""
+    return [table.BASE, table.AA, *(plane for plane in summary.planes if plane not in (table.BASE, table.AA))]
 
 
 def _ecdf(run: Run, summary: table.Summary, measurements: Sequence[Measurement]) -> dict[str, list[float]]:
@@ -225,7 +288,8 @@ def _ecdf(run: Run, summary: table.Summary, measurements: Sequence[Measurement])
 
 def _cost(summary: table.Summary) -> str:
     parts = []
-    names = list(dict.fromkeys([*summary.components("cpu_per_1000_requests"), *summary.components("memory_pss")]))
+    found = [*summary.components("cpu_per_1000_requests"), *summary.components("memory_pss")]
+    names = [*COMPONENTS, *(name for name in dict.fromkeys(found) if name not in COMPONENTS)]
     for metric, unit, title in (
         ("cpu_per_1000_requests", "ms", "CPU per 1,000 requests by component"),
         ("memory_pss", "MiB", "Memory (PSS) by component"),
@@ -272,7 +336,7 @@ def _findings(findings: Sequence[Finding]) -> str:
     body = f"<table class=words><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     broken = sum(f.result is Result.BROKEN for f in findings)
     title = f"{len(findings)} findings, {broken} broken"
-    return f"<details{' open' if broken else ''}><summary>{title}</summary><div class=scroll>{body}</div></details>"
+    return f"<details{' open' if broken else ''}><summary>{title}</summary>{_scroll(body, title)}</details>"
 
 
 def _fidelity(info: Mapping[str, Any], measurements: Sequence[Measurement], summary: table.Summary) -> str:
@@ -285,11 +349,11 @@ def _fidelity(info: Mapping[str, Any], measurements: Sequence[Measurement], summ
         points = [m.value for m in measurements if m.metric == "link_rtt_p50" and m.component == name]
         links.append(plots.DotRow(label=name, points=points, value=statistics.median(points), asked=asked.get(name)))
     lags = []
-    for i, plane in enumerate(summary.planes):
+    for plane in summary.planes:
         wanted = ("client", "send_lag_p99", plane)
         points = [m.value for m in measurements if (m.component, m.metric, m.plane) == wanted]
         middle = statistics.median(points) if points else None
-        lags.append(plots.DotRow(label=plane, points=points, value=middle, series=i))
+        lags.append(plots.DotRow(label=plane, points=points, value=middle, series=_colours(summary).index(plane)))
     parts = (
         [plots.dots(links, unit="ms RTT", title="Links: measured RTT of every trial; the tick is what was asked")]
         if links
@@ -297,16 +361,19 @@ def _fidelity(info: Mapping[str, Any], measurements: Sequence[Measurement], summ
     )
     if any(r.points for r in lags):
         parts.append(plots.dots(lags, unit="ms", title="Send lag p99 of every trial, left-out ones too"))
-    parts.append(_causes(measurements))
-    if info.get("gate"):
-        rows = "".join(
-            f"<tr><th scope=row>{_e(name)}</th><td>{_e(limit)}</td><td>{_e(fidelity.why(name))}</td></tr>"
-            for name, limit in info["gate"].items()
-        )
-        head = "<tr><th scope=col>limit</th><th scope=col>value</th><th scope=col>why</th></tr>"
-        table_ = f"<div class=scroll><table class=words><thead>{head}</thead><tbody>{rows}</tbody></table></div>"
-        parts.append(f"<details><summary>Limits, fixed before the run</summary>{table_}</details>")
     return "".join(parts) or "<p class=dim>Neither links nor send lag were measured.</p>"
+
+
+def _limits(info: Mapping[str, Any]) -> str:
+    if not info.get("gate"):
+        return ""
+    rows = "".join(
+        f"<tr><th scope=row>{_e(name)}</th><td>{_e(limit)}</td><td>{_e(fidelity.why(name))}</td></tr>"
+        for name, limit in info["gate"].items()
+    )
+    head = "<tr><th scope=col>limit</th><th scope=col>value</th><th scope=col>why</th></tr>"
+    table_ = _scroll(f"<table class=words><thead>{head}</thead><tbody>{rows}</tbody></table>", "Limits")
+    return f"<details><summary>Limits, fixed before the run</summary>{table_}</details>"
 
 
 def _causes(measurements: Sequence[Measurement]) -> str:
@@ -325,7 +392,7 @@ def _causes(measurements: Sequence[Measurement]) -> str:
     head = "".join(f"<th scope=col>{h}</th>" for h in ("plane", "level", "trials", "cause"))
     body = f"<table class=words><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     title = f"{len(rows)} causes in the certificates of all trials"
-    return f"<details><summary>{title}</summary><div class=scroll>{body}</div></details>"
+    return f"<details><summary>{title}</summary>{_scroll(body, title)}</details>"
 
 
 def _left_out(measurements: Sequence[Measurement]) -> str:
@@ -352,7 +419,7 @@ def _facts(info: Mapping[str, Any]) -> str:
             value = ", ".join(f"{k} {v}" for k, v in value.items())
         rows.append(f"<tr><th scope=row>{_e(key)}</th><td>{_e(value)}</td></tr>")
     plan = _e(json.dumps(info, indent=1, ensure_ascii=False))
-    facts = f"<div class=scroll><table class=words>{''.join(rows)}</table></div>"
+    facts = _scroll(f"<table class=words>{''.join(rows)}</table>", "The machine and the plan")
     return f"{facts}<details><summary>run.json</summary><pre>{plan}</pre></details>"
 
 

@@ -70,6 +70,8 @@ def run(
     if resume:
         resume = str(runnames.find(resume))
         planned = Run.open(Path(resume)).info
+        if planned.get("kept"):
+            raise UsageError(f"{resume} came with the code and is no run to go on with; start one of your own")
         stored = planned["plan"]["experiment"]
         shared = stored.get("rate_share")
         experiment = sweep.with_overrides(experiment, rounds=stored["rounds"], planes=stored["planes"], share=shared)
@@ -260,10 +262,11 @@ def show(path: Path, *, as_json_text: bool = False) -> int:
     return code
 
 
-def newest_claims(root: Path, *, as_json_text: bool = False) -> int:
-    """Every claim with its experiments and the verdict of the newest run that has evidence of it."""
+def newest_claims(root: Path, *, reference: Sequence[Path] = (), as_json_text: bool = False) -> int:
+    """Every claim with its experiments and the verdict of the newest run that has evidence of it. Runs of `reference`
+    came with the code: they speak where none of the user's own does."""
     newest: dict[str, tuple[claims.Judged, Path, str]] = {}
-    for path in stored_runs(root):
+    for path in (*reference, *stored_runs(root)):
         try:
             stored = Run.open(path)
             named = [id_ for id_ in stored.info["plan"]["experiment"].get("claims", ()) if id_ in CLAIMS]
@@ -287,18 +290,20 @@ def newest_claims(root: Path, *, as_json_text: bool = False) -> int:
                 "measured": one.measured if one else "",
                 "on": on,
                 "run": str(path) if path else None,
+                "reference": path in reference,
             }
         )
     if as_json_text:
         print(json.dumps(rows, indent=1))
         return 0
     for row in rows:
+        run = f"reference run of {Path(row['run']).name}" if row["reference"] else row["run"]
         print(f"{row['id']:<28} {row['verdict']:<12} {row['text']} ({', '.join(row['sources'])})")
         asked = ", ".join(row["experiments"])
         if row["run"] and row["verdict"] != claims.Verdict.NO_EVIDENCE:
-            print(f"{'':<41} {row['measured']}\n{'':<41} on {row['on'] or '–'}; {row['run']}")
+            print(f"{'':<41} {row['measured']}\n{'':<41} on {row['on'] or '–'}; {run}")
         elif row["run"]:
-            print(f"{'':<41} {row['measured']}; {row['run']}")
+            print(f"{'':<41} {row['measured']}; {run}")
         elif asked:
             print(f"{'':<41} no run yet: ./inv experiment.run {row['experiments'][0]}")
         else:

@@ -31,9 +31,11 @@ from testbed.model.experiment import Experiment, Finding, Measurement, RequestRo
 from testbed.model.topology import Topology
 from testbed.wholefile import sync_folder, translated, write_all, write_whole
 
-__all__ = ["FORMAT", "Plan", "Run", "as_json", "has_secrets", "runs", "translated", "write_whole"]
+__all__ = ["FORMAT", "REFERENCE", "Plan", "Run", "as_json", "has_secrets", "runs", "translated", "write_whole"]
 
 FORMAT = 1
+REFERENCE = "reference"
+"""Folder of results that came with the code: one run of each experiment, no experiment of that name."""
 COLUMNS = tuple(f.name for f in dataclasses.fields(Measurement))
 LATER_COLUMNS = {"cell"}
 """That runs of before do not have; they have its default."""
@@ -333,8 +335,9 @@ def _sweep_drafts(home: Path) -> None:
 
 
 def runs(root: Path, experiment: str | None = None) -> list[Path]:
-    """Folders of runs, oldest first."""
+    """Folders of runs, oldest first, without those that came with the code (`kept`)."""
     found = [p.parent for p in Path(root).glob(f"{experiment or '*'}/*/run.json") if not p.parent.name.startswith(".")]
+    found = [folder for folder in found if folder.parent.name != REFERENCE]
     return sorted(found, key=lambda p: (p / "journal.jsonl").stat().st_mtime if (p / "journal.jsonl").exists() else 0)
 
 

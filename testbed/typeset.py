@@ -69,6 +69,10 @@ def _natural_widths(block: Block) -> list[int]:
     ]
 
 
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width) or [""]
+
+
 def _head_lines(text: str) -> list[str]:
     """`group: column` stands on two lines, and so does a plane with options."""
     return re.split(r"(?<=:) ?(?=\S)", clean(text))
@@ -89,7 +93,9 @@ def _block_text(block: Block, width: int, colour: bool) -> str:
             out.append(f"{start}{padded}{off}" if start else padded)
         return "  ".join(out).rstrip()
 
-    heads = [_head_lines(h) for h in block.head]
+    heads = [
+        [part for line in _head_lines(h) for part in _wrapped(line, w)] for h, w in zip(block.head, widths, strict=True)
+    ]
     deep = max(map(len, heads))
     lines = [f"{bold}{block.title}{off}"]
     for level in range(deep):

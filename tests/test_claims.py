@@ -221,6 +221,26 @@ def test_the_newest_run_that_speaks_of_a_claim_has_the_last_word(
     assert "not yet: no experiment speaks to it" in shown and "of 31 claims judged" in shown
 
 
+def test_a_reference_run_speaks_where_no_other_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And is called one, however new its files are."""
+    from experiments.quickstart import EXPERIMENT
+
+    for number, seen in enumerate([[*ALL, found("hidden", Result.BROKEN)], ALL]):
+        root = tmp_path / ("own", "kept")[number]
+        with Run.create(root, EXPERIMENT, PLAN, started="2026-01-02T03:04:05Z") as run:
+            run.append_trial([dataclasses.replace(MEASURED, trial="t")])
+            run.append_findings(seen)
+    own, reference = tmp_path / "own", [tmp_path / "kept" / "quickstart" / "20260102T030405Z"]
+
+    for root, verdict in ((own, "refuted"), (tmp_path / "nothing", "confirmed")):
+        assert runs.newest_claims(root, reference=reference, as_json_text=True) == 0
+        told = {row["id"]: row for row in json.loads(capsys.readouterr().out)}
+        assert told["l4-suffices-for-mtls"]["verdict"] == verdict
+        assert told["l4-suffices-for-mtls"]["reference"] is (root != own)
+    assert runs.newest_claims(tmp_path / "nothing", reference=reference) == 0
+    assert "reference run of 20260102T030405Z" in capsys.readouterr().out
+
+
 def test_the_table_says_who_the_letters_are() -> None:
     """In a note of its own, of those that are cited and no others."""
     bare = table.Table(blocks=(), notes=("one",))
