@@ -49,8 +49,8 @@ def test_shipped_topologies_are_valid_and_named_as_their_file(name: str) -> None
 def test_all_promised_topologies_are_shipped() -> None:
     """No more and no fewer than these; a policy file is no topology."""
     assert sorted(topofile.shipped()) == [
-        "certificates", "chain3", "deny-default", "disruption", "fanout", "hybrid", "neighbours", "pair", "shop", "three-zones",
-        "two-zones",
+        "certificates", "chain3", "deny-default", "disruption", "fanout", "hybrid", "neighbours", "pair", "shop",
+        "three-zones", "two-zones",
     ]  # fmt: skip
 
 
