@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from testbed import boundarypairs, claims
+from testbed import claims
 from testbed.attack import matrix
 from testbed.attack.matrix import Score
 from testbed.claimlist import Claim
@@ -22,6 +22,8 @@ KEY_MATERIAL = ("keys-others", "keys-uncovered", "memory-others", "environment",
                 "certificate")  # fmt: skip
 TCP_WAYS = ("become", "mark", "transparent", "raw", "ipv6", "proxy-port", "spoof", "leave-after-quit")
 OTHER_PROTOCOLS = ("udp", "icmp")
+MEANT, VERDICTS = "boundary.meant-", "boundary.verdicts-"
+"""Beginnings of the findings about all pairs (`boundarypairs`), before the name of a set of policies."""
 Rows = Mapping[str, Finding]
 
 
@@ -122,7 +124,7 @@ def _weaker(claim: Claim, _summary: Summary, findings: Sequence[Finding]) -> Jud
 
 def let_past(findings: Sequence[Finding], plane: str) -> int | None:
     """Calls of all pairs that passed although the policies mean otherwise; None where nobody tried them all."""
-    counts = [f.value.split()[0] for f in findings if f.plane == plane and f.id.startswith(boundarypairs.MEANT)]
+    counts = [f.value.split()[0] for f in findings if f.plane == plane and f.id.startswith(MEANT)]
     return sum(map(int, counts)) if counts else None
 
 
@@ -161,8 +163,8 @@ def _pod_ip(claim: Claim, _summary: Summary, findings: Sequence[Finding]) -> Jud
         return lack
     differ = by["service"].value != by["pod"].value
     told = f"what L7 policy denies: by the service's address {by['service'].value}, by the pod's {by['pod'].value}"
-    pairs = [f for f in findings if f.plane == "ambient" and f.id.startswith(boundarypairs.MEANT)]
-    told += "".join(f"; of all pairs under `{f.id.removeprefix(boundarypairs.MEANT)}` {f.value}" for f in pairs)
+    pairs = [f for f in findings if f.plane == "ambient" and f.id.startswith(MEANT)]
+    told += "".join(f"; of all pairs under `{f.id.removeprefix(MEANT)}` {f.value}" for f in pairs)
     return Judged(
         claim=claim, verdict=Verdict.CONFIRMED if differ else Verdict.REFUTED, measured=told, plane="ambient"
     )  # fmt: skip

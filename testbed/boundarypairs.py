@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 
 from testbed import calls, deploy, events, lab, planespec, policyfile, topofile
+from testbed.boundaryclaims import MEANT, VERDICTS
 from testbed.deploy import Deployment, extra_sandboxes
 from testbed.encoded import csv_bytes
 from testbed.model.experiment import DOCUMENTED, Finding, Result
@@ -29,7 +30,6 @@ from testbed.verify.attempt import Attempt
 from testbed.verify.oracle import Message
 from testbed.verify.ways import Asked, Prediction, Scene, Stand
 
-MEANT, VERDICTS = "boundary.meant-", "boundary.verdicts-"
 FILE = "pairs.csv"
 """In a run's folder: one row a call."""
 TRIED_AGAIN_S = 30.0

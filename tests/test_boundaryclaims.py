@@ -91,3 +91,18 @@ def test_a_pods_own_address(pod: str, verdict: Verdict) -> None:
 
     assert judged("pod-ip-bypass", findings).verdict is verdict
     assert judged("pod-ip-bypass", findings[:1]).verdict is Verdict.NO_EVIDENCE
+
+
+def test_calls_let_past_policy_weigh_in_the_stance() -> None:
+    """As predicted, but not what the policies mean: more of them under a plane is weaker."""
+
+    def meant(plane: str, past: int) -> Finding:
+        return Finding(
+            id="boundary.meant-requests", plane=plane, segment="call", statement="", result=Result.HOLDS, evidence="",
+            value=f"{past} let past, 0 refused of 9",
+        )  # fmt: skip
+
+    tries = tried("sidecar", "app.a", key__a="got") + tried("ambient", "app.a", key__a="got")
+    assert judged("weaker-stance", [*tries, meant("sidecar", 3), meant("ambient", 3)]).verdict is Verdict.REFUTED
+    weaker = judged("weaker-stance", [*tries, meant("sidecar", 1), meant("ambient", 3)])
+    assert weaker.verdict is Verdict.CONFIRMED and "calls let past policy 1 to 3" in weaker.measured
