@@ -128,7 +128,7 @@ def given(config: Mapping[str, float], rounds: int = 6) -> list[Measurement]:
 
 
 def test_configuration_can_refute_and_never_confirm() -> None:
-    """What a change of policy pushes is not in such a run; a waypoint for each workload is told, and decides nothing."""
+    """What a change of policy pushes is not in such a run; a waypoint for each workload is told, and no more."""
     less = judged("fewer-config-streams", FOOTPRINT, given({"sidecar": 8.0, "ambient-l4": 2.0, "ambient": 4.0}))
     dear = {"sidecar": 2.0, "ambient-l4": 8.0, "ambient": 4.0}
 
