@@ -32,7 +32,7 @@ EXPERIMENT = replace(
         "What does each plane take per workload, per node and per service while nobody calls?",
         load=Load(),
         cells=(_cell(1, ALONE), _cell(3, ALONE), _cell(6, ALONE), _cell(3, REPLICAS), _cell(6, REPLICAS)),
-        claims=("per-pod-vs-per-node", "replicas-gain-most", "ninety-percent"),
+        claims=("per-pod-vs-per-node", "replicas-gain-most", "ninety-percent", "fewer-config-streams"),
         axis=Axis(
             name="workloads per node",
             metrics=("memory_pss", "cpu_idle", "proxies", "config", "cpu_to_ready", "deploy_time"),

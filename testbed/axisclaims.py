@@ -235,6 +235,27 @@ def _ninety_percent(claim: Claim, sweep: Sweep) -> Judged:
     return Judged(claim=claim, verdict=verdict, measured=measured, plane="ambient")
 
 
+def _fewer_config_streams(claim: Claim, sweep: Sweep) -> Judged:
+    """Of a start and of workloads and services that are added: refuted where without any waypoint proxies, each a
+    stream, or what they are given grow faster than with sidecars; else open, for a change of policy is not in it."""
+    told, more, enough = [], False, True
+    for plane in ("ambient-l4", "ambient"):
+        for line in [line for line in sweep.lines if len(sweep.on_axis(line)) >= axis.LEAST_POINTS]:
+            grown = {}
+            for metric in ("proxies", "config"):
+                at, values = sweep.per_round(plane, metric, line, base="sidecar")
+                if (found := axis.fit(at * _nodes(sweep), values)) is None:
+                    return _none(claim, f"{metric} of {plane} and sidecar over workloads in the same rounds")
+                grown[metric] = found.slope
+                enough &= _enough(found.slope)
+                more |= plane == "ambient-l4" and found.slope.low > 0
+            counts = f"{spanned(grown['proxies'], sign=True)} proxies, {spanned(grown['config'], sign=True)} KiB"
+            told.append(f"{plane}, {line}: {counts}")
+    verdict = Verdict.REFUTED if enough and more else Verdict.UNDECIDED
+    measured = f"beside sidecars, for each workload more: {'; '.join(told)}. A change of policy is not in this run"
+    return Judged(claim=claim, verdict=verdict, measured=measured, plane="ambient-l4", beside="sidecar")
+
+
 # -- noisy neighbours
 
 
@@ -336,6 +357,7 @@ JUDGES: dict[str, Judge] = {
     "per-pod-vs-per-node": _per_pod_vs_per_node,
     "replicas-gain-most": _replicas_gain_most,
     "ninety-percent": _ninety_percent,
+    "fewer-config-streams": _fewer_config_streams,
     "noisy-l7-shared": _noisy_l7_shared,
     "noisy-l4-is-tolerable": _noisy_l4_is_tolerable,
     "arrival-pattern": _arrival_pattern,

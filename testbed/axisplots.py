@@ -126,8 +126,9 @@ def differences(sweep: Sweep) -> str:
     marks = []
     for plane in planes:
         found = axis.break_even(sweep, plane, base)
-        if found is not None and found.crossing is not None and found.crossing.high > 0 and not axistable.far(found):
-            crossing = found.crossing
+        if found is None or found.crossing is None or found.always_more or axistable.far(found):
+            continue  # the table says so in words
+        if (crossing := found.crossing).high > 0:
             marks.append(
                 Mark(
                     label=f"break-even of {plane}: {axistable.told(found)}",

@@ -115,6 +115,29 @@ def test_ninety_percent_is_refuted_where_no_number_of_workloads_would_save_it() 
     assert judged("ninety-percent", FOOTPRINT, standing(dear)).verdict is Verdict.REFUTED
 
 
+def given(config: Mapping[str, float], rounds: int = 6) -> list[Measurement]:
+    """KiB for each workload more; sidecars one proxy each, ztunnels one a node, a waypoint each in `ambient`."""
+
+    def value(plane: str, cell: str, metric: str) -> float:
+        per_node = float(cell.split()[0])
+        proxies = {"sidecar": 2 * per_node, "ambient-l4": 2.0, "ambient": 2.0 + 2 * per_node}[plane]
+        return {"workloads": per_node * 2, "proxies": proxies}.get(metric, 5.0 + config[plane] * per_node * 2)
+
+    exact = rows(FOOTPRINT, value, planes=config, metrics=("proxies", "workloads"), rounds=rounds, noise=0.0)
+    return exact + rows(FOOTPRINT, value, planes=config, metrics=("config",), rounds=rounds, noise=0.1)
+
+
+def test_configuration_can_refute_and_never_confirm() -> None:
+    """What a change of policy pushes is not in such a run; a waypoint for each workload is told, and no more."""
+    less = judged("fewer-config-streams", FOOTPRINT, given({"sidecar": 8.0, "ambient-l4": 2.0, "ambient": 4.0}))
+    dear = {"sidecar": 2.0, "ambient-l4": 8.0, "ambient": 4.0}
+
+    assert less.verdict is Verdict.UNDECIDED and "ambient-l4, services of one workload: −1.00" in less.measured
+    assert judged("fewer-config-streams", FOOTPRINT, given(dear)).verdict is Verdict.REFUTED
+    assert judged("fewer-config-streams", FOOTPRINT, given(dear, rounds=5)).verdict is Verdict.UNDECIDED
+    assert judged("fewer-config-streams", FOOTPRINT, given({"sidecar": 8.0})).verdict is Verdict.NO_EVIDENCE
+
+
 @pytest.mark.parametrize(
     ("factor", "l7", "l4"),
     [
