@@ -13,7 +13,7 @@ import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from testbed.docker import archive, inputs, layer, offlinebase, packedbase
 from testbed.docker.engine import Engine
@@ -175,7 +175,11 @@ def _pull(engine: Engine, name: str) -> Image:
     from docker.errors import APIError
     from requests.exceptions import RequestException
 
-    asking = docker.APIClient(base_url=engine.info.host, version=engine.info.api, timeout=PULL_WITHIN_S)
+    class Impatient(docker.APIClient):
+        def request(self, *args: Any, **options: Any) -> Any:
+            return super().request(*args, **{**options, "timeout": PULL_WITHIN_S})  # `pull` itself asks for none
+
+    asking = Impatient(base_url=engine.info.host, version=engine.info.api)
     repository, _, tag = name.rpartition(":") if ":" in name.rpartition("/")[2] else (name, "", "latest")
     try:
         for line in asking.pull(repository, tag=tag, stream=True, decode=True):

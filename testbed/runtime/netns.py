@@ -305,8 +305,9 @@ class NetnsRuntime:
             )
             if enter.single_uid():
                 found.append(
-                    "one user id for all programs of a lab: only mount and PID namespaces keep keys apart, and sidecars "
-                    "are told from applications by a mark; run as root, or install uidmap (newuidmap) and have a range in /etc/subuid and /etc/subgid"
+                    "one user id for all programs of a lab: only mount and PID namespaces keep keys apart, and "
+                    "sidecars are told from applications by a mark; run as root, or install uidmap (newuidmap) and "
+                    "have a range in /etc/subuid and /etc/subgid"
                 )
         if not any(os.access(tree, os.W_OK) for tree in cgroups.trees().all):
             found.append(
