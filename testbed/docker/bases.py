@@ -174,6 +174,7 @@ def _pull(engine: Engine, name: str) -> Image:
     import docker
     from docker.errors import APIError
     from requests.exceptions import RequestException
+    from urllib3.exceptions import HTTPError
 
     class Impatient(docker.APIClient):
         def request(self, *args: Any, **options: Any) -> Any:
@@ -186,7 +187,7 @@ def _pull(engine: Engine, name: str) -> Image:
             if "error" in line:
                 raise MachineError(f"{name} cannot be pulled ({str(line['error'])[:200]})")
         return engine.client.images.get(name)
-    except (APIError, RequestException) as error:
+    except (APIError, RequestException, HTTPError) as error:  # the last in the middle of a stream
         said = getattr(error, "explanation", None) or error
         raise MachineError(
             f"{name} is not in the engine and cannot be pulled ({str(said)[:200]}); load or build it first, or use "
