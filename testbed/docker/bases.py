@@ -13,7 +13,7 @@ import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from testbed.docker import archive, inputs, layer, offlinebase, packedbase
 from testbed.docker.engine import Engine
@@ -174,15 +174,20 @@ def _pull(engine: Engine, name: str) -> Image:
     import docker
     from docker.errors import APIError
     from requests.exceptions import RequestException
+    from urllib3.exceptions import HTTPError
 
-    asking = docker.APIClient(base_url=engine.info.host, version=engine.info.api, timeout=PULL_WITHIN_S)
+    class Impatient(docker.APIClient):
+        def request(self, *args: Any, **options: Any) -> Any:
+            return super().request(*args, **{**options, "timeout": PULL_WITHIN_S})  # `pull` itself asks for none
+
+    asking = Impatient(base_url=engine.info.host, version=engine.info.api)
     repository, _, tag = name.rpartition(":") if ":" in name.rpartition("/")[2] else (name, "", "latest")
     try:
         for line in asking.pull(repository, tag=tag, stream=True, decode=True):
             if "error" in line:
                 raise MachineError(f"{name} cannot be pulled ({str(line['error'])[:200]})")
         return engine.client.images.get(name)
-    except (APIError, RequestException) as error:
+    except (APIError, RequestException, HTTPError) as error:  # the last in the middle of a stream
         said = getattr(error, "explanation", None) or error
         raise MachineError(
             f"{name} is not in the engine and cannot be pulled ({str(said)[:200]}); load or build it first, or use "

@@ -9,19 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from planes.envoy.binary import find
 from testbed import lab, planespec, proof, swap, topofile
 from testbed.lab import Lab
 from testbed.links.probe import choose
 from testbed.model.experiment import Result
 from testbed.runtime.dockerruntime import DockerRuntime
-from tests.labs import needs_engine
+from tests.labs import needs_engine, needs_envoy
 
 pytestmark = [
     pytest.mark.root,
     pytest.mark.docker,
     pytest.mark.envoy,
-    pytest.mark.skipif(find() is None, reason="needs Envoy's binary (the test extra)"),
+    needs_envoy,
 ]
 TOPOLOGY = topofile.load(topofile.find("two-zones"))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import sys
-import time
 
 import pytest
 
@@ -44,8 +43,5 @@ def test_a_registry_that_never_answers_is_left_after_a_while(engine: Engine, mon
     monkeypatch.setattr(bases, "PULL_WITHIN_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         name = f"127.0.0.1:{silent.getsockname()[1]}/base:1"
-        start = time.monotonic()
-        with pytest.raises(MachineError, match=r"is not in the engine and cannot be pulled .*--base packed"):
+        with pytest.raises(MachineError, match=r"cannot be pulled \(.*timed out.*read timeout=1.0.*--base packed"):
             image.build(engine, base=name)
-
-    assert time.monotonic() - start < 30
