@@ -54,10 +54,10 @@ def _text(kind: int, value: str) -> bytes:
 
 def ipv4(address: str) -> bytes:
     """Four bytes of dotted text. Raises ValueError."""
-    octets = bytes(int(part) for part in address.split("."))
-    if len(octets) != 4:
-        raise ValueError(f"not an IPv4 address: {address!r}")
-    return octets
+    try:
+        return socket.inet_pton(AF_INET, address)
+    except OSError as error:
+        raise ValueError(f"not an IPv4 address: {address!r}") from error
 
 
 def mac(text: str) -> bytes:

@@ -16,7 +16,7 @@ import secrets
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from testbed.errors import MachineError, UsageError
@@ -135,7 +135,8 @@ def claim(state: LabState, root: Path) -> Path:
 
 def write(state: LabState, folder: Path) -> None:
     temporary = folder / f".{STATE}.new"
-    temporary.write_text(json.dumps(asdict(state)))
+    shallow = {one.name: getattr(state, one.name) for one in fields(state)}  # asdict copies every sandbox: 5 ms of 100
+    temporary.write_text(json.dumps(shallow, default=asdict))
     temporary.rename(folder / STATE)
 
 
