@@ -10,8 +10,9 @@ Deployment with one replica and no surge; the connections that break are the sam
 
 from dataclasses import replace
 
+from experiments.forms import longer, under_load
 from testbed.model.event import Event, Kind, Stream
-from testbed.model.experiment import Cell, Experiment, Load
+from testbed.model.experiment import Cell, Load
 
 LOAD = Load(warmup_s=0.4, window_s=2.6, response_bytes=256)
 AT_S, HANG_S = 0.7, 1.5
@@ -35,18 +36,13 @@ PROXY, WAYPOINT, CLIENTS = "the server's proxy", "the waypoint", "the client's p
 STRUCK = (Kind.KILL, Kind.HANG, Kind.RESTART, Kind.UPGRADE)
 CRASH = cell(Kind.CRASH, "what reads HTTP for the server", "l7:server")
 
-EXPERIMENT = Experiment(
-    name="disruption",
-    question="Who fails, how long, and which connections break when a part of the mesh fails or is renewed?",
-    topology="disruption",
+EXPERIMENT = under_load(
+    "disruption",
+    "Who fails, how long, and which connections break when a part of the mesh fails or is renewed?",
     planes=("sidecar", "ambient", "node-l7"),
-    client="client",
-    target="server",
     load=LOAD,
     rounds=3,
-    aa_pair=False,
     streams=STREAMS,
-    drain_s=1.0,
     claims=("upgrade-restarts-pods", "shared-l4-shared-fate", "plugin-crash-contained"),
     cells=(
         *(cell(kind, PROXY, "proxy:server") for kind in STRUCK),
@@ -56,13 +52,10 @@ EXPERIMENT = Experiment(
 )
 
 _LONG = replace(LOAD, warmup_s=1.0, window_s=14.0)
-FULL = replace(
-    EXPERIMENT,
-    name="disruption-full",
-    planes=("none", "sidecar", "ambient-l4", "ambient", "node-l7"),
+FULL = longer(
+    replace(EXPERIMENT, planes=("none", "sidecar", "ambient-l4", "ambient", "node-l7")),
     load=_LONG,
     rounds=10,
-    drain_s=5.0,
     cells=(
         *(cell(kind, PROXY, "proxy:server", ("sidecar", "ambient-l4", "ambient", "node-l7"), _LONG) for kind in STRUCK),
         *(cell(kind, CLIENTS, "proxy:client", ("sidecar", "ambient-l4", "node-l7"), _LONG) for kind in STRUCK[:3]),

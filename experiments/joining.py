@@ -6,8 +6,9 @@ get a proxy into the pod, so the pod is made anew (in place here); an ambient wo
 
 from dataclasses import replace
 
-from testbed.model.event import Event, Kind, Stage, Stream
-from testbed.model.experiment import Cell, Experiment, Load
+from experiments.forms import changed, longer, under_load
+from testbed.model.event import Stage, Stream
+from testbed.model.experiment import Cell, Load
 
 LOAD = Load(warmup_s=0.4, window_s=3.2, response_bytes=256)
 POLICY = """
@@ -26,24 +27,15 @@ INSIDE = Stage(policies=POLICY)
 JOINS, LEAVES = "joins", "leaves"
 
 
-def _cell(name: str, before: Stage, after: Stage, load: Load = LOAD) -> Cell:
-    return Cell(name=name, load=load, before=before, events=(Event(kind=Kind.CHANGE, at_s=1.0, stage=after),))
-
-
 def _cells(load: Load) -> tuple[Cell, ...]:
-    return _cell(JOINS, OUTSIDE, INSIDE, load), _cell(LEAVES, INSIDE, OUTSIDE, load)
+    return changed(JOINS, OUTSIDE, INSIDE, load=load), changed(LEAVES, INSIDE, OUTSIDE, load=load)
 
 
-EXPERIMENT = Experiment(
-    name="joining",
-    question="What is restarted, fails or breaks when a workload with open connections joins the mesh, or leaves it?",
-    topology="disruption",
+EXPERIMENT = under_load(
+    "joining",
+    "What is restarted, fails or breaks when a workload with open connections joins the mesh, or leaves it?",
     planes=("sidecar", "ambient-l4"),
-    client="client",
-    target="server",
     load=LOAD,
-    rounds=5,
-    aa_pair=False,
     streams=(
         Stream(client="client", target="server"),
         Stream(client="client", target="server", held=True, connections=3, interval_s=0.1),
@@ -51,13 +43,9 @@ EXPERIMENT = Experiment(
         Stream(client="client", target="ledger"),
         Stream(client="other", target="server", meant_to_fail=True),
     ),
-    drain_s=1.0,
     claims=("join-without-restart",),
     cells=_cells(LOAD),
 )
 
 _LONG = replace(LOAD, warmup_s=1.0, window_s=12.0)
-FULL = replace(
-    EXPERIMENT, name="joining-full", load=_LONG, rounds=20, drain_s=5.0,
-    cells=_cells(_LONG),
-)  # fmt: skip
+FULL = longer(EXPERIMENT, load=_LONG, cells=_cells(_LONG), rounds=20)

@@ -6,8 +6,9 @@ it sidecar and ambient workloads call one another while one side has moved and t
 
 from dataclasses import replace
 
-from testbed.model.event import Event, Kind, Stage, Stream
-from testbed.model.experiment import Cell, Experiment, Load
+from experiments.forms import changed, longer, under_load
+from testbed.model.event import Stage, Stream
+from testbed.model.experiment import Cell, Load
 
 LOAD = Load(warmup_s=0.4, window_s=3.4, response_bytes=256)
 POLICY = """
@@ -33,31 +34,23 @@ def _mixed(client: str, server: str) -> Stage:
     return Stage(plane="hybrid:waypoints=left-out", kinds=kinds)
 
 
-def _cell(name: str, before: Stage, after: Stage, planes: tuple[str, ...], load: Load) -> Cell:
-    event = Event(kind=Kind.CHANGE, at_s=1.0, stage=after)
-    return Cell(name=name, load=load, before=before, events=(event,), planes=planes)
-
-
 def _cells(load: Load) -> tuple[Cell, ...]:
     return (
-        _cell(TO_L4, NONE, L4, ("ambient",), load),
-        _cell(TO_L7, L4, L7, ("ambient",), load),
-        _cell(BACK, L7, L4, ("ambient",), load),
-        _cell(FROM_SIDECAR, _mixed("sidecar", "sidecar"), _mixed("sidecar", "ambient"), ("hybrid",), load),
-        _cell(FROM_AMBIENT, _mixed("ambient", "sidecar"), _mixed("ambient", "ambient"), ("hybrid",), load),
+        changed(TO_L4, NONE, L4, load=load, planes=("ambient",)),
+        changed(TO_L7, L4, L7, load=load, planes=("ambient",)),
+        changed(BACK, L7, L4, load=load, planes=("ambient",)),
+        *(
+            changed(name, _mixed(client, "sidecar"), _mixed(client, "ambient"), load=load, planes=("hybrid",))
+            for name, client in ((FROM_SIDECAR, "sidecar"), (FROM_AMBIENT, "ambient"))
+        ),
     )
 
 
-EXPERIMENT = Experiment(
-    name="migration",
-    question="What does each step into ambient mode cost those who are served meanwhile?",
-    topology="disruption",
+EXPERIMENT = under_load(
+    "migration",
+    "What does each step into ambient mode cost those who are served meanwhile?",
     planes=("ambient", "hybrid"),
-    client="client",
-    target="server",
     load=LOAD,
-    rounds=5,
-    aa_pair=False,
     streams=(
         Stream(client="client", target="server"),
         Stream(client="client", target="server", held=True, connections=3, interval_s=0.1),
@@ -65,10 +58,9 @@ EXPERIMENT = Experiment(
         Stream(client="client", target="ledger"),
         Stream(client="other", target="server", meant_to_fail=True),
     ),
-    drain_s=1.0,
     claims=("gradual", "interop"),
     cells=_cells(LOAD),
 )
 
 _LONG = replace(LOAD, warmup_s=1.0, window_s=12.0)
-FULL = replace(EXPERIMENT, name="migration-full", load=_LONG, rounds=20, drain_s=5.0, cells=_cells(_LONG))
+FULL = longer(EXPERIMENT, load=_LONG, cells=_cells(_LONG), rounds=20)

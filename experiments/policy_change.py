@@ -7,8 +7,9 @@ fails of its calls fails by mistake. The view is pushed, not polled for: the tim
 
 from dataclasses import replace
 
-from testbed.model.event import Event, Kind, Stage, Stream
-from testbed.model.experiment import Cell, Experiment, Load
+from experiments.forms import changed, longer, under_load
+from testbed.model.event import Stage, Stream
+from testbed.model.experiment import Cell, Load
 
 LOAD = Load(warmup_s=0.4, window_s=2.4, response_bytes=256)
 _FROM = "- from: [{source: {principals: [cluster.local/ns/default/sa/client]}}]"
@@ -34,21 +35,15 @@ def _cells(load: Load) -> tuple[Cell, ...]:
     ):
         free, denied = Stage(), Stage(policies=policy)
         for name, before, after in (("denied", free, denied), ("allowed again", denied, free)):
-            event = Event(kind=Kind.CHANGE, at_s=0.8, stage=after)
-            found.append(Cell(name=f"{name}, {what}", load=load, before=before, events=(event,), planes=planes))
+            found.append(changed(f"{name}, {what}", before, after, load=load, at_s=0.8, planes=planes))
     return tuple(found)
 
 
-EXPERIMENT = Experiment(
-    name="policy_change",
-    question="How long until a changed policy is enforced, and what becomes of connections that are open?",
-    topology="disruption",
+EXPERIMENT = under_load(
+    "policy_change",
+    "How long until a changed policy is enforced, and what becomes of connections that are open?",
     planes=("sidecar", "ambient-l4", "ambient"),
-    client="client",
-    target="server",
     load=LOAD,
-    rounds=5,
-    aa_pair=False,
     streams=(
         Stream(client="client", target="server", interval_s=0.04, meant_to_fail=True),
         Stream(client="client", target="server", held=True, connections=3, interval_s=0.15, meant_to_fail=True),
@@ -56,9 +51,8 @@ EXPERIMENT = Experiment(
                meant_to_fail=True),
         Stream(client="other", target="server"),
     ),
-    drain_s=1.0,
     cells=_cells(LOAD),
 )  # fmt: skip
 
 _LONG = replace(LOAD, warmup_s=1.0, window_s=60.0)
-FULL = replace(EXPERIMENT, name="policy_change-full", load=_LONG, rounds=10, drain_s=5.0, cells=_cells(_LONG))
+FULL = longer(EXPERIMENT, load=_LONG, cells=_cells(_LONG), rounds=10)

@@ -64,7 +64,7 @@ def test(only: str = "", fast: bool = False) -> int:
     tier = "not root and not docker and not envoy and not qemu"
     if only:  # mostly little, and begins at once
         return subprocess.run([*argv, "-k", only, *(("-m", tier) if fast else ())], cwd=ROOT).returncode
-    shared = ["--dist", "loadgroup", "-n", str(min(TEST_PROCESSES, os.cpu_count() or 1))]
+    shared = ["--dist", "loadscope", "-n", str(min(TEST_PROCESSES, os.cpu_count() or 1))]
     if fast:
         return subprocess.run([*argv, *shared, "-m", tier], cwd=ROOT).returncode
     together = subprocess.run([*argv, *shared, "-m", "not alone"], cwd=ROOT).returncode

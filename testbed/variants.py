@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 
@@ -54,33 +54,26 @@ def _number(spec: str, key: str, text: str) -> int:
 
 def with_l4_policies(topology: Topology, count: int) -> Topology:
     """Each forbids some who never call to call anybody of `default`: all are looked at before a call is allowed."""
-    more = tuple(
-        AuthorizationPolicy(
-            name=f"strangers-{number}",
-            namespace="default",
-            action=Action.DENY,
-            rules=(Rule(sources=(_strangers(topology, number),)),),
-        )
-        for number in range(count)
-    )
-    return replace(topology, policies=(*topology.policies, *more))
+    rules = (Rule(sources=(_strangers(topology, number),)) for number in range(count))
+    return _denying(topology, "strangers", rules)
 
 
 def with_l7_policies(topology: Topology, count: int) -> Topology:
     """The same by path, before the service `server`: for whoever reads HTTP there."""
+    rules = (
+        Rule(sources=(_strangers(topology, number),), operations=(Operation(paths=(f"/hidden/{number}/*",)),))
+        for number in range(count)
+    )
+    return _denying(topology, "strange-paths", rules, at=(TargetRef(kind="Service", name="server"),))
+
+
+def _denying(topology: Topology, name: str, rules: Iterable[Rule], *, at: tuple[TargetRef, ...] = ()) -> Topology:
+    """A policy of `default` for each of the rules."""
     more = tuple(
         AuthorizationPolicy(
-            name=f"strange-paths-{number}",
-            namespace="default",
-            action=Action.DENY,
-            rules=(
-                Rule(
-                    sources=(_strangers(topology, number),), operations=(Operation(paths=(f"/hidden/{number}/*",)),)
-                ),
-            ),
-            target_refs=(TargetRef(kind="Service", name="server"),),
+            name=f"{name}-{number}", namespace="default", action=Action.DENY, rules=(rule,), target_refs=at
         )
-        for number in range(count)
+        for number, rule in enumerate(rules)
     )
     return replace(topology, policies=(*topology.policies, *more))
 

@@ -5,17 +5,22 @@ a tier left out is seen.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from testbed.runtime.ownership import default_root
 
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
+
 TIERS = ("root", "docker", "envoy", "qemu")
-NAMESPACED = Path(__file__).parent / "namespaced"
 
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")  # how long an example takes says how busy the machine is
@@ -38,21 +43,40 @@ def pytest_unconfigure() -> None:
         shutil.rmtree(_state, ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # before who shares the tests out looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """By its marks: a report's keywords hold names of folders, too, so that a checkout in `docker/` would be a tier."""
     for item in items:
         item.user_properties += [("tier", tier) for tier in TIERS if item.get_closest_marker(tier)]
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
+        on_engine = item.get_closest_marker("docker") is not None
+        assert on_engine is group(item.nodeid).startswith("docker"), f"{item.nodeid}: its name must tell of Docker"
 
 
-def _group(item: pytest.Item) -> str:
-    """What one process does alone: all that uses the engine, whose image they share; the namespaced cases, which share
-    labs; of the others a file.
+def group(nodeid: str) -> str:
+    """What one process does alone: a file, whose cases share fixtures; what makes and removes the engine's images; of
+    the namespaced cases those that share labs: a runtime's with sidecars, with waypoints, or with neither.
     """
-    if item.get_closest_marker("docker"):
+    path, _, case = nodeid.partition("::")
+    if path.startswith("tests/docker/"):
         return "docker"
-    return "namespaced" if NAMESPACED in item.path.parents else item.path.stem
+    if not path.startswith("tests/namespaced/"):
+        return path
+    runtime = "docker" if re.search(r"[\[-]docker[\]-]", case) else "netns"
+    plane = re.search(r"test_(sidecar|waypoint)", path)
+    return f"{runtime} {plane[1] if plane else 'ztunnel'}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Groups by a scheduler of our own: pytest-xdist 3.8 marks them in a private attribute that pytest 9.2 has no
+    longer, so that `--dist loadgroup` tears groups apart without a word.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid)
+
+    return ByGroup(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -139,3 +139,30 @@ def post(length: int | None = None, fields: Fields | None = None) -> Request:
     if length is not None:
         fields.append((b"content-length", b"%d" % length))
     return Request(b"POST", b"shop:80", b"/in", fields, has_body=True, content_length=length)
+
+
+# -- frames written by hand, and read
+
+GET = [(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"shop:80")]
+POST = [(b":method", b"POST"), *GET[1:]]
+
+
+def head(fields: list, stream: int = 1, *, end: bool = True) -> bytes:
+    return frames.headers(stream, frames.encode_fields(fields), end=end, max_frame_size=16384)
+
+
+def data(payload: bytes, stream: int = 1, *, end: bool = False) -> bytes:
+    return frames.frame(frames.DATA, 1 if end else 0, stream, payload)
+
+
+def codes(wire: bytes, kind: int = frames.RST_STREAM) -> list[tuple[int, str]]:
+    """(stream, error) of the RST_STREAMs in what we wrote; of GOAWAY with its last stream."""
+    found, at = [], 0
+    while at < len(wire):
+        high, low, this, _, stream = frames.HEADER.unpack_from(wire, at)
+        payload = wire[at + 9 : at + 9 + (high << 8 | low)]
+        at += 9 + (high << 8 | low)
+        if this == kind:
+            last = frames.u32(payload) if kind == frames.GOAWAY else stream
+            found.append((last, frames.error_name(frames.u32(payload, 4 if kind == frames.GOAWAY else 0))))
+    return found

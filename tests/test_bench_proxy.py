@@ -6,7 +6,8 @@ import socket
 
 import pytest
 
-from testbed.bench.proxy import table, wait_for_port
+from testbed.bench.compared import table
+from testbed.bench.loopback import wait_for_port
 
 
 def test_the_ratio_is_of_medians_and_the_rounds_show_its_spread():

@@ -8,7 +8,7 @@ import pytest
 
 from planes.mesh.tls import KeyFiles
 from planes.ztunnel.certificates import Certificates
-from testbed.bench.proxy import CLIENT_URI, SERVER_URI, write_certificates
+from testbed.bench.loopback import CLIENT_URI, SERVER_URI, write_certificates
 from testbed.errors import PeerError
 
 

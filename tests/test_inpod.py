@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.bench.proxy import CLIENT_URI, SERVER_URI, local_view, write_certificates
+from testbed.bench.loopback import CLIENT_URI, SERVER_URI, local_view, write_certificates
 
 pytestmark = pytest.mark.root
 ROOT = Path(__file__).parent.parent

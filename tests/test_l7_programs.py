@@ -20,7 +20,7 @@ import grpc
 import pytest
 
 from testbed.bench import l7
-from testbed.bench.proxy import CLIENT_URI, SERVER_URI, write_certificates
+from testbed.bench.loopback import CLIENT_URI, SERVER_URI, write_certificates
 from tests.ztunnels import rss_kib, wait_for
 
 LIMIT_S = 30

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from planes.mesh import net, tls
-from testbed.bench.proxy import write_certificates
+from testbed.bench.loopback import write_certificates
 from tests.l7relay import until
 
 URI = "spiffe://cluster.local/ns/default/sa/a"

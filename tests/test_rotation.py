@@ -10,7 +10,7 @@ from pathlib import Path
 
 from planes.mesh import tls
 from planes.ztunnel.program import Ztunnel
-from testbed.bench.proxy import CLIENT_URI, SERVER_URI
+from testbed.bench.loopback import CLIENT_URI, SERVER_URI
 from testbed.model.identity import Identity
 from testbed.pki import CERTIFICATE_FILE, KEY_FILE, ROOTS_FILE, CertificateAuthority, write_identity
 from tests.jumping import JumpingLoop

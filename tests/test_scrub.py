@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from planes.mesh import scrub
-from testbed.bench.proxy import SERVER_URI, write_certificates
+from testbed.bench.loopback import SERVER_URI, write_certificates
 from tests.loopback import ENV, ROOT
 
 # In a process of its own: what pytest has on its heap is nobody's business, and freed memory is taken again there.

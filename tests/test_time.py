@@ -22,7 +22,7 @@ from planes.mesh.session import HboneSession
 from planes.ztunnel import inpod
 from planes.ztunnel.program import Ztunnel
 from planes.ztunnel.settings import Settings
-from testbed.bench.proxy import CLIENT_URI, SERVER_URI, local_view, write_certificates
+from testbed.bench.loopback import CLIENT_URI, SERVER_URI, local_view, write_certificates
 from testbed.errors import PeerError
 from tests.jumping import JumpingLoop
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from planes.mesh import net, suites, tls
-from testbed.bench.proxy import CLIENT_URI, SERVER_URI, write_certificates
+from testbed.bench.loopback import CLIENT_URI, SERVER_URI, write_certificates
 from testbed.errors import UsageError
 from testbed.model.identity import Identity
 from testbed.pki import CERTIFICATE_FILE, KEY_FILE, ROOTS_FILE, CertificateAuthority, write_identity

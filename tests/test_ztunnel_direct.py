@@ -20,7 +20,7 @@ import h2.connection
 import h2.events
 import pytest
 
-from testbed.bench.proxy import CLIENT_URI, SERVER_URI, local_view, write_certificates, ztunnel_config
+from testbed.bench.loopback import CLIENT_URI, SERVER_URI, local_view, write_certificates, ztunnel_config
 
 NET = f"127.{78 + os.getpid() % 40}.{os.getpid() // 40 % 250 + 1}"
 CLIENT, SERVER = f"{NET}.1", f"{NET}.2"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.bench.proxy import CLIENT_URI, SERVER_URI, local_view, write_certificates, ztunnel_config
+from testbed.bench.loopback import CLIENT_URI, SERVER_URI, local_view, write_certificates, ztunnel_config
 from tests.loopback import ENV, ROOT
 
 _numbers = itertools.count(1)

@@ -16,8 +16,6 @@ from planes.mesh.bulk import BULK_FROM_BYTES, SMALL_BYTES, BulkReader
 from planes.mesh.hbone import Stream
 from planes.mesh.session import HboneSession
 
-_EARLY_LIMIT_BYTES = 64 * 1024
-
 
 class Endpoint(asyncio.Protocol, ABC):
     """A TCP side. Until it is joined, it holds back what it reads: at most one or two reads, then the kernel waits."""

@@ -21,16 +21,15 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from testbed.bench.compared import Rows, table
 from testbed.bench.l7config import HOST, WAYPOINT_URI, Net, proxy_config, write_config
 from testbed.bench.l7load import Chain, open_loop, post, saturate
-from testbed.bench.proxy import (
+from testbed.bench.loopback import (
     CLIENT_URI,
     SERVER_URI,
     TRUST_DOMAIN,
-    Rows,
     envoy_binary,
     pss_mb,
-    table,
     wait_for_port,
     write_certificates,
 )

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.bench.proxy import CLIENT_URI, SERVER_URI, TRUST_DOMAIN
+from testbed.bench.loopback import CLIENT_URI, SERVER_URI, TRUST_DOMAIN
 
 WAYPOINT_URI = f"spiffe://{TRUST_DOMAIN}/ns/default/sa/waypoint"
 HOST = "web.default.svc.cluster.local"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from testbed.bench.l7config import HOST
-from testbed.bench.proxy import cpu_s
+from testbed.bench.loopback import cpu_s
 
 BODY_BYTES = 128
 SETTLE_S = 0.1

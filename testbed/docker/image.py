@@ -8,6 +8,8 @@ cache like any program's. The price is half a second after an edit. Images are f
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import tempfile
 import time
@@ -61,8 +63,23 @@ class Built:
 
 
 def ready(engine: Engine, *, base: str = "auto", progress: Progress = lambda _line: None) -> Built:
-    """The image of the code as it is now; built where it is not there yet."""
-    return find(engine, base=base) or build(engine, base=base, progress=progress)
+    """The image of the code as it is now; built where it is not there yet, by one process of the user at a time: two
+    that build the same take its name from one another.
+    """
+    if found := find(engine, base=base):
+        return found
+    with _builder():
+        return find(engine, base=base) or build(engine, base=base, progress=progress)
+
+
+@contextlib.contextmanager
+def _builder() -> Iterator[None]:
+    """Held while building; the kernel lets go of it for who is killed."""
+    file = layer.cache_folder().parent / "image.lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
 
 
 def find(engine: Engine, *, base: str = "auto") -> Built | None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from testbed.errors import MachineError
+from testbed.errors import MachineError, UsageError
 from testbed.links.devices import CLONE_NEWNET, in_netns, libc, netlink_socket, transact, up
 from testbed.seams import Process, Sandbox, Spawn
 
@@ -58,7 +58,7 @@ class ScratchLab:
         self.down()
 
     def spawn(self, spawns: Sequence[Spawn]) -> list[Process]:
-        raise NotImplementedError("a scratch lab starts no programs")
+        raise UsageError("a scratch lab is for links and starts no programs; bring up a lab of a runtime")
 
     def open_netns(self, sandbox: str) -> int:
         return os.dup(self._netns[sandbox])

@@ -220,9 +220,14 @@ def in_clear(listening: Listening, token: bytes) -> list[Sighting]:
                 for sighting, spans in _in_conversation(heard, heard.conversation, token, direction, stream):
                     found.append(sighting)
                     read += spans
-            for start, stop, request in _occurrences(stream.data, token):
-                if any(a < stop and start < b for a, b in read):
-                    continue
+            plain = [
+                span
+                for span in _occurrences(stream.data, token)
+                if not any(a < span[1] and span[0] < b for a, b in read)
+            ]
+            # A retransmission with other bytes, of which a receiver may have taken either.
+            other = [span for span in _occurrences(stream.other, token) if stream.data[span[0] : span[1]] != token]
+            for start, stop, request in (*plain, *other):
                 found.append(
                     Sighting(
                         request=request,
@@ -232,17 +237,6 @@ def in_clear(listening: Listening, token: bytes) -> list[Sighting]:
                         heard=heard,
                     )
                 )
-            for start, stop, request in _occurrences(stream.other, token):
-                if stream.data[start:stop] != token:
-                    found.append(
-                        Sighting(
-                            request=request,
-                            direction=direction,
-                            packets=stream.carriers(start, stop),
-                            time_ns=stream.first_seen_ns(start, stop),
-                            heard=heard,
-                        )
-                    )
     seen = {number for sighting in found for number in sighting.packets}
     for packet in listening.packets:
         if token in packet.data and packet.number not in seen:

@@ -27,7 +27,7 @@ import h2.events
 from planes import catalog
 from planes.envoy import binary, bootstrap
 from planes.envoy import place as envoy_place
-from testbed.bench.proxy import write_certificates
+from testbed.bench.loopback import write_certificates
 from testbed.model.placement import Placement, Proxy
 from testbed.model.topology import App, Node, Service, ServicePort, Topology, WaypointRef, Workload
 from testbed.model.traffic import DestinationRule, Subset

@@ -26,7 +26,7 @@ import h2.events
 from planes import catalog
 from planes.envoy import binary, bootstrap, pieces
 from planes.envoy.pieces import Json
-from testbed.bench.proxy import write_certificates
+from testbed.bench.loopback import write_certificates
 from testbed.model.placement import Placement, Proxy
 from testbed.model.policy import AuthorizationPolicy, Rule, Source, TargetRef
 from testbed.model.topology import App, Node, Service, ServicePort, Topology, WaypointRef, Workload

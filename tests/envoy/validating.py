@@ -8,7 +8,7 @@ from pathlib import Path
 
 from planes.envoy import binary, bootstrap
 from planes.envoy.pieces import Json
-from testbed.bench.proxy import write_certificates
+from testbed.bench.loopback import write_certificates
 from testbed.model.placement import Proxy
 
 

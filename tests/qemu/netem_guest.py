@@ -23,6 +23,9 @@ ASKED = {
     "jitter": (Impairment(delay_ms=20, jitter_ms=5), Impairment()),
 }
 FRAMES = 100
+GOES = 6
+AGREE_MS = 0.5
+SO_RCVBUFFORCE = 33  # socket(7); Python does not name it
 
 
 def main() -> None:
@@ -54,10 +57,21 @@ def main() -> None:
 
 
 def _readings(lab: ScratchLab, live: dict[str, LiveLink]) -> dict[str, dict]:
-    """The quieter of two goes, per link: the guest's clock stands still whenever the host is busy elsewhere."""
-    rounds = [gauge.measure(lab, list(live.values()), probes=150) for _ in range(2)]
-    quieter = [min(pair, key=lambda reading: reading.rtt_p50_ms) for pair in zip(*rounds, strict=True)]
-    return {name: dataclasses.asdict(reading) for name, reading in zip(live, quieter, strict=True)}
+    """The quieter of two goes that agree, per link: the guest's clock stands still whenever the host is busy elsewhere,
+    which makes a go slow and none quick. Of losses, which that does not touch, the mean.
+    """
+    goes = [gauge.measure(lab, list(live.values()), probes=150)]
+    while len(goes) < GOES:
+        goes.append(gauge.measure(lab, list(live.values()), probes=150))
+        best = [sorted(reading.rtt_p50_ms for reading in link)[:2] for link in zip(*goes, strict=True)]
+        if all(second - first < AGREE_MS for first, second in best):
+            break
+    quieter = [min(link, key=lambda reading: reading.rtt_p50_ms) for link in zip(*goes, strict=True)]
+    losses = [sum(reading.loss for reading in link) / len(goes) for link in zip(*goes, strict=True)]
+    return {
+        name: dataclasses.asdict(reading) | {"loss": loss}
+        for name, reading, loss in zip(live, quieter, losses, strict=True)
+    }
 
 
 def _send(lab: ScratchLab, live: LiveLink, gap_s: float) -> tuple[float, list[int]]:
@@ -67,6 +81,8 @@ def _send(lab: ScratchLab, live: LiveLink, gap_s: float) -> tuple[float, list[in
     with receiver, sender:
         receiver.bind((live.link.b_address, 7000))
         receiver.settimeout(3)
+        # All of them: a slow guest reads the first only after the last was sent, and what has no room is lost.
+        receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 20)
         start_s = time.monotonic()
         for number in range(FRAMES):
             sender.sendto(number.to_bytes(2, "big") + bytes(998), (live.link.b_address, 7000))
