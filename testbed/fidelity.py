@@ -368,7 +368,7 @@ def _cpu(readings: Readings, gates: Gates) -> list[Check]:
     cpu = readings.cpu
     if cpu is None or not cpu.machine_s > 0:
         return []
-    told = f"{cpu.explained:.0%} of the machine's {cpu.machine_s:.2f} CPU seconds explained by processes"
+    told = f"{cpu.explained:.1%} of the machine's {cpu.machine_s:.2f} CPU seconds explained by processes"
     level = Level.WARN if cpu.explained < gates.warn_explained else Level.PASS
     checks = [Check(name="explained", level=level, cause=told)]
     share = cpu.spent_s.get("others", 0.0) / (cpu.cores * cpu.window_s) if cpu.window_s > 0 else 0.0

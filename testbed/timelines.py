@@ -33,7 +33,8 @@ def sections(run: Run, measurements: Sequence[Measurement]) -> list[str]:
     first = min((m.round for m in measurements if m.valid), default=0)
     trials = [(rows[0].cell, rows[0].plane, trial) for trial, rows in by_trial.items() if rows[0].round == first]
     order = {cell["name"]: number for number, cell in enumerate(run.info["plan"]["experiment"]["cells"])}
-    for cell, plane, trial in sorted(trials, key=lambda found: (order.get(found[0], -1), found[1])):
+    rank = {plane: number for number, plane in enumerate(run.info["plan"]["experiment"]["planes"])}
+    for cell, plane, trial in sorted(trials, key=lambda found: (order.get(found[0], -1), rank.get(found[1], -1))):
         path = files.get(trial)
         if path is None or not path.exists() or not all(m.valid for m in by_trial[trial]):
             continue

@@ -245,3 +245,33 @@ class TestDrawnProxies:
         page = drawing.draw(store.as_json(synthetic.topology()), [proof], title="plane x", proxies=[waypoint])
 
         assert page.count('class="lock closed"') == 1
+
+
+def test_the_verdict_stands_before_every_figure(built: tuple[store.Run, str]) -> None:
+    """Whether the run counts, first of all; then what the figures are."""
+    text = Page(built[1]).text
+    found = built[0].findings()
+    without = sum(f.result is Result.NO_EVIDENCE for f in found)
+
+    assert f"14 of 15 trials count; of {len(found)} findings none broken, {without} without evidence." in text
+    assert text.index("trials count") < text.index("Latency, from the intended send time")
+
+
+def test_percentiles_are_drawn_by_nines_as_far_as_there_are_requests() -> None:
+    """No curve goes where a handful of requests is all there is."""
+    many, few = [float(n) for n in range(20_000)], [float(n) for n in range(300)]
+    drawn = plots.quantiles({"many": many, "few": few}, unit="ms", title="t")
+
+    assert all(f">{nine} %<" in drawn for nine in ("50", "90", "99", "99.9")) and ">99.99 %<" not in drawn
+    assert ">99.9 %<" not in plots.quantiles({"few": few}, unit="ms", title="t")
+    assert plots.quantiles({"none": [1.0] * 9}, unit="ms", title="t") == ""
+
+
+def test_a_plane_has_its_colour_whoever_else_is_there() -> None:
+    """The same line with and without a twin of the baseline."""
+    names = ["none", "none (A/A)", "sidecar"]
+    values = [float(n) for n in range(50)]
+
+    for series in ({"none": values, "sidecar": values}, {"sidecar": values}):
+        drawn = plots.curves(series, names=names, unit="ms", title="t")
+        assert 's2 curve"' in drawn and 'class="k2"></i>sidecar' in drawn and 'class="k1"' not in drawn
