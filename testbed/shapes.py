@@ -118,7 +118,7 @@ def _all(results: Sequence[Result]) -> Result:
 
 
 def _lacking(what: str) -> Observed:
-    return Observed(result=Result.NO_RUN, told=f"the run has not got {what}")
+    return Observed(result=Result.UNDECIDED, told=f"too few trials that count for {what}")
 
 
 def _bands(
