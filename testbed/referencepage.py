@@ -17,8 +17,8 @@ from testbed.typeset import _md as literal
 
 INTRO = """# Reference runs
 
-One run of each experiment in its quick form, by the code of the commit that it names, with one virtual machine of two
-cores to itself: `results/reference/<experiment>/` has its tables, its page
+One run of each experiment in its quick form, by the code of the commit that it names, on one virtual machine of two
+cores, which nothing else was meant to use: `results/reference/<experiment>/` has its tables, its page
 (`report.html`), every figure, every finding and the certificate of every trial, without single requests, captures and
 logs. `./inv report.reference` prints this page from them, `./inv experiment.show reference/quickstart` a run's table,
 `./inv report.compare reference/quickstart quickstart/2026` yours beside it.
@@ -57,6 +57,8 @@ def _runs(runs: Runs) -> str:
         every = {m.trial for m in data.measurements}
         left = {m.trial: m.reason for m in reversed(data.measurements) if not m.valid}
         warned = {m.trial for m in data.measurements if m.metric.startswith(PREFIX) and m.value == Level.WARN}
+        company = {m.trial for m in data.measurements if (m.metric, m.value) == (f"{PREFIX}others", Level.WARN)}
+        certified = any(m.metric.startswith(PREFIX) for m in data.measurements)
         begun, ended = (datetime.fromisoformat(data.info[key]) for key in ("started", "ended"))
         minutes, seconds = divmod(round((ended - begun).total_seconds()), 60)
         resumed = f", {len(data.info['resumed']) + 1} parts" if data.info["resumed"] else ""
@@ -66,12 +68,17 @@ def _runs(runs: Runs) -> str:
             (
                 f"`{name}`", literal(data.info["plan"]["experiment"]["question"]),
                 str(data.info["plan"]["experiment"]["rounds"]), f"{minutes} min {seconds:02d} s{resumed}",
-                f"{len(every) - len(left)} of {len(every)}", str(len(warned - left.keys())), told,
+                f"{len(every) - len(left)} of {len(every)}", str(len(warned - left.keys())) if certified else "–",
+                str(len(company)) if certified else "–", told,
                 str(data.info["commit"]),
             )
         )  # fmt: skip
-    head = ("experiment", "question", "rounds", "took", "trials that count", "with a warning", "left out", "commit")
-    return "## Runs\n\n" + _table(head, rows)
+    head = ("experiment", "question", "rounds", "took", "count", "warned", "with company", "left out", "commit")
+    told = (
+        "\n*Count*: trials that do. *Warned*: those of them with a warning in their certificate. *With company*: "
+        "trials beside which other programs used more than a tenth of the cores. –: such trials have no certificate.\n"
+    )
+    return "## Runs\n\n" + _table(head, rows) + told
 
 
 def _headlines(runs: Runs) -> str:

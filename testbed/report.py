@@ -7,6 +7,7 @@ section without data says that there is none.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -207,7 +208,7 @@ def _block(block: table.Block) -> str:
     kind = "numbers" if block.numeric else "words"
     if any(len(text) > LONG for row in block.rows for entry in row for text in entry.lines):
         kind += " long"
-    head = "".join(f"<th scope=col>{_e(h)}</th>" for h in block.head)
+    head = "".join(f"<th scope=col>{_broken(h)}</th>" for h in block.head)
     rows = []
     for row in block.rows:
         note = f"<sup>{row[0].note}</sup>" if row[0].note else ""
@@ -224,6 +225,11 @@ def _block(block: table.Block) -> str:
 def _scroll(body: str, title: str) -> str:
     """What is wider than the page, for fingers and for keys."""
     return f"<div class=scroll tabindex=0 role=region aria-label='{_e(title)}'>{body}</div>"
+
+
+def _broken(name: str) -> str:
+    """A plane with options may break at them."""
+    return re.sub("([:=])", r"\1<wbr>", _e(name))
 
 
 def _kept(text: str) -> str:

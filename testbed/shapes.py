@@ -90,6 +90,8 @@ def looked(runs: Runs) -> list[tuple[Shape, Observed]]:
 
 
 def within(found: Interval, low: float, high: float) -> Result:
+    if found.rounds < stats.MIN_ROUNDS_TO_CLAIM:
+        return Result.UNDECIDED
     if low <= found.low and found.high <= high:
         return Result.CAME_OUT
     return Result.DID_NOT if found.high < low or found.low > high else Result.UNDECIDED
@@ -118,7 +120,7 @@ def _all(results: Sequence[Result]) -> Result:
 
 
 def _lacking(what: str) -> Observed:
-    return Observed(result=Result.NO_RUN, told=f"the run has not got {what}")
+    return Observed(result=Result.UNDECIDED, told=f"too few trials that count for {what}")
 
 
 def _bands(
@@ -165,7 +167,9 @@ def _detour(runs: Runs) -> Observed:
         f"{spanned(line.slope, sign=True)} ms for each ms of RTT; break-even {axistable.told(found)}"
     )
     result = Result.UNDECIDED
-    if found.pays_near and found.grows:
+    if line.intercept.rounds < stats.MIN_ROUNDS_TO_CLAIM:
+        told += f" ({line.intercept.rounds} rounds; {stats.MIN_ROUNDS_TO_CLAIM} decide)"
+    elif found.pays_near and found.grows:
         result = Result.CAME_OUT
     elif found.always_more:
         result = Result.DID_NOT
@@ -182,7 +186,9 @@ def _memory(runs: Runs) -> Observed:
     least = one.slope.low / other.slope.high if other.slope.high > 0 else math.inf
     most = one.slope.high / other.slope.low if other.slope.low > 0 else math.inf
     told += f"; at least {digits(least)} : 1" if math.isfinite(least) else ""
-    return Observed(result=within(Interval(low=least, estimate=least, high=most, rounds=1), 5.0, math.inf), told=told)
+    return Observed(
+        result=within(Interval(low=least, estimate=least, high=most, rounds=one.slope.rounds), 5.0, math.inf), told=told
+    )
 
 
 def _neighbour(runs: Runs) -> Observed:

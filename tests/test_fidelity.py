@@ -86,7 +86,7 @@ def test_a_clean_trial_passes_and_says_what_it_saw() -> None:
         ({"softnet_drops": 4}, WARN, "dropped 4 frames before any device"),
         ({"before": [OFF]}, FAIL, "link a--b before the load: RTT 3.500"),
         ({"after": [OFF]}, FAIL, "link a--b after the load: RTT 3.500 ms for 2 asked"),
-        ({"cpu": dataclasses.replace(CPU, spent_s={"z": 1.0})}, WARN, "50% of the machine's 2.00 CPU seconds"),
+        ({"cpu": dataclasses.replace(CPU, spent_s={"z": 1.0})}, WARN, "50.0% of the machine's 2.00 CPU seconds"),
         (
             {"cpu": dataclasses.replace(CPU, spent_s={"z": 1.0, "others": 1.2}, others={"cc": 0.2, "make": 1.0})},
             WARN, r"outside of the lab used 20% of the cores \(make, cc\)",
@@ -196,3 +196,15 @@ def test_the_page_has_every_limit_with_its_value_and_reason() -> None:
     for limit in dataclasses.fields(Gates):
         assert f"| `{limit.name}` | {limit.default:g} | {fidelity.why(limit.name)} |" in page
     assert all(f"{check.name}" in page for check in certified().checks)
+
+
+@pytest.mark.parametrize(
+    ("again", "sent", "level"),
+    [(0, 90, Level.PASS), (2, 97, Level.WARN), (6, 97, Level.FAIL), (11, 1082, Level.FAIL), (4, 1082, Level.WARN)],
+)
+def test_a_segment_of_few_is_no_share(again: int, sent: int, level: Level) -> None:
+    """A neighbour who sends ninety segments must not spoil a trial by one of them."""
+    read = Readings(nets={"far": NetReading(segments_sent=sent, retransmitted=again)})
+    (check,) = [c for c in judge(read, Gates()).checks if c.name == "retransmits"]
+
+    assert check.level is level

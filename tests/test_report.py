@@ -15,7 +15,7 @@ from testbed.errors import UsageError
 from testbed.model.experiment import Finding, Result
 from tests import synthetic
 
-VOID = {"meta", "br", "hr", "img", "link", "input"}
+VOID = {"meta", "br", "wbr", "hr", "img", "link", "input"}
 
 
 class Page(HTMLParser):

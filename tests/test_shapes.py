@@ -32,6 +32,7 @@ def data(values: dict[str, list[float]], metric: str = "latency_p50", component:
 def test_a_shape_came_out_where_all_of_the_interval_is_in_the_range(low: float, high: float, result: Result) -> None:
     """And did not where none of it is."""
     assert shapes.within(Interval(low=low, estimate=low, high=high, rounds=6), 0.2, 0.5) is result
+    assert shapes.within(Interval(low=low, estimate=low, high=high, rounds=5), 0.2, 0.5) is Result.UNDECIDED
 
 
 def test_a_quotient_is_of_means_over_the_rounds_that_have_both() -> None:
