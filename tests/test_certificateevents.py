@@ -142,7 +142,7 @@ def test_a_root_changes_under_open_tunnels_and_new_ones(deployed: Deployment) ->
             if not served(deployed, name):
                 refused.append(name)
 
-    during(deployed, Event(kind=Kind.NEW_ROOT, for_s=2.0), look)
+    during(deployed, Event(kind=Kind.NEW_ROOT, for_s=3.0), look)
     assert refused == [] and deployed.authority is not old
     roots = {path.read_bytes() for path in deployed.lab.folder.glob("proxies/*/identities/*/roots.pem")}
     assert roots == {deployed.authority.bundle}

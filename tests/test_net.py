@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
+import threading
+from pathlib import Path
 
 import pytest
 
 from planes.mesh import net
+from testbed.bench.loopback import SERVER_URI, write_certificates
 
 
 class Waiting(asyncio.Protocol):
@@ -69,3 +73,51 @@ def test_what_is_dialled_is_kept_alive_and_marked_as_ztunnels() -> None:
         assert [sock.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [180, 180, 9]
         if os.geteuid() == 0:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 0x539
+
+
+@pytest.mark.parametrize("new_loop", [net.new_loop, asyncio.new_event_loop])
+def test_no_client_notices_that_a_certificate_is_renewed(new_loop, tmp_path: Path) -> None:
+    """40 times in a row, while three clients connect all the while; a closed listener refuses."""
+    write_certificates(tmp_path, {"server": SERVER_URI})
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    ending, lost, served = threading.Event(), list[str](), list[bytes]()
+    loop = new_loop()
+
+    class Greeter(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            transport.write(b"hello")
+            transport.close()
+
+    def call(address: tuple[str, int]) -> None:
+        while not ending.is_set():
+            try:
+                with trusting.wrap_socket(socket.create_connection(address, timeout=30)) as sock:
+                    served.append(sock.recv(10))
+            except OSError as error:
+                lost.append(repr(error))
+
+    def renewed() -> ssl.SSLContext:
+        made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        made.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
+        return made
+
+    async def try_it() -> None:
+        listening = net.listen("127.0.0.1", 0)
+        address = listening.getsockname()
+        listener = net.SecuredListener(loop, Greeter, listening, renewed())
+        threads = [threading.Thread(target=call, args=(address,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for _ in range(40):
+            await asyncio.sleep(0.02)
+            listener.context = renewed()
+        ending.set()
+        await asyncio.to_thread(lambda: [thread.join() for thread in threads])
+        listener.close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+
+    loop.run_until_complete(try_it())
+    loop.close()
+    assert lost == [] and set(served) == {b"hello"}

@@ -19,29 +19,19 @@ Target = Callable[[str, int, bool], tuple[int, tuple[str, int]]]
 
 
 class Tunnels(Ended):
-    def __init__(
-        self, program: L7Program, target: Target, serve: Callable[[Downstream], asyncio.Protocol]
-    ) -> None:
+    def __init__(self, program: L7Program, target: Target, serve: Callable[[Downstream], asyncio.Protocol]) -> None:
         self._program, self._target, self._serve = program, target, serve
         self.sessions: set[HboneSession] = set()
-        self._secured: tuple[socket.socket, asyncio.AbstractServer] | None = None
-        """The listening socket, ours, and who accepts from a duplicate of it."""
+        self._secured: net.SecuredListener | None = None
         program.on_renewal.append(self._renew)
 
     async def listen(self, sock: socket.socket) -> None:
-        """Accepts with the identity's present context; called again with one's own socket after a renewal."""
-        old = self._secured
-        server = await net.serve(self._program.loop, self._session, sock.dup(), self._program.contexts.server)
-        if self._secured is not old or self._program.draining:  # renewed again, or closed, meanwhile
-            server.close()
-            return
-        self._secured = (sock, server)
-        if old is not None:
-            old[1].close()
+        """Accepts with the identity's present context (`sock` is taken over)."""
+        self._secured = net.SecuredListener(self._program.loop, self._session, sock, self._program.contexts.server)
 
     async def _renew(self) -> None:
         if self._secured is not None:
-            await self.listen(self._secured[0])
+            self._secured.context = self._program.contexts.server
 
     def _session(self) -> HboneSession:
         own_domain = tls.trust_domain(self._program.uri)
@@ -76,8 +66,7 @@ class Tunnels(Ended):
     def drain(self) -> None:
         held, self._secured = self._secured, None
         if held is not None:
-            held[1].close()
-            held[0].close()
+            held.close()
         for session in list(self.sessions):
             session.drain()
 

@@ -183,6 +183,7 @@ _BIO_BYTES = 16 * (16 * 1024 + 64)
 """TLS buffers per direction: sixteen records, so that bulk takes few system calls."""
 
 ProtocolFactory = Callable[[], asyncio.BaseProtocol]
+ACCEPT_AGAIN_S = 0.1
 
 
 async def serve(
@@ -199,6 +200,54 @@ async def serve(
         loop, factory, sock=sock, ssl=context, backlog=BACKLOG, ssl_handshake_timeout=10, ssl_shutdown_timeout=2,
         ssl_incoming_bio_size=_BIO_BYTES, ssl_outgoing_bio_size=_BIO_BYTES,
     )  # fmt: skip
+
+
+class SecuredListener:
+    """Accepts from a listening socket (taken over); each handshake is by the `context` of that moment.
+
+    To renew is to set another context. A second server on a duplicate of the socket instead would lose what the first
+    one accepted in the turn of the loop in which it is closed: event loops refuse to attach that.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, factory: ProtocolFactory, sock: socket.socket, context: ssl.SSLContext
+    ) -> None:
+        self.context = context
+        self._loop, self._factory, self._sock = loop, factory, sock
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._paused: asyncio.TimerHandle | None = None
+        sock.setblocking(False)
+        loop.add_reader(sock.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(BACKLOG):
+            try:
+                accepted, _ = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError:  # no descriptor is left: whoever waits in the backlog is served once there is one
+                self._loop.remove_reader(self._sock.fileno())
+                self._paused = self._loop.call_later(ACCEPT_AGAIN_S, self._resume)
+                return
+            task = self._loop.create_task(self._shake(accepted))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _resume(self) -> None:
+        self._loop.add_reader(self._sock.fileno(), self._accept)
+
+    async def _shake(self, accepted: socket.socket) -> None:
+        try:
+            accepted.setblocking(False)
+            await adopt(self._loop, self._factory, accepted, self.context)
+        except (OSError, TimeoutError):
+            pass  # a client that does not shake hands; ssl.SSLError is an OSError
+
+    def close(self) -> None:
+        if self._paused is not None:
+            self._paused.cancel()
+        self._loop.remove_reader(self._sock.fileno())
+        self._sock.close()
 
 
 async def connect(

@@ -6,7 +6,6 @@ import asyncio
 import os
 import random
 import socket
-import ssl
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -83,8 +82,8 @@ class WorkloadProxy:
         self.endpoints: set[Endpoint] = set()
         self.live: set[LiveConnection] = set()
         self._servers: list[asyncio.AbstractServer] = []
-        self._secured: tuple[socket.socket, asyncio.AbstractServer] | None = None
-        """The HBONE listener, ours, and who accepts from a duplicate of it."""
+        self._secured: net.SecuredListener | None = None
+        """For HBONE."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -108,7 +107,9 @@ class WorkloadProxy:
         try:
             for port, factory in plan:
                 self._servers.append(await net.serve(context.loop, factory, self._listen(address, port)))
-            await self._secure(self._listen(address, ports.hbone), contexts.server)
+            self._secured = net.SecuredListener(
+                context.loop, lambda: self._sides.hbone(self), self._listen(address, ports.hbone), contexts.server
+            )
         except BaseException:
             self.close_listeners()
             raise
@@ -117,23 +118,11 @@ class WorkloadProxy:
         settings = self.context.settings
         return net.listen(address, port, netns=self.netns, mark=settings.mark, transparent=settings.original_source)
 
-    async def _secure(self, listener: socket.socket, tls_context: ssl.SSLContext) -> None:
-        """Accept HBONE with `tls_context` from now on. The socket stays open all the while: no client is refused."""
-        old = self._secured
-        duplicate = listener.dup()
-        server = await net.serve(self.context.loop, lambda: self._sides.hbone(self), duplicate, tls_context)
-        if self._secured is not old:  # closed, or renewed again, meanwhile
-            server.close()
-            return
-        self._secured = (listener, server)
-        if old is not None:
-            old[1].close()
-
     async def renew(self) -> None:
         """The identity's contexts were made anew: the next handshake is by the new key, certificate and roots."""
         local = self.local
         if self._secured is not None and local is not None:
-            await self._secure(self._secured[0], self.context.certificates.fetch(local.identity).server)
+            self._secured.context = self.context.certificates.fetch(local.identity).server
 
     async def _known(self) -> Local:
         give_up_s = self.context.loop.time() + WORKLOAD_WAIT_S
@@ -173,10 +162,8 @@ class WorkloadProxy:
             server.close()
         self._servers.clear()
         if self._secured is not None:
-            listener, server = self._secured
+            self._secured.close()
             self._secured = None
-            server.close()
-            listener.close()
 
     def drain(self) -> None:
         """Listeners close at once; HBONE peers are told to go elsewhere; what runs may go on (facts/hbone 1.9)."""

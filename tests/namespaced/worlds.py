@@ -38,6 +38,7 @@ from testbed.seams import Process, Runtime
 from testbed.sweep import extra_sandboxes
 
 LIMIT_S = 8.0
+WAIT_S = 30.0
 MARK = 0x539
 _numbers = itertools.count(1)
 _runtimes: list[Runtime] = [load("runtime", "netns")()]
@@ -77,7 +78,7 @@ workloads:
 """
 
 
-def wait_for(condition: Callable[[], object], what: str, within_s: float = LIMIT_S) -> None:
+def wait_for(condition: Callable[[], object], what: str, within_s: float = WAIT_S) -> None:
     give_up_s = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < give_up_s, f"not in time: {what}"

@@ -75,7 +75,11 @@ def _readings(lab: ScratchLab, live: dict[str, LiveLink]) -> dict[str, dict]:
 
 
 def _send(lab: ScratchLab, live: LiveLink, gap_s: float) -> tuple[float, list[int]]:
-    """Sends numbered datagrams of 1042 bytes on the wire; how long until the last came, and in which order."""
+    """Sends numbered datagrams of 1042 bytes on the wire; how long until the last came, and in which order.
+
+    All on one processor, or frames that two of them take off the queue at once overtake one another behind it.
+    """
+    os.sched_setaffinity(0, {0})
     receiver = _socket(lab, live.link.b)
     sender = _socket(lab, live.link.a)
     with receiver, sender:
