@@ -17,7 +17,7 @@ class OwnProxy(WorkloadProxy):
         settings = self.context.settings
         self.identity = (await self._known()).identity
         contexts = self.context.certificates.fetch(self.identity)
-        await self._secure(self._listen(settings.address, settings.ports.hbone), contexts.server)
+        self._secure(self._listen(settings.address, settings.ports.hbone), contexts.server)
 
     def destination(self, address: str, port: int) -> tuple[str, int]:
         settings = self.context.settings

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -107,9 +108,7 @@ class WorkloadProxy:
         try:
             for port, factory in plan:
                 self._servers.append(await net.serve(context.loop, factory, self._listen(address, port)))
-            self._secured = net.SecuredListener(
-                context.loop, lambda: self._sides.hbone(self), self._listen(address, ports.hbone), contexts.server
-            )
+            self._secure(self._listen(address, ports.hbone), contexts.server)
         except BaseException:
             self.close_listeners()
             raise
@@ -117,6 +116,9 @@ class WorkloadProxy:
     def _listen(self, address: str, port: int) -> socket.socket:
         settings = self.context.settings
         return net.listen(address, port, netns=self.netns, mark=settings.mark, transparent=settings.original_source)
+
+    def _secure(self, sock: socket.socket, tls_context: ssl.SSLContext) -> None:
+        self._secured = net.SecuredListener(self.context.loop, lambda: self._sides.hbone(self), sock, tls_context)
 
     async def renew(self) -> None:
         """The identity's contexts were made anew: the next handshake is by the new key, certificate and roots."""
