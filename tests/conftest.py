@@ -79,6 +79,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
     return ByGroup(config, log)
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Those that failed, for who tries them again (`testbed.cli.test`)."""
+    told = os.environ.get("MESHBED_FAILED_TESTS")
+    if told and report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        with open(told, "a") as file:
+            file.write(report.nodeid + "\n")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     ran, skipped = Counter[str](), Counter[str]()
     for outcome, reports in terminalreporter.stats.items():
